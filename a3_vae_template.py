@@ -253,8 +253,9 @@ def main(args):
         bar.set_postfix_str(f' validation {val_nats.neg_elbo:.2f} nats')
         if epoch in (1, 5, 10, args.epochs) or epoch % 20 == 0:
             save_pictures(epoch)
-            run.save_checkpoint(epoch=epoch, model=model.state_dict(), average=average.model.state_dict(),
-                                optimizer=optimizer.state_dict(), random=training.random_state(device))
+        run.save_checkpoint(last=epoch == args.epochs, epoch=epoch, model=model.state_dict(),
+                            average=average.model.state_dict(), optimizer=optimizer.state_dict(),
+                            random=training.random_state(device))
     bar.close()
 
     def curve(key):

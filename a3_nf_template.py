@@ -1,0 +1,329 @@
+"""RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017).
+
+A normalising flow f maps an image to a latent z = f(x) with a standard normal prior, through affine couplings that are
+inverted exactly. Bits per dimension of an image x of D = 784 integers in 0..255:
+
+    y = x + u, u uniform on [0, 1)^D:    log P(x) >= E_u log p(y), with equality for a density constant on each unit cube
+    v = y / 256:                         log p(y) = log p(v) - D log 256
+    w = (1 - alpha) v + alpha / 2:       log p(v) = log p(w) + D log(1 - alpha)
+    f_0 = logit(w):                      log p(w) = log p(f_0) - sum log w (1 - w)
+    z = f(f_0), z ~ N(0, I):             log p(f_0) = -1/2 sum(z^2 + log 2 pi) + log |det df / df_0|
+
+and bits per dimension are -log p(y) / (D log 2), p(y) being what is reported for x, with one draw of u.
+
+    python a3_nf_template.py
+
+EXPECTED
+"""
+
+import math
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import figures
+import training
+from datasets import N_PIXELS, mnist, random_shift
+
+# The report's validation bits per dimension by epoch: the curve of its Figure 14 (1, 10), its text (40, 100). It
+# validated on images shifted at random, and so `val_bpd_shifted` compares like with like.
+REFERENCE_BPD = {1: 2.098, 10: 1.880, 40: 1.826, 100: 1.804}
+ASSIGNMENT_BPD = (40, 1.85)
+ALPHA = 1e-5  # keeps the logit finite at black and white
+MAX_SHIFT = 1  # pixels, about 5% of an image's side
+AVERAGE_EVERY = 10  # steps between updates of the averaged weights
+
+
+# Model
+
+def log_prior(x):
+    """log N(x; 0, I) of the rows of x, in nats: [batch]."""
+    return -0.5 * (x.square() + math.log(2 * math.pi)).sum(dim=1)
+
+
+def sample_prior(size, device=None):
+    """Draws from N(0, I), of the given size."""
+    return torch.randn(size, device=device)
+
+
+def get_mask():
+    """A checkerboard on 28 x 28 pixels, [1, 784]: 1 where row + column is even."""
+    steps = torch.arange(28)
+    return ((steps[:, None] + steps + 1) % 2).float().view(1, N_PIXELS)
+
+
+class Coupling(nn.Module):
+    """Affine coupling: keeps the pixels where the mask is 1, scales and shifts the others by functions of those.
+
+        z_changed = z_changed * exp(log_scale(z_kept)) + translation(z_kept)
+
+    (Dinh et al. 2017, Equations 4 to 9). Only the kept pixels enter the network and only the changed ones leave it,
+    where masking would multiply by zeros. Log-scales and translations start at zero, so that a new coupling is the identity.
+
+    Args:
+        c_in: number of pixels.
+        mask: [1, c_in] of zeros and ones, in any pattern.
+        n_hidden: units of each of the two hidden layers.
+    """
+
+    def __init__(self, c_in, mask, n_hidden=1024):
+        super().__init__()
+        kept, changed = (torch.nonzero(mask.view(c_in) == value).flatten() for value in (1, 0))
+        self.register_buffer('kept', kept, persistent=False)
+        self.register_buffer('changed', changed, persistent=False)
+        self.nn = nn.Sequential(nn.Linear(len(kept), n_hidden), nn.ReLU(),
+                                nn.Linear(n_hidden, n_hidden), nn.ReLU(),
+                                nn.Linear(n_hidden, 2 * len(changed)))  # log-scale head, translation head
+        nn.init.zeros_(self.nn[-1].weight)
+        nn.init.zeros_(self.nn[-1].bias)
+
+    def forward(self, z, ldj, reverse=False):
+        """(z, ldj) for z [batch, c_in] and log-determinants so far [batch]; reverse inverts and subtracts."""
+        log_scale, translation = self.nn(z[:, self.kept]).chunk(2, dim=1)
+        log_scale = torch.tanh(log_scale)
+        changed = z[:, self.changed]
+        if reverse:
+            changed = (changed - translation) * torch.exp(-log_scale)
+            ldj = ldj - log_scale.sum(dim=1)
+        else:
+            changed = changed * torch.exp(log_scale) + translation
+            ldj = ldj + log_scale.sum(dim=1)
+        return z.index_copy(1, self.changed, changed), ldj
+
+
+class Flow(nn.Module):
+    """`n_flows` pairs of couplings, with a mask and then its complement.
+
+    Args:
+        shape: [number of pixels].
+        mask: [1, number of pixels]; None is `get_mask()`.
+    """
+
+    def __init__(self, shape, n_flows=4, n_hidden=1024, mask=None):
+        super().__init__()
+        c_in, = shape
+        mask = get_mask() if mask is None else mask
+        self.z_shape = (c_in,)
+        self.layers = nn.ModuleList(Coupling(c_in, m, n_hidden) for _ in range(n_flows) for m in (mask, 1 - mask))
+
+    def forward(self, z, ldj, reverse=False):
+        """(z, ldj) through all couplings, for z [batch, pixels], ldj [batch]; reverse is the exact inverse."""
+        for layer in reversed(self.layers) if reverse else self.layers:
+            z, ldj = layer(z, ldj, reverse)
+        return z, ldj
+
+
+class Model(nn.Module):
+    """A flow over dequantised, logit-transformed images.
+
+    Args:
+        shape: [number of pixels].
+        n_bins: grey values of a pixel, 0..n_bins - 1.
+        n_flows, n_hidden, mask: of the Flow.
+    """
+
+    def __init__(self, shape, n_flows=4, n_hidden=1024, n_bins=256, mask=None):
+        super().__init__()
+        self.n_bins = n_bins
+        self.flow = Flow(shape, n_flows, n_hidden, mask)
+
+    def dequantize(self, z):
+        """Integers plus uniform noise on [0, 1), fresh for every pixel of every image."""
+        return z + torch.rand_like(z)
+
+    def logit_normalize(self, z, ldj, reverse=False):
+        """From [0, n_bins] to the real line by scaling, the alpha squeeze and the logit; reverse is the inverse."""
+        if reverse:
+            ldj = ldj - self._logit_ldj(F.logsigmoid(z), F.logsigmoid(-z))
+            z = (torch.sigmoid(z) - ALPHA / 2) / (1 - ALPHA) * self.n_bins
+        else:
+            z = z / self.n_bins * (1 - ALPHA) + ALPHA / 2
+            log_z, log_1_minus_z = torch.log(z), torch.log1p(-z)
+            ldj = ldj + self._logit_ldj(log_z, log_1_minus_z)
+            z = log_z - log_1_minus_z
+        return z, ldj
+
+    def _logit_ldj(self, log_z, log_1_minus_z):
+        per_pixel = math.log(1 - ALPHA) - math.log(self.n_bins)
+        return (per_pixel - log_z - log_1_minus_z).sum(dim=1)
+
+    def forward(self, input):
+        """log p(x) of integer images [batch, pixels] in nats, from one draw of the dequantisation noise: [batch]."""
+        ldj = torch.zeros(len(input), dtype=input.dtype, device=input.device)
+        z, ldj = self.logit_normalize(self.dequantize(input), ldj)
+        z, ldj = self.flow(z, ldj)
+        return log_prior(z) + ldj
+
+    @torch.no_grad()
+    def sample(self, n_samples):
+        """n_samples images drawn from the model, [n_samples, pixels], whole numbers in 0..n_bins - 1."""
+        bias = self.flow.layers[0].nn[0].bias
+        z = sample_prior((n_samples, *self.flow.z_shape), device=bias.device)
+        ldj = torch.zeros(n_samples, device=bias.device)
+        z, ldj = self.flow(z, ldj, reverse=True)
+        z, _ = self.logit_normalize(z, ldj, reverse=True)
+        return z.floor().clamp(0, self.n_bins - 1)
+
+
+# Objective
+
+def bits_per_dimension(log_px_nats, n_dimensions=N_PIXELS):
+    """-log p(x) / (D log 2), elementwise."""
+    return -log_px_nats / (n_dimensions * math.log(2))
+
+
+# Sampling
+
+def save_samples(model, filename, heading):
+    """Write a 5x5 grid of images drawn from the model."""
+    figures.save_grid(filename, {heading: model.sample(25).cpu() / 255}, n_columns=5)
+
+
+# Training and evaluation
+
+def epoch_iter(model, data, optimizer, average=None, max_norm=5.0):
+    """One pass over the data, in which the model is trained if it is in training mode, and only evaluated otherwise.
+
+    Args:
+        data: iterable of batches of grey images [batch, 784], 0..255.
+        average: a `training.WeightAverage` to update after every optimiser step, if any.
+        max_norm: the norm to clip the gradient at, of -log p(x) in nats averaged over the batch.
+
+    Returns:
+        Bits per dimension averaged over all images; while training, with the weights of the moment.
+    """
+    sums, n_images = [], 0
+    with torch.set_grad_enabled(model.training):
+        for batch in data:
+            log_px_nats = model(batch)
+            if model.training:
+                optimizer.zero_grad()
+                (-log_px_nats.mean()).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+                optimizer.step()
+                if average is not None:
+                    average.update(model)
+            sums.append(log_px_nats.detach().sum())
+            n_images += len(batch)
+    # The one place where the host waits for the device.
+    return bits_per_dimension(torch.stack(sums).cpu().double().sum().item() / n_images)
+
+
+def run_epoch(model, data, optimizer, average=None, max_norm=5.0):
+    """Train on data[0], validate on data[1] (with an `average`, its weights): both in bits per dimension."""
+    train, val = data
+    train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm)
+    return train_bpd, evaluate(model if average is None else average.model, val)
+
+
+def evaluate(model, data, seed=0):
+    """Bits per dimension over the whole split, without touching the model or the run's random numbers."""
+    with training.separate_random_numbers(seed, next(model.parameters()).device):
+        return epoch_iter(model.eval(), data, optimizer=None)
+
+
+def evaluate_shifted(model, data, seed=0):
+    """Bits per dimension of the split with every image shifted at random, as the report validated."""
+    with training.separate_random_numbers(seed, next(model.parameters()).device):
+        return epoch_iter(model.eval(), (random_shift(batch, MAX_SHIFT) for batch in data), optimizer=None)
+
+
+@torch.no_grad()
+def inverse_error(model, images):
+    """Largest error of f^-1(f(x)) over dequantised images: (before the logit, in pixel units of 1/256; after it)."""
+    ldj = torch.zeros(len(images), device=images.device)
+    y = model.dequantize(images)
+    f_0, _ = model.logit_normalize(y, ldj)
+    z, _ = model.flow(f_0, ldj)
+    f_0_back, _ = model.flow(z, ldj, reverse=True)
+    y_back, _ = model.logit_normalize(f_0_back, ldj, reverse=True)
+    return (y_back - y).abs().max().item(), (f_0_back - f_0).abs().max().item()
+
+
+def save_bpd_plot(train_curve, val_curve, filename, references=()):
+    """Write the curves of bits per dimension per epoch to `filename` (PNG, and PDF beside it)."""
+    curves = {'training (shifted images)': (figures.TRAIN, train_curve), 'validation': (figures.VALIDATION, val_curve)}
+    figures.save_curves(filename, {label: (colour, range(1, len(curve) + 1), curve)
+                                   for label, (colour, curve) in curves.items()},
+                        'epoch', 'bits per dimension', references)
+
+
+def graded(args, history):
+    """The graded table's rows from the lines of `metrics.jsonl`."""
+    comparable = args.n_flows == 4 and args.n_hidden == 1024
+    at = {line['epoch']: line for line in history}
+    rows = [training.grade(quantity, 'bits/dim', f'epoch {epoch}', at.get(epoch, {}).get(key), reference, comparable)
+            for quantity, key in (('validation, shifted as in the report', 'val_bpd_shifted'),
+                                  ('validation', 'val_bpd'))
+            for epoch, reference in REFERENCE_BPD.items()]
+    epoch, demanded = ASSIGNMENT_BPD
+    rows.append(training.grade('validation, the assignment\'s demand', 'bits/dim', f'epoch {epoch}',
+                               at.get(epoch, {}).get('val_bpd'), demanded, comparable))
+    return rows
+
+
+def main(args):
+    device = training.select_device(args.device)
+    train, val, test = mnist(args.data_dir, args.batch_size, device, MAX_SHIFT)
+    torch.manual_seed(args.seed)
+    model = Model([N_PIXELS], args.n_flows, args.n_hidden).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    average = training.WeightAverage(model, args.ema_decay, AVERAGE_EVERY)
+
+    run = training.Run(args.out, args, device)
+    bar = training.progress_bar(args.epochs, len(train))
+
+    def save_pictures(epoch):
+        with training.separate_random_numbers(args.seed, device):
+            save_samples(average.model, run.folder / f'samples_{epoch:03d}.png', f'epoch {epoch}')
+
+    save_pictures(0)
+    history = []
+    for epoch in range(1, args.epochs + 1):
+        bar.set_description(f'epoch {epoch}/{args.epochs}')
+        started = time.perf_counter()
+        train_bpd, val_bpd = run_epoch(model, (training.counted(train, bar), val), optimizer, average, args.max_norm)
+        history.append({'epoch': epoch, 'train_bpd': train_bpd, 'val_bpd': val_bpd})
+        if epoch in REFERENCE_BPD or epoch == args.epochs:
+            history[-1]['val_bpd_shifted'] = evaluate_shifted(average.model, val)
+        history[-1]['seconds'] = round(time.perf_counter() - started, 3)
+        run.log(**history[-1])
+        bar.set_postfix_str(f' validation {val_bpd:.3f} bits/dim')
+        if epoch in (1, 5, args.epochs) or epoch % 10 == 0:
+            save_pictures(epoch)
+        run.save_checkpoint(last=epoch == args.epochs, epoch=epoch, model=model.state_dict(),
+                            average=average.model.state_dict(), optimizer=optimizer.state_dict(),
+                            random=training.random_state(device))
+    bar.close()
+
+    rows = graded(args, history)
+    save_bpd_plot([line['train_bpd'] for line in history], [line['val_bpd'] for line in history], run.folder / 'bpd.png',
+                  [(epoch, reference, 'the report') for epoch, reference in REFERENCE_BPD.items()])
+    pixel_error, logit_error = inverse_error(average.model, next(iter(test)))
+    run.finish(rows, test={'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
+               inverse_error={'pixels': pixel_error, 'logit': logit_error})
+
+
+def parse_args():
+    number = training.number
+    parser = training.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--epochs', type=number(int, at_least=1), default=100, help='passes over the training images')
+    parser.add_argument('--n_flows', type=number(int, at_least=1), default=4, help='pairs of couplings')
+    parser.add_argument('--n_hidden', type=number(int, at_least=1), default=1024, help='units of a coupling\'s layers')
+    parser.add_argument('--batch_size', type=number(int, at_least=1), default=128, help='images in a step')
+    parser.add_argument('--lr', type=number(float, above=0), default=1e-3, help='learning rate of Adam')
+    parser.add_argument('--max_norm', type=number(float, above=0), default=5.0, help='the norm to clip the gradient at, in '
+                        'nats per image')
+    parser.add_argument('--ema_decay', type=number(float, at_least=0, below=1), default=0.999, help='evaluate an '
+                        'exponential moving average of the weights with this decay per step; 0 for none')
+    parser.add_common_arguments()
+    args = parser.parse_args()
+    if args.out is None:
+        args.out = f'runs/nf-seed{args.seed}'
+    return args
+
+
+if __name__ == '__main__':
+    training.run_script(main, parse_args())
