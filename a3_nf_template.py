@@ -273,7 +273,7 @@ def main(args):
     average = training.WeightAverage(model, args.ema_decay, AVERAGE_EVERY)
 
     run = training.Run(args.out, args, device)
-    bar = training.progress_bar(args.epochs, len(train))
+    bar = training.progress_bar(args.epochs * len(train))
 
     def save_pictures(epoch):
         with training.separate_random_numbers(args.seed, device):

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import platform
 import shlex
 import subprocess
@@ -31,10 +32,10 @@ class UserError(Exception):
     """Something the user can mend; the message says what is wrong and what to do, in one line."""
 
 
-def number(kind, at_least=None, above=None, below=None):
+def number(kind, at_least=None, above=None, at_most=None, below=None):
     """argparse type for an `int` or `float` within bounds (NaN and infinity never are)."""
-    bounds = [f'{words} {bound}' for words, bound in (('at least', at_least), ('above', above), ('below', below))
-              if bound is not None]
+    bounds = [f'{words} {bound}' for words, bound in
+              (('at least', at_least), ('above', above), ('at most', at_most), ('below', below)) if bound is not None]
 
     def convert(text):
         try:
@@ -42,9 +43,10 @@ def number(kind, at_least=None, above=None, below=None):
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and (at_least is None or value >= at_least)
-                and (above is None or value > above) and (below is None or value < below)):
+                and (above is None or value > above)
+                and (at_most is None or value <= at_most) and (below is None or value < below)):
             raise argparse.ArgumentTypeError(
-                f'{text!r} is not a {"whole " if kind is int else ""}number {" and ".join(bounds)}')
+                f'{text} is not a {"whole number" if kind is int else "number"}, {" and ".join(bounds)}')
         return value
 
     return convert
@@ -157,9 +159,9 @@ class WeightAverage:
             get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), None)
 
 
-def progress_bar(n_epochs, batches_per_epoch):
+def progress_bar(n_batches):
     """A tqdm bar over a whole training, counted in batches; on a terminal live, in a log a line every 30 s."""
-    return tqdm(total=n_epochs * batches_per_epoch, mininterval=0.2 if sys.stderr.isatty() else 30,
+    return tqdm(total=n_batches, mininterval=0.2 if sys.stderr.isatty() else 30,
                 bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}', dynamic_ncols=True)
 
 
@@ -237,14 +239,36 @@ class Run:
         (self.folder / name).write_text(json.dumps(content, indent=2) + '\n')
 
 
-def grade(quantity, unit, at, value, reference, comparable=True):
-    """A row of the graded table: does `value` stay at or below `reference`? A value of None was not reached."""
+def load_run(folder, script, device):
+    """(config, checkpoint) of a run that `script` made: two dicts, the checkpoint's tensors on `device`.
+
+    Raises:
+        UserError: the folder holds no such run, or its files cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / 'config.json').read_text())
+        maker = config['script']
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{folder} is not a run folder: {folder / "config.json"} is missing or unreadable') from error
+    if maker != script:
+        raise UserError(f'{folder} is a run of {maker}, not of {script}')
+    try:
+        checkpoint = torch.load(folder / 'checkpoint.pt', map_location=device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f'{folder / "checkpoint.pt"} is missing, truncated or foreign') from error
+    return config, checkpoint
+
+
+def grade(quantity, unit, at, value, reference, comparable=True, passes=None):
+    """A row of the graded table. A `value` of None was not reached; one passes at or below `reference`, unless `passes`
+    says otherwise."""
     if not comparable:
         verdict = 'not comparable'
     elif value is None:
         verdict = 'not reached'
     else:
-        verdict = 'pass' if value <= reference else 'falls short'
+        verdict = 'pass' if (value <= reference if passes is None else passes) else 'falls short'
     return {'quantity': quantity, 'unit': unit, 'at': at, 'value': value, 'reference': reference, 'verdict': verdict}
 
 

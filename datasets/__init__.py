@@ -71,6 +71,34 @@ class Batches:
             yield self.to_input(self.images[rows] if order is None else self.images[order[rows]])
 
 
+class Stream:
+    """An endless iterable of grey batches [batch_size, 784] over the images, reshuffled after every pass.
+
+    No batch is short: where the batch size does not divide the number of images, a batch takes the last images of one
+    pass and the first of the next, so that n passes make n * n_images / batch_size batches.
+
+    Args:
+        images: uint8 tensor [n, 784].
+        batch_size: images in a batch.
+    """
+
+    def __init__(self, images, batch_size):
+        self.images = images
+        self.batch_size = batch_size
+        self.order = torch.empty(0, dtype=torch.int64, device=images.device)  # what is left of this pass
+
+    @property
+    def n_images(self):
+        return len(self.images)
+
+    def __iter__(self):
+        while True:
+            while len(self.order) < self.batch_size:
+                self.order = torch.cat([self.order, torch.randperm(self.n_images, device=self.images.device)])
+            rows, self.order = self.order[:self.batch_size], self.order[self.batch_size:]
+            yield self.images[rows].float()
+
+
 def mnist(data_dir=None, batch_size=128, device='cpu', max_shift=0):
     """Grey MNIST: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0..255.
 

@@ -15,56 +15,64 @@ COLUMN_INCHES = 4.5
 
 
 def save_grid(filename, panels, n_columns):
-    """Write sample images as a PNG: one square grid per panel, side by side. White is 1, black is 0, for every image.
+    """Write sample images as a PNG: one grid per panel, side by side. White is 1, black is 0, for every image.
 
     Args:
         panels: dict from a panel's title to its images, an array or tensor [n, 784] with values in [0, 1].
         n_columns: images per row; the grid fills from the top left, row by row.
     """
-    figure = Figure(figsize=(COLUMN_INCHES * len(panels), COLUMN_INCHES * 1.08), layout='constrained')
-    for axes, (title, images) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
-        axes.imshow(tile(images, n_columns), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+    tiles = {title: tile(images, n_columns) for title, images in panels.items()}
+    height, width = next(iter(tiles.values())).shape
+    figure = Figure(figsize=(COLUMN_INCHES * len(tiles), COLUMN_INCHES * height / width + 0.35), layout='constrained')
+    for axes, (title, image) in zip(np.atleast_1d(figure.subplots(1, len(tiles))), tiles.items()):
+        axes.imshow(image, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     figure.savefig(filename, dpi=200)
 
 
 def tile(images, n_columns):
-    """Images [n, 784] as one array, row by row, [n / n_columns * 28, n_columns * 28]."""
-    images = np.asarray(images, dtype=np.float32).reshape(-1, n_columns, 28, 28)
+    """Images [n, 784] as one array [n_rows * 28, n_columns * 28], row by row; what is left of the last row is white."""
+    images = np.asarray(images, dtype=np.float32)
+    missing = -len(images) % n_columns
+    images = np.concatenate([images, np.ones((missing, images.shape[1]), np.float32)]).reshape(-1, n_columns, 28, 28)
     return images.swapaxes(1, 2).reshape(-1, n_columns * 28)
 
 
-def save_curves(filename, curves, x_label, y_label, references=()):
-    """Write curves as PNG and as PDF. An inset shows the later part that the first points would flatten.
+def save_curves(filename, curves, x_label, y_label, references=(), levels=(), inset=True):
+    """Write curves as PNG and as PDF.
 
     Args:
         filename: of the PNG; the PDF stands beside it.
         curves: dict from a label to (colour, x values, y values).
         x_label, y_label: with their units.
         references: (x, y, label) of points to mark; x beyond the end of the curves is not shown.
+        levels: (y, colour, label) of horizontal lines.
+        inset: show the last nine tenths once more, magnified, which the first points would flatten.
     """
     figure = Figure(figsize=(COLUMN_INCHES * 1.3, COLUMN_INCHES), layout='constrained')
     axes = figure.subplots()
     last_x = max(max(x) for _, x, _ in curves.values())
+    references = [reference for reference in references if reference[0] <= last_x]
     views = [axes]
-    if last_x >= 20:
-        late = [y for _, xs, ys in curves.values() for x, y in zip(xs, ys) if x > last_x / 10]
-        late += [y for x, y, _ in references if x <= last_x]
-        margin = 0.1 * (max(late) - min(late))
-        inset = axes.inset_axes([0.36, 0.4, 0.62, 0.4])
-        inset.set(xlim=(last_x / 10, last_x * 1.02), ylim=(min(late) - margin, max(late) + margin))
-        inset.tick_params(labelsize=7)
-        views.append(inset)
+    if inset and last_x >= 20:
+        late = [y for _, xs, ys in curves.values() for x, y in zip(xs, ys) if x >= last_x / 10]
+        late += [y for x, y, _ in references if x >= last_x / 10]
+        margin = 0.08 * (max(late) - min(late))
+        magnified = axes.inset_axes([0.3, 0.35, 0.68, 0.6])
+        magnified.set(xlim=(last_x / 10, last_x * 1.02), ylim=(min(late) - margin, max(late) + margin))
+        magnified.tick_params(labelsize=7)
+        views.append(magnified)
     for view in views:
-        marker = 'o' if last_x < 3 else None
         for label, (colour, x, y) in curves.items():
-            view.plot(x, y, color=colour, marker=marker, linewidth=1.2, label=label)
+            view.plot(x, y, color=colour, linewidth=1.2, marker='o' if len(x) == 1 else None, label=label)
         for x, y, label in references:
-            if x <= last_x:
-                view.plot(x, y, '*', color=REFERENCE, markersize=9, linestyle='none', label=label, clip_on=False)
+            view.plot(x, y, '*', color=REFERENCE, markersize=8, linestyle='none', label=label)
+        for y, colour, label in levels:
+            view.axhline(y, color=colour, linestyle='--', linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.legend(fontsize=8, frameon=False, loc='upper right')
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
+    figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, loc='outside upper center', ncols=3)
     for suffix in ('.png', '.pdf'):
         figure.savefig(Path(filename).with_suffix(suffix), dpi=200)
