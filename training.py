@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import platform
 import shlex
 import subprocess
@@ -181,11 +180,15 @@ class Run:
         device: the torch.device the run uses.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        UserError: the folder cannot be made.
     """
 
     def __init__(self, folder, args, device):
-        self.folder = _claim_folder(Path(folder))
+        try:
+            self.folder = _claim_folder(Path(folder))
+        except OSError as error:
+            raise UserError(f'the run folder {folder} cannot be made: {error.strerror}; '
+                            'name another with --out') from error
         self._next_checkpoint = 0.0
         self.script = Path(sys.argv[0]).name
         self._write_json('config.json', {
@@ -255,7 +258,7 @@ def load_run(folder, script, device):
         raise UserError(f'{folder} is a run of {maker}, not of {script}')
     try:
         checkpoint = torch.load(folder / 'checkpoint.pt', map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # there is no exception that foreign bytes do not make an unpickler raise
         raise UserError(f'{folder / "checkpoint.pt"} is missing, truncated or foreign') from error
     return config, checkpoint
 

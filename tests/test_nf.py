@@ -1,0 +1,249 @@
+import math
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+from torch.distributions import Independent, Normal
+
+import a3_nf_template as script
+from a3_nf_template import Coupling, Flow, Model, get_mask
+from datasets import mnist
+
+MASKS = {'alternating': [1, 0, 1, 0, 1, 0, 1], 'block': [0, 0, 0, 1, 1, 1, 1], 'one kept': [0, 0, 0, 0, 1, 0, 0],
+         'one changed': [1, 1, 0, 1, 1, 1, 1], 'all changed': [0] * 7, 'all kept': [1] * 7}
+
+
+def perturbed(module, scale=0.3, seed=0):
+    """The module in float64, away from its initialisation as the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.double))
+    return module
+
+
+def log_determinant(function, x):
+    """log |det| of autodiff's Jacobian of `function`, a map of one row to one row, at x."""
+    return torch.linalg.slogdet(jacobian(lambda row: function(row[None])[0], x)).logabsdet
+
+
+def zeros(n):
+    return torch.zeros(n, dtype=torch.double)
+
+
+@pytest.fixture
+def images():
+    return next(iter(mnist(batch_size=16)[1]))
+
+
+def test_log_prior_against_torch_distributions():
+    x = torch.randn(5, 784, dtype=torch.double)
+    expected = Independent(Normal(torch.zeros_like(x), 1.0), 1).log_prob(x)
+    assert torch.allclose(script.log_prior(x), expected, rtol=1e-12)
+
+
+def test_sample_prior():
+    torch.manual_seed(0)
+    z = script.sample_prior((200, 784))
+    assert z.shape == (200, 784)
+    assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
+
+
+def test_mask_is_a_checkerboard():
+    mask = get_mask()
+    assert mask.shape == (1, 784) and mask.sum() == 392
+    board = mask.view(28, 28)
+    assert (board[1:] + board[:-1] == 1).all() and (board[:, 1:] + board[:, :-1] == 1).all()
+
+
+@pytest.mark.filterwarnings('ignore:Initializing zero-element tensors')
+@pytest.mark.parametrize('mask', MASKS.values(), ids=MASKS)
+def test_coupling_log_determinant_inverse_and_mask(mask):
+    mask = torch.tensor([mask], dtype=torch.float32)
+    coupling = perturbed(Coupling(7, mask, n_hidden=11))
+    x, before = torch.randn(4, 7, dtype=torch.double), torch.randn(4, dtype=torch.double)
+    z, ldj = coupling(x, before)
+    expected = torch.stack([log_determinant(lambda row: coupling(row, zeros(1))[0], row) for row in x])
+    assert torch.allclose(ldj - before, expected, atol=1e-10)
+    kept = mask[0] == 1
+    assert torch.equal(z[:, kept], x[:, kept])
+    assert ((z != x)[:, ~kept]).all()
+    x_back, ldj_back = coupling(z, ldj, reverse=True)
+    assert torch.allclose(x_back, x, atol=1e-10) and torch.allclose(ldj_back, before, atol=1e-10)
+
+
+def test_log_scales_are_bounded_by_tanh():
+    coupling = perturbed(Coupling(6, torch.tensor([[1, 1, 1, 0, 0, 0]]), n_hidden=8), scale=50.0)
+    _, ldj = coupling(torch.randn(20, 6, dtype=torch.double), zeros(20))
+    assert ldj.abs().max() <= 3
+
+
+def test_a_new_flow_is_the_identity():
+    x = torch.randn(3, 784)
+    z, ldj = Flow([784], n_flows=2)(x, torch.zeros(3))
+    assert torch.equal(z, x) and torch.equal(ldj, torch.zeros(3))
+
+
+def test_flow_log_determinant_and_inverse():
+    flow = perturbed(Flow([784], n_flows=2, n_hidden=16), scale=0.1)
+    assert len(flow.layers) == 4
+    x = torch.randn(2, 784, dtype=torch.double)
+    z, ldj = flow(x, zeros(2))
+    assert (z != x).all()  # the masks alternate, so that every pixel is changed
+    assert ldj.abs().min() > 0.1
+    assert ldj[0].item() == pytest.approx(log_determinant(lambda row: flow(row, zeros(1))[0], x[0]).item(), rel=1e-10)
+    x_back, ldj_back = flow(z, ldj, reverse=True)
+    assert torch.allclose(x_back, x, atol=1e-9) and torch.allclose(ldj_back, zeros(2), atol=1e-9)
+
+
+@pytest.mark.parametrize('make', [lambda: Flow([784], n_flows=2), lambda: Coupling(784, get_mask())],
+                         ids=['flow', 'coupling'])
+def test_the_course_s_round_trip(make):
+    """The course's check in float32, but of perturbed weights: of the identity it proves nothing."""
+    module = perturbed(make(), scale=0.02).float()
+    x = torch.rand(16, 784)
+    z, ldj = module(x, torch.zeros(16))
+    x_back, ldj_back = module(z, ldj, reverse=True)
+    assert (z - x).abs().max() > 0.1 and ldj.abs().min() > 0.01
+    assert torch.allclose(x_back, x, atol=1e-4) and torch.allclose(ldj_back, torch.zeros(16), atol=1e-3)
+
+
+@pytest.mark.parametrize('n_bins', [4, 256])
+def test_logit_normalize_both_ways(n_bins):
+    model = Model([6], n_flows=1, n_hidden=2, n_bins=n_bins, mask=torch.tensor([[1, 0, 1, 0, 1, 0]])).double()
+    y = n_bins * torch.rand(5, 6, dtype=torch.double)
+    z, ldj = model.logit_normalize(y, zeros(5))
+    w = (1 - script.ALPHA) * y / n_bins + script.ALPHA / 2
+    assert torch.allclose(z, torch.logit(w), rtol=1e-10)
+    expected = torch.stack([log_determinant(lambda row: model.logit_normalize(row, zeros(1))[0], row) for row in y])
+    assert torch.allclose(ldj, expected, rtol=1e-10)
+    y_back, ldj_back = model.logit_normalize(z, ldj, reverse=True)
+    assert torch.allclose(y_back, y, atol=1e-8) and torch.allclose(ldj_back, zeros(5), atol=1e-8)
+
+
+def test_black_and_white_are_finite():
+    model = Model([784], n_flows=1, n_hidden=2)
+    for value in (0.0, 256.0):
+        z, ldj = model.logit_normalize(torch.full((1, 784), value), torch.zeros(1))
+        assert z.isfinite().all() and ldj.isfinite().all()
+
+
+def test_dequantisation_is_uniform_on_the_unit_interval(images):
+    torch.manual_seed(0)
+    noise = Model([784], n_flows=1, n_hidden=2).dequantize(images.double()) - images.double()
+    assert 0 <= noise.min() and noise.max() < 1
+    assert abs(noise.mean() - 1 / 2) < 0.02 and abs(noise.var() - 1 / 12) < 0.02
+    assert len(noise.unique()) > 0.99 * noise.numel()
+
+
+def test_probabilities_of_all_images_sum_to_one():
+    """P(x) = E_u exp(log p(x + u)), integrated over the unit cube, summed over all images of 2 pixels and 4 grey values."""
+    model = perturbed(Model([2], n_flows=2, n_hidden=8, n_bins=4, mask=torch.tensor([[1, 0]])), scale=0.2, seed=1)
+    n = 150
+    steps = (torch.arange(n, dtype=torch.double) + 0.5) / n
+    noise = torch.cartesian_prod(steps, steps)
+    probabilities = []
+    with torch.no_grad():
+        for x in torch.cartesian_prod(torch.arange(4), torch.arange(4)).double():
+            model.dequantize = lambda z: z + noise
+            probabilities.append(model(x.expand(n * n, 2)).exp().mean().item())
+    assert max(probabilities) / min(probabilities) > 1.5  # not the trivial model
+    assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+
+
+def test_bits_per_dimension_of_a_uniform_model():
+    log_px_nats = torch.tensor([-784 * math.log(256)])
+    assert script.bits_per_dimension(log_px_nats).item() == pytest.approx(8.0)
+
+
+def test_log_px_by_hand(images):
+    """An untrained model is the logit transform alone: every term of the docstring, in float64."""
+    model, images = Model([784], n_flows=1, n_hidden=2).double(), images.double()
+    model.dequantize = lambda z: z + 0.25
+    w = (1 - script.ALPHA) * (images + 0.25) / 256 + script.ALPHA / 2
+    logit = torch.log(w / (1 - w))
+    per_pixel = (-0.5 * logit ** 2 - 0.5 * math.log(2 * math.pi) - torch.log(w * (1 - w))
+                 + math.log(1 - script.ALPHA) - math.log(256))
+    assert torch.allclose(model(images), per_pixel.sum(dim=1), rtol=1e-9)
+
+
+def test_samples_are_whole_grey_values():
+    torch.manual_seed(0)
+    model = perturbed(Model([784], n_flows=1, n_hidden=8), scale=0.1).float()
+    samples = model.sample(50)
+    assert samples.shape == (50, 784)
+    assert torch.equal(samples, samples.round()) and 0 <= samples.min() and samples.max() <= 255
+    assert len(samples.unique()) > 200
+
+
+def test_samples_follow_the_density():
+    """Frequencies of a tiny model's samples against its own probabilities."""
+    torch.manual_seed(0)
+    model = perturbed(Model([2], n_flows=2, n_hidden=8, n_bins=2, mask=torch.tensor([[1, 0]])), scale=0.2, seed=1).float()
+    samples = model.sample(20_000)
+    with torch.no_grad():
+        for x in ([0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]):
+            probability = model(torch.tensor([x]).expand(20_000, 2)).exp().mean().item()
+            frequency = (samples == torch.tensor(x)).all(dim=1).float().mean().item()
+            assert frequency == pytest.approx(probability, abs=0.02)
+
+
+def test_clipping_is_of_the_gradient_in_nats_per_image(images):
+    torch.manual_seed(0)
+    model = Model([784], n_flows=1, n_hidden=8)
+    torch.manual_seed(1)
+    gradients = torch.autograd.grad(-model(images).mean(), list(model.parameters()))
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert norm > 100
+    torch.manual_seed(1)
+    script.epoch_iter(model.train(), [images], torch.optim.SGD(model.parameters(), lr=0.0), max_norm=5.0)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        assert torch.allclose(parameter.grad, gradient * 5.0 / norm, rtol=1e-4, atol=1e-6)
+
+
+def test_averages_weigh_every_image_the_same(images):
+    model = Model([784], n_flows=1, n_hidden=2).eval()
+    model.dequantize = lambda z: z + 0.5
+    bpd = script.epoch_iter(model, images.split(7), optimizer=None)  # batches of 7, 7 and 2
+    assert bpd == pytest.approx(script.bits_per_dimension(model(images)).mean().item(), rel=1e-6)
+
+
+def test_validation_changes_nothing(images):
+    model = perturbed(Model([784], n_flows=1, n_hidden=4)).float().train()
+    before, stream = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    clean, shifted = script.evaluate(model, [images]), script.evaluate_shifted(model, [images.byte().float()])
+    assert clean == script.evaluate(model, [images]) and clean != shifted
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_training_improves_a_small_model(images):
+    torch.manual_seed(0)
+    model = Model([784], n_flows=1, n_hidden=32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    first, *_, last = [script.run_epoch(model, ([images] * 5, [images]), optimizer)[1] for _ in range(6)]
+    assert last < first - 0.3
+
+
+def test_inverse_error_is_small_and_measured(images):
+    model = perturbed(Model([784], n_flows=2, n_hidden=64), scale=0.05).float()
+    pixels, logit = script.inverse_error(model, images)
+    assert 0 < pixels < 0.01 and 0 < logit < 1e-4
+    layer = model.flow.layers[0]
+    forward = layer.forward
+    layer.forward = lambda z, ldj, reverse=False: forward(z + 1e-2 * reverse, ldj, reverse)
+    assert script.inverse_error(model, images)[1] > 1e-3
+
+
+def test_graded_rows():
+    lines = [{'epoch': epoch, 'val_bpd': 1.80} | ({'val_bpd_shifted': 1.81} if epoch in script.REFERENCE_BPD else {})
+             for epoch in range(1, 41)]
+
+    def verdicts(**settings):
+        return [row['verdict'] for row in script.graded(type('Args', (), dict(n_flows=4, n_hidden=1024) | settings), lines)]
+
+    assert verdicts() == 2 * ['pass', 'pass', 'pass', 'not reached'] + ['pass']
+    assert set(verdicts(n_hidden=512)) == {'not comparable'}
+    lines[39]['val_bpd'] = 1.86
+    assert verdicts()[6] == verdicts()[8] == 'falls short'

@@ -1,0 +1,240 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import norm
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import a3_vae_template as script
+import training
+from a3_vae_template import VAE, Decoder, Encoder, epoch_iter, evaluate, run_epoch
+
+
+@pytest.fixture
+def images():
+    torch.manual_seed(0)
+    return torch.bernoulli(torch.full((12, 784), 0.3))
+
+
+def parameters_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def unchanged(model, before):
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def zeroed(model):
+    """The model with every weight zero: q(z|x) = N(0, I), and every Bernoulli mean 1/2."""
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
+def test_shapes_of_the_course(images):
+    model = VAE(hidden_dim=30, z_dim=7)
+    mean, log_std = Encoder(30, 7)(images)
+    assert mean.shape == log_std.shape == (12, 7)
+    means = Decoder(30, 7)(torch.randn(12, 7))
+    assert means.shape == (12, 784) and 0 < means.min() and means.max() < 1
+    assert model(images).shape == ()
+    draws, means = model.sample(5)
+    assert draws.shape == means.shape == (5, 784)
+    assert model.encoder(images)[0].shape == (12, 7) and model.decoder(torch.randn(3, 7)).shape == (3, 784)
+
+
+def test_the_report_s_sizes():
+    model = VAE()
+    assert sum(p.numel() for p in model.parameters()) == (785 * 500 + 2 * 501 * 20) + (21 * 500 + 501 * 784)
+
+
+def test_kl_divergence_against_torch_distributions():
+    torch.manual_seed(0)
+    mean, log_std = 2 * torch.randn(50, 6, dtype=torch.double), torch.randn(50, 6, dtype=torch.double)
+    expected = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).sum(dim=1)
+    assert torch.allclose(script.kl_divergence(mean, log_std), expected, rtol=1e-12)
+
+
+def test_the_report_s_kl_by_hand():
+    # 1/2 ((e^1 + 2^2 - 1 - 1) + (e^0 + 0 - 0 - 1)), where the divergence has e^2 and 2 log sigma
+    value = script.report_kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    assert value.item() == pytest.approx((math.e + 4 - 1 - 1) / 2)
+
+
+def test_likelihood_against_torch_distributions(images):
+    logits = torch.randn(12, 784)
+    expected = -Bernoulli(logits=logits).log_prob(images).sum(dim=1)
+    assert torch.allclose(script.neg_log_likelihood(logits, images), expected, rtol=1e-5)
+
+
+def test_likelihood_of_saturated_logits():
+    logits, pixels = torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]])
+    assert script.neg_log_likelihood(logits, pixels).item() == 400.0
+
+
+def test_elbo_by_hand(images):
+    """q(z|x) = N(1, e^2) in every one of 3 dimensions, and all Bernoulli means 1/4, whatever z is."""
+    model = zeroed(VAE(hidden_dim=4, z_dim=3))
+    torch.nn.init.ones_(model.encoder.mean.bias)
+    torch.nn.init.ones_(model.encoder.log_std.bias)
+    torch.nn.init.constant_(model.decoder.output.bias, -math.log(3))
+    ones = images.sum(dim=1)
+    recon = ones * math.log(4) + (784 - ones) * math.log(4 / 3)
+    kl = 3 * 0.5 * (math.e ** 2 + 1 - 2 - 1)
+    terms = model.terms(images)
+    assert torch.allclose(terms.recon, recon, rtol=1e-5)
+    assert torch.allclose(terms.kl, torch.full((12,), kl))
+    assert torch.allclose(terms.neg_elbo, recon + kl, rtol=1e-5)
+    assert torch.allclose(terms.report, recon + 3 * 0.5 * (math.e + 1 - 1 - 1), rtol=1e-5)
+    assert model(images).item() == pytest.approx((recon + kl).mean().item(), rel=1e-5)
+
+
+def test_elbo_is_below_log_px_by_the_divergence_from_the_posterior():
+    """log p(x) = ELBO + KL(q(z|x) || p(z|x)), both sides integrated numerically over a one-dimensional z."""
+    torch.manual_seed(3)
+    model = VAE(hidden_dim=5, z_dim=1).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        model.encoder.log_std.bias.fill_(-0.5)
+    x = torch.bernoulli(torch.full((1, 784), 0.2, dtype=torch.double))
+    with torch.no_grad():
+        mean, log_std = (float(value) for value in model.encoder(x))
+
+        def log_joint(z):
+            logits = model.decoder.logits(torch.tensor([[z]], dtype=torch.double))
+            return -script.neg_log_likelihood(logits, x).item() + norm.logpdf(z)
+
+        peak = max(log_joint(z) for z in np.linspace(-6, 6, 601))
+        log_px = math.log(quad(lambda z: math.exp(log_joint(z) - peak), -12, 12, limit=400)[0]) + peak
+        sigma = math.exp(log_std)
+        q = norm(mean, sigma)
+        divergence = quad(lambda z: q.pdf(z) * (q.logpdf(z) - log_joint(z) + log_px),
+                          mean - 10 * sigma, mean + 10 * sigma, limit=400)[0]
+        estimates = torch.cat([-model.terms(x.expand(4000, -1)).neg_elbo for _ in range(10)])
+    standard_error = estimates.std().item() / len(estimates) ** 0.5
+    assert divergence > 0.1
+    assert estimates.mean().item() == pytest.approx(log_px - divergence, abs=5 * standard_error)
+
+
+def test_a_fresh_eps_for_every_image_and_dimension():
+    model = zeroed(VAE(hidden_dim=4, z_dim=3))
+    seen = []
+    model.decoder.logits = lambda z: (seen.append(z), torch.zeros(len(z), 784))[1]
+    model.terms(torch.zeros(500, 784))
+    model.terms(torch.zeros(500, 784))
+    eps = torch.cat(seen)
+    assert eps.shape == (1000, 3) and len(eps.unique()) == 3000
+    assert eps.std(dim=0).sub(1).abs().max() < 0.15
+
+
+def test_gradients_reach_every_parameter(images):
+    model = VAE(hidden_dim=30, z_dim=5)
+    model(images).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_sample_draws_from_its_means():
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=10, z_dim=2)
+    draws, means = model.sample(4000)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert (draws - means).mean(dim=0).abs().max() < 6 * 0.5 / 4000 ** 0.5
+    assert not torch.equal(draws, means.round())
+
+
+def test_manifold_runs_left_to_right_and_bottom_to_top():
+    class ShowLatents(torch.nn.Module):
+        output = torch.nn.Linear(1, 1)
+
+        def forward(self, z):
+            return z
+
+    model = VAE(z_dim=2)
+    model.decoder = ShowLatents()
+    z = script.manifold(model, n=20).view(20, 20, 2)
+    quantiles = torch.tensor(norm.ppf((np.arange(20) + 0.5) / 20), dtype=torch.float32)
+    assert torch.allclose(z[7, :, 0], quantiles)  # z1 grows along a row
+    assert torch.allclose(z[:, 7, 1], quantiles.flip(0))  # z2 falls from the top row to the bottom row
+
+
+def test_averages_weigh_every_image_the_same(images):
+    model = zeroed(VAE(hidden_dim=4, z_dim=3)).eval()
+    torch.nn.init.constant_(model.decoder.output.bias, -1.0)
+    nats = epoch_iter(model, images.split(5), optimizer=None)  # batches of 5, 5 and 2
+    assert nats.neg_elbo == pytest.approx(model(images).item(), rel=1e-6)
+    assert nats.neg_elbo == pytest.approx(nats.recon + nats.kl)
+
+
+def test_validation_changes_nothing(images):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=8, z_dim=3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before, stream = parameters_of(model), torch.get_rng_state()
+    evaluate(model, images.split(4))
+    epoch_iter(model, images.split(4), optimizer)
+    assert not model.training and unchanged(model, before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    evaluate(model.train(), images.split(4))
+    torch.set_rng_state(stream)
+    assert evaluate(model, images.split(4)) == evaluate(model, images.split(4))
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize('protocol', script.PROTOCOLS)
+def test_only_the_report_trains_on_the_validation_split(images, protocol):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=8, z_dim=3, protocol=protocol)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    after_training = []
+
+    def validation():
+        after_training.append(parameters_of(model))
+        yield from images.split(6)
+
+    run_epoch(model, (images.split(6), validation()), optimizer)
+    assert unchanged(model, after_training[0]) == (protocol == 'standard')
+    steps = {state['step'].item() for state in optimizer.state.values()}
+    assert steps == {2.0 if protocol == 'standard' else 4.0}
+
+
+@pytest.mark.parametrize('protocol, term', [('standard', 'neg_elbo'), ('report', 'report')])
+def test_each_protocol_descends_its_own_objective(images, protocol, term):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=8, z_dim=3, protocol=protocol)
+    reference = copy.deepcopy(model)
+    torch.manual_seed(1)
+    getattr(reference.terms(images), term).mean().backward()
+    torch.manual_seed(1)
+    epoch_iter(model.train(), [images], torch.optim.SGD(model.parameters(), lr=1.0))
+    for before, after in zip(reference.parameters(), model.parameters()):
+        assert torch.allclose(after, before - before.grad, atol=1e-5)
+
+
+def test_the_average_is_what_is_validated(images):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=8, z_dim=3)
+    average = training.WeightAverage(model, 0.9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    _, val_nats = run_epoch(model, (images.split(2), images.split(6)), optimizer, average)
+    assert average.n_steps == 6
+    assert val_nats == evaluate(average.model, images.split(6)) != evaluate(model, images.split(6))
+
+
+def test_graded_rows():
+    lines = [{'epoch': epoch, 'val_neg_elbo_nats': 100.0, 'val_report_nats': 79.0} for epoch in range(1, 101)]
+
+    def verdicts(n_epochs=100, **settings):
+        args = dict(zdim=20, hidden_dim=500, binarize='static', protocol='standard') | settings
+        return [row['verdict'] for row in script.graded(type('Args', (), args), lines[:n_epochs])]
+
+    assert verdicts() == ['pass', 'not comparable']
+    assert verdicts(39) == ['not reached', 'not comparable']
+    assert verdicts(protocol='report') == ['not comparable', 'pass']
+    assert verdicts(99, protocol='report') == ['not comparable', 'not reached']
+    for other in (dict(zdim=2), dict(hidden_dim=400), dict(binarize='threshold'), dict(binarize='dynamic')):
+        assert verdicts(**other) == ['not comparable', 'not comparable']
