@@ -296,8 +296,7 @@ def parse_args():
     parser = training.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--n_epochs', type=number(int, at_least=1), default=200, help='passes over the 60,000 images')
     parser.add_argument('--latent_dim', type=number(int, at_least=1), default=100, help='dimensions of the latent space')
-    parser.add_argument('--batch_size', type=number(int, at_least=2), default=64, help='images in a batch; at least 2, '
-                        'because batch norm needs a variance')
+    parser.add_argument('--batch_size', type=number(int, at_least=1), default=64, help='images in a batch')
     parser.add_argument('--lr', type=number(float, above=0), default=2e-4, help='learning rate of both Adams')
     parser.add_argument('--save_interval', type=number(int, at_least=1), default=500, help='batches per line of '
                         'metrics.jsonl, which holds their averages')
@@ -311,6 +310,8 @@ def parse_args():
     parser.add_argument('--n', type=number(int, at_least=1), default=100, help='images to draw with --generate')
     parser.add_common_arguments()
     args = parser.parse_args()
+    if args.batch_size == 1:
+        parser.error('--batch_size 1: batch norm needs the variance of a batch, so of at least 2 images')
     if args.fake_label is None:
         args.fake_label = 0.1 if args.protocol == 'report' else 0.0
     if args.out is None:

@@ -81,9 +81,9 @@ class Coupling(nn.Module):
 
     def forward(self, z, ldj, reverse=False):
         """(z, ldj) for z [batch, c_in] and log-determinants so far [batch]; reverse inverts and subtracts."""
-        log_scale, translation = self.nn(z[:, self.kept]).chunk(2, dim=1)
+        log_scale, translation = self.nn(z.index_select(1, self.kept)).chunk(2, dim=1)
         log_scale = torch.tanh(log_scale)
-        changed = z[:, self.changed]
+        changed = z.index_select(1, self.changed)
         if reverse:
             changed = (changed - translation) * torch.exp(-log_scale)
             ldj = ldj - log_scale.sum(dim=1)

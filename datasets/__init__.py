@@ -68,7 +68,7 @@ class Batches:
         order = torch.randperm(self.n_images, device=self.images.device) if self.shuffle else None
         for start in range(0, self.n_images, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            yield self.to_input(self.images[rows] if order is None else self.images[order[rows]])
+            yield self.to_input(self.images[rows] if order is None else self.images.index_select(0, order[rows]))
 
 
 class Stream:
@@ -96,7 +96,7 @@ class Stream:
             while len(self.order) < self.batch_size:
                 self.order = torch.cat([self.order, torch.randperm(self.n_images, device=self.images.device)])
             rows, self.order = self.order[:self.batch_size], self.order[self.batch_size:]
-            yield self.images[rows].float()
+            yield self.images.index_select(0, rows).float()
 
 
 def mnist(data_dir=None, batch_size=128, device='cpu', max_shift=0):

@@ -1,0 +1,189 @@
+"""Time per training step of this project and of the plain loop (`tests.plain`), measured in one run on this machine.
+
+    python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--json FILE]
+
+Each training has a process of its own, as in real use, and the two take turns, a few steps at a time, data loading included;
+the medians are compared. `fraction of peak` is the rate of this project's matrix products, were they all of a step, over
+that of a square 4096 product in the same precision. `--epoch` compares whole VAE epochs with their validation as well.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import a3_gan_template as gan
+import a3_nf_template as nf
+import a3_vae_template as vae
+import training
+from datasets import N_PIXELS, Stream, bmnist, mnist
+from tests import plain
+
+ROUNDS = 7
+STEPS = {'vae': 120, 'nf': 8, 'gan': 80}  # per turn: long enough that taking turns costs nothing
+
+
+def endless(batches):
+    return itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
+
+
+def ours_vae(device):
+    train, val, _ = bmnist(device=device)
+    model = vae.VAE().to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    average = training.WeightAverage(model, 0.999)
+    batches = endless(train)
+    return {'step': lambda n: vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average),
+            'epoch': lambda _: vae.run_epoch(model, (train, val), optimizer, average)}
+
+
+def ours_nf(device):
+    train, _, _ = mnist(device=device, max_shift=nf.MAX_SHIFT)
+    model = nf.Model([N_PIXELS]).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    average = training.WeightAverage(model, 0.999, nf.AVERAGE_EVERY)
+    batches = endless(train)
+    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average)}
+
+
+def ours_gan(device):
+    train, _, _ = mnist(device=device)
+    generator, discriminator = gan.Generator().to(device), gan.Discriminator().to(device)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=2e-4, fused=True) for model in (generator, discriminator)]
+    batches = iter(Stream(train.images, 64))
+
+    def steps(n):
+        averages = [gan.train_batch(generator, discriminator, optimizers, grey / 127.5 - 1)
+                    for grey in itertools.islice(batches, n)]
+        torch.stack(averages).tolist()
+
+    return {'step': steps}
+
+
+def plain_vae(device, workers):
+    train, val, _ = (plain.loader(255 * split.images, 128, [plain.to_tensor], shuffle=split.shuffle, workers=workers)
+                     for split in bmnist())
+    step, batches = plain.vae_step(device), endless(train)
+
+    def epoch(_):
+        for loader, training_mode in ((train, True), (val, False)):
+            step.model.train(training_mode)
+            with torch.set_grad_enabled(training_mode):
+                for batch, _ in loader:
+                    step(batch)
+        step.model.train()
+
+    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)], 'epoch': epoch}
+
+
+def plain_nf(device, workers):
+    batches = endless(plain.loader(mnist()[0].images, 128, [plain.random_affine, plain.to_tensor], workers=workers))
+    step = plain.nf_step(device)
+    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+
+
+def plain_gan(device, workers):
+    batches = endless(plain.loader(mnist()[0].images, 64, [plain.to_tensor, plain.normalize], workers=workers))
+    step = plain.gan_step(device)
+    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+
+
+def gflop(function):
+    """Floating-point operations of the matrix products that `function` calls, in 10^9."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
+def serve(pipe, make, arguments):
+    """In a process of its own: make the training, then answer ('step' | 'epoch' | 'gflop' | 'memory', n) until None."""
+    functions = make(*arguments)
+    while (request := pipe.recv()) is not None:
+        name, n = request
+        if name == 'memory':
+            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        elif name == 'gflop':
+            pipe.send(gflop(lambda: functions['step'](1)))
+        else:
+            started = time.perf_counter()
+            functions[name](n)
+            pipe.send(1000 * (time.perf_counter() - started) / n)
+
+
+class Trainee:
+    """A training in its own process, that trains when asked."""
+
+    def __init__(self, make, *arguments):
+        context = multiprocessing.get_context('spawn')
+        self.pipe, theirs = context.Pipe()
+        # Not a daemon: the plain loop's DataLoader may have worker processes.
+        self.process = context.Process(target=serve, args=(theirs, make, arguments))
+        self.process.start()
+
+    def ask(self, name, n=1):
+        self.pipe.send((name, n))
+        return self.pipe.recv()
+
+    def close(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+def peak_gflops(device, n=4096):
+    """GFLOP/s of a square product of random float32 matrices: the best of five."""
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return 2 * n ** 3 / 1e9 / min(times)
+
+
+def compare(ours, theirs, name, n, rounds):
+    """Median milliseconds (plain, ours) per unit of `name`, the two taking turns after one turn each to warm up."""
+    times = [(theirs.ask(name, n), ours.ask(name, n)) for _ in range(rounds + 1)][1:]
+    return [statistics.median(column) for column in zip(*times)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto')
+    parser.add_argument('--workers', type=int, default=0, help="worker processes of the plain loop's DataLoader")
+    parser.add_argument('--epoch', action='store_true', help='time one whole VAE epoch as well')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE')
+    args = parser.parse_args()
+    device = training.select_device(args.device)
+    peak = peak_gflops(device)
+    print(f'{training.device_name(device)}; a square 4096 product runs at {peak:.0f} GFLOP/s')
+    results = {'device': training.device_name(device), 'workers': args.workers, 'peak_gflops': peak}
+    makers = {'vae': (ours_vae, plain_vae), 'nf': (ours_nf, plain_nf), 'gan': (ours_gan, plain_gan)}
+    for name, (make_ours, make_plain) in makers.items():
+        ours, theirs = Trainee(make_ours, device), Trainee(make_plain, device, args.workers)
+        plain_ms, ours_ms = compare(ours, theirs, 'step', STEPS[name], ROUNDS)
+        gflop_per_step = ours.ask('gflop')
+        results[name] = row = {
+            'plain_ms': plain_ms, 'ours_ms': ours_ms, 'ratio': plain_ms / ours_ms, 'gflop_per_step': gflop_per_step,
+            'fraction_of_peak': gflop_per_step / (ours_ms / 1000) / peak, 'peak_memory_mb': ours.ask('memory')}
+        print(f'{name:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   ratio {row["ratio"]:5.2f}   '
+              f'{gflop_per_step:6.2f} GFLOP a step   fraction of peak {row["fraction_of_peak"]:.2f}   '
+              f'peak memory {row["peak_memory_mb"]:.0f} MB')
+        if name == 'vae' and args.epoch:
+            plain_epoch, ours_epoch = (ms / 1000 for ms in compare(ours, theirs, 'epoch', 1, 3))
+            results['vae_epoch'] = {'plain_s': plain_epoch, 'ours_s': ours_epoch, 'ratio': plain_epoch / ours_epoch}
+            print(f'     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, '
+                  f'ratio {plain_epoch / ours_epoch:.2f}')
+        ours.close(), theirs.close()
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()
