@@ -192,6 +192,8 @@ def save_loss_plot(batches, g_losses, d_losses, filename, real_label=0.9, fake_l
                             (d_level, figures.VALIDATION, f'equilibrium {d_level:.2f}')])
 
 
+# Grading and command line
+
 def graded(args, history, measures):
     """The graded table's rows from the lines of `metrics.jsonl` and the sample measures."""
     last = history[-1]['batch']
@@ -243,8 +245,8 @@ def main(args):
             history.append({'batch': batch, **dict(zip(('g_loss', 'd_loss', 'd_real', 'd_fake'), means)),
                             'seconds': round(time.perf_counter() - started, 3)})
             run.log(**history[-1])
-            bar.set_description(f'batch {batch:,}/{n_batches:,}')
-            bar.set_postfix_str(f' generator {means[0]:.2f}, discriminator {means[1]:.2f} nats')
+            bar.set_description(f'batch {batch:,}/{n_batches:,}', refresh=False)
+            bar.set_postfix_str(f' generator {means[0]:.2f}, discriminator {means[1]:.2f} nats', refresh=False)
             run.save_checkpoint(last=batch == n_batches, batch=batch, generator=generator.state_dict(),
                                 discriminator=discriminator.state_dict(),
                                 optimizers=[optimizer.state_dict() for optimizer in optimizers],

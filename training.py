@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import copy
 import datetime
+import importlib.metadata
 import itertools
 import json
 import math
@@ -18,8 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -196,8 +195,8 @@ class Run:
             'arguments': vars(args) | {'out': str(self.folder), 'device': device.type},
             'command': shlex.join(['python', *sys.argv]),
             'git_commit': _git_commit(),
-            'versions': {'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
-                         'matplotlib': matplotlib.__version__},
+            'versions': {'python': platform.python_version()}
+            | {package: importlib.metadata.version(package) for package in ('torch', 'numpy', 'scipy', 'matplotlib')},
             'device': device_name(device),
             'started': _now(),
         })
@@ -211,8 +210,9 @@ class Run:
         bad = [key for key, value in metrics.items() if not math.isfinite(value)]
         if bad:
             counter, count = next(iter(metrics.items()))
-            raise UserError(f'{bad[0]} is not finite at {counter} {count}; the run is stopped, its last checkpoint kept '
-                            f'in {self.folder}')
+            checkpoint = 'last checkpoint kept' if (self.folder / 'checkpoint.pt').exists() else 'no checkpoint made yet'
+            raise UserError(f'{bad[0]} is not finite at {counter} {count}; {checkpoint} in {self.folder}; '
+                            'try a lower --lr')
         with open(self.folder / 'metrics.jsonl', 'a') as file:
             file.write(json.dumps(metrics) + '\n')
 
