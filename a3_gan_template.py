@@ -161,8 +161,9 @@ def update_discriminator(discriminator, optimizer, real, fake, real_label, fake_
 def update_generator(discriminator, optimizer, fake):
     """One step on generated images [batch, 784] that still carry their graph; returns the losses, [batch].
 
-    The images are those the discriminator was just updated on: it is its step, not theirs, that made them old. (The report keeps
-    the generator's graph for a second backward pass through changed weights, which PyTorch now refuses.)
+    They can be the images the discriminator has just been updated on: the graph through the generator is still valid, because
+    only the discriminator's weights have changed since. (The report updates the generator first and keeps its graph for the
+    discriminator's backward pass; PyTorch refuses that now, since the weights in that graph have changed.)
     """
     discriminator.requires_grad_(False)  # gradients flow through it, none is computed for its weights
     losses = generator_loss(discriminator.logits(fake))

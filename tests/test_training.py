@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,10 +43,13 @@ def test_a_run_folder_is_never_written_over(tmp_path):
     assert make_run(tmp_path / 'empty').folder.name == 'empty'
 
 
-def test_runs_started_together_get_a_folder_each(tmp_path):
+def test_runs_started_together_get_a_folder_each(tmp_path, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: training._claim_folder(tmp_path / 'run'), range(24)))
     assert len(set(folders)) == 24
+    # The worst moment: each run sees an empty folder, because the others have not written to it yet.
+    monkeypatch.setattr(Path, 'iterdir', lambda _: iter(()))
+    assert [training._claim_folder(tmp_path / 'race').name for _ in range(3)] == ['race', 'race-2', 'race-3']
 
 
 def test_an_impossible_folder_is_named(tmp_path):
