@@ -195,8 +195,8 @@ class Run:
             'arguments': vars(args) | {'out': str(self.folder), 'device': device.type},
             'command': shlex.join(['python', *sys.argv]),
             'git_commit': _git_commit(),
-            'versions': {'python': platform.python_version()}
-            | {package: importlib.metadata.version(package) for package in ('torch', 'numpy', 'scipy', 'matplotlib')},
+            'versions': {'python': platform.python_version(), 'torch': torch.__version__}
+            | {package: importlib.metadata.version(package) for package in ('numpy', 'scipy', 'matplotlib')},
             'device': device_name(device),
             'started': _now(),
         })
