@@ -14,12 +14,14 @@ discriminator:
     smoothing both        a = 0.9, b = 0.1  D = 0.50    generator 0.69    discriminator 1.39
     (no smoothing         a = 1,   b = 0    D = 0.50    generator 0.69    discriminator 1.39 = -V, V(D, G) = -log 4)
 
-The report's text describes the first, its Figure 8, where both losses meet near 1.15, comes from the second: there D on
-generated images is held near 0.1 or above, and the generator's loss below -log 0.1. `--protocol report` is that one.
+The report's text describes the first, its computation is the second (`--protocol report`), where -log D(G(z)) starts below
+-log 0.1 = 2.3 and the losses meet early. Neither gets to its equilibrium: while D still tells some images apart, the
+generator's loss stays above it and the discriminator's below, and on the way there the two cross, near the report's 1.15.
 
     python a3_gan_template.py
 
-EXPECTED
+Seed 0 averages 1.18 (generator) and 1.20 nats (discriminator), D 0.54 on real and 0.36 on generated images, over the last tenth of
+187,500 batches, at about 12 ms a batch on two cores of an AMD EPYC.
 """
 
 import math
@@ -188,9 +190,9 @@ def save_loss_plot(batches, g_losses, d_losses, filename, real_label=0.9, fake_l
     figures.save_curves(filename, {'generator': (figures.TRAIN, batches, g_losses),
                                    'discriminator': (figures.VALIDATION, batches, d_losses)},
                         'batch', 'loss (nats)', inset=False, levels=[
-                            (REFERENCE_LOSS, figures.REFERENCE, f'the report {REFERENCE_LOSS}'),
-                            (g_level, figures.TRAIN, f'equilibrium {g_level:.2f}'),
-                            (d_level, figures.VALIDATION, f'equilibrium {d_level:.2f}')])
+                            (REFERENCE_LOSS, figures.REFERENCE, f'both, the report {REFERENCE_LOSS}'),
+                            (g_level, figures.TRAIN, f'generator at equilibrium {g_level:.2f}'),
+                            (d_level, figures.VALIDATION, f'discriminator {d_level:.2f}')])
 
 
 # Grading and command line

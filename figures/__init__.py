@@ -28,7 +28,7 @@ def save_grid(filename, panels, n_columns):
         axes.imshow(image, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-    figure.savefig(filename, dpi=200)
+    figure.savefig(filename, dpi=200, bbox_inches='tight', pad_inches=0.05)
 
 
 def tile(images, n_columns):
