@@ -257,12 +257,12 @@ def graded(args, history):
     """The graded table's rows from the lines of `metrics.jsonl`."""
     comparable = args.n_flows == 4 and args.n_hidden == 1024
     at = {line['epoch']: line for line in history}
-    rows = [training.grade(quantity, 'bits/dim', f'epoch {epoch}', at.get(epoch, {}).get(key), reference, comparable)
+    rows = [training.grade(quantity, 'bits/dim', epoch, at.get(epoch, {}).get(key), reference, comparable)
             for quantity, key in (('validation, shifted as in the report', 'val_bpd_shifted'),
                                   ('validation', 'val_bpd'))
             for epoch, reference in REFERENCE_BPD.items()]
     epoch, demanded = ASSIGNMENT_BPD
-    rows.append(training.grade('validation, the assignment\'s demand', 'bits/dim', f'epoch {epoch}',
+    rows.append(training.grade('validation, the assignment\'s demand', 'bits/dim', epoch,
                                at.get(epoch, {}).get('val_bpd'), demanded, comparable))
     return rows
 
@@ -301,11 +301,11 @@ def main(args):
                             random=training.random_state(device))
     bar.close()
 
-    rows = graded(args, history)
     save_bpd_plot([line['train_bpd'] for line in history], [line['val_bpd'] for line in history], run.folder / 'bpd.png',
                   [(epoch, reference, 'the report') for epoch, reference in REFERENCE_BPD.items()])
     pixel_error, logit_error = inverse_error(average.model, next(iter(test)))
-    run.finish(rows, test={'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
+    run.finish(graded(args, history), 'epoch',
+               test={'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
                inverse_error={'pixels': pixel_error, 'logit': logit_error})
 
 

@@ -220,7 +220,7 @@ def graded(args, history):
     for protocol, key, quantity, (epoch, reference) in (
             ('standard', 'val_neg_elbo_nats', 'validation negative ELBO', REFERENCE_ELBO),
             ('report', 'val_report_nats', 'the report\'s "ELBO" (not a bound)', REFERENCE_REPORT)):
-        rows.append(training.grade(quantity, 'nats', f'epoch {epoch}', at.get(epoch, {}).get(key), reference,
+        rows.append(training.grade(quantity, 'nats', epoch, at.get(epoch, {}).get(key), reference,
                                    comparable=args.protocol == protocol and report_model and fixed_bits))
     return rows
 
@@ -264,14 +264,13 @@ def main(args):
     def curve(key):
         return [line[key] for line in history]
 
-    rows = graded(args, history)
     if args.protocol == 'report':
         reference = (*REFERENCE_REPORT, f'the report, {REFERENCE_REPORT[1]}')
     else:
         reference = (*REFERENCE_ELBO, f'best public solution, {REFERENCE_ELBO[1]:.2f}')
     save_elbo_plot(curve('train_neg_elbo_nats'), curve('val_neg_elbo_nats'), run.folder / 'elbo.png', [reference],
                    curve('val_report_nats') if args.protocol == 'report' else None)
-    run.finish(rows, test={f'{term}_nats': value for term, value in evaluate(average.model, test)._asdict().items()})
+    run.finish(graded(args, history), 'epoch', test={f'{term}_nats': value for term, value in evaluate(average.model, test)._asdict().items()})
     if args.protocol == 'report':
         print('the report\'s accounting is no bound on log p(x), and its validation images were trained on: '
               'compare it with nothing but the report')

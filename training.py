@@ -44,7 +44,7 @@ def number(kind, at_least=None, above=None, at_most=None, below=None):
                 and (above is None or value > above)
                 and (at_most is None or value <= at_most) and (below is None or value < below)):
             raise argparse.ArgumentTypeError(
-                f'{text} is not a {"whole number" if kind is int else "number"}, {" and ".join(bounds)}')
+                f'must be a {"whole number" if kind is int else "number"}, {" and ".join(bounds)}, not {text!r}')
         return value
 
     return convert
@@ -233,10 +233,10 @@ class Run:
         finished = time.perf_counter()
         self._next_checkpoint = finished + 50 * (finished - started)
 
-    def finish(self, graded, **results):
-        """Write `result.json` and print the graded table."""
+    def finish(self, graded, counter, **results):
+        """Write `result.json` and print the graded table; `counter` ('epoch', 'batch') is what its `at` counts."""
         self._write_json('result.json', {'graded': graded, **results, 'finished': _now()})
-        print(f'\n{graded_table(graded)}\n\nrun folder: {self.folder}')
+        print(f'\n{graded_table(graded, counter)}\n\nrun folder: {self.folder}')
 
     def _write_json(self, name, content):
         (self.folder / name).write_text(json.dumps(content, indent=2) + '\n')
@@ -264,8 +264,10 @@ def load_run(folder, script, device):
 
 
 def grade(quantity, unit, at, value, reference, comparable=True, passes=None):
-    """A row of the graded table. A `value` of None was not reached; one passes at or below `reference`, unless `passes`
-    says otherwise."""
+    """A row of the graded table: `at` is an epoch or a batch, a `value` of None was not reached.
+
+    A value passes at or below the reference, unless `passes` says otherwise.
+    """
     if not comparable:
         verdict = 'not comparable'
     elif value is None:
@@ -275,14 +277,14 @@ def grade(quantity, unit, at, value, reference, comparable=True, passes=None):
     return {'quantity': quantity, 'unit': unit, 'at': at, 'value': value, 'reference': reference, 'verdict': verdict}
 
 
-def graded_table(graded):
+def graded_table(graded, counter):
     """The graded rows as text, one aligned line each under a heading."""
-    rows = [('quantity', 'unit', 'at', 'this run', 'reference', 'verdict')]
+    rows = [('quantity', 'unit', f'at {counter}', 'this run', 'reference', 'verdict')]
     for row in graded:
         value = '-' if row['value'] is None else f'{row["value"]:.3f}'
-        rows.append((row['quantity'], row['unit'], row['at'], value, f'{row["reference"]:.3f}', row['verdict']))
+        rows.append((row['quantity'], row['unit'], f'{row["at"]:,}', value, f'{row["reference"]:.3f}', row['verdict']))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(cell.rjust(width) if i in (3, 4) else cell.ljust(width)
+    return '\n'.join('  '.join(cell.rjust(width) if i in (2, 3, 4) else cell.ljust(width)
                                for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
 
 

@@ -45,6 +45,7 @@ def test_every_run_folder(finished, name):
     assert config['script'] == name and config['arguments']['device'] == 'cpu' and config['arguments']['out'] == str(folder)
     result = json.loads((folder / 'result.json').read_text())
     assert all(row.keys() == {'quantity', 'unit', 'at', 'value', 'reference', 'verdict'} for row in result['graded'])
+    assert all(isinstance(row['at'], int) for row in result['graded'])
     assert {row['verdict'] for row in result['graded']} <= {'pass', 'falls short', 'not comparable', 'not reached'}
     torch.load(folder / 'checkpoint.pt', weights_only=True)
     for picture in folder.glob('*.png'):
