@@ -1,13 +1,13 @@
 """RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017).
 
-A normalising flow f maps an image to a latent z = f(x) with a standard normal prior, through affine couplings that are
-inverted exactly. Bits per dimension of an image x of D = 784 integers in 0..255:
+A normalising flow g maps an image, made continuous and unbounded, to a latent z with a standard normal prior, through affine
+couplings that are inverted exactly. Bits per dimension of an image x of D = 784 integers in 0..255:
 
     y = x + u, u uniform on [0, 1)^D:    log P(x) >= E_u log p(y), with equality for a density constant on each unit cube
     v = y / 256:                         log p(y) = log p(v) - D log 256
     w = (1 - alpha) v + alpha / 2:       log p(v) = log p(w) + D log(1 - alpha)
-    f_0 = logit(w):                      log p(w) = log p(f_0) - sum log w (1 - w)
-    z = f(f_0), z ~ N(0, I):             log p(f_0) = -1/2 sum(z^2 + log 2 pi) + log |det df / df_0|
+    l = logit(w):                        log p(w) = log p(l) - sum log(w (1 - w))
+    z = g(l), z ~ N(0, I):               log p(l) = -1/2 sum(z^2 + log 2 pi) + log |det dg / dl|
 
 and bits per dimension are -log p(y) / (D log 2), p(y) being what is reported for x, with one draw of u.
 
@@ -29,11 +29,11 @@ import training
 from datasets import N_PIXELS, mnist, random_shift
 
 # The report's validation bits per dimension by epoch: the curve of its Figure 14 (1, 10), its text (40, 100). It
-# validated on images shifted at random, and so `val_bpd_shifted` compares like with like.
+# validated on images shifted at random: `val_bpd_shifted` compares like with like, `val_bpd` must meet the same values.
 REFERENCE_BPD = {1: 2.098, 10: 1.880, 40: 1.826, 100: 1.804}
 ASSIGNMENT_BPD = (40, 1.85)
 ALPHA = 1e-5  # keeps the logit finite at black and white
-MAX_SHIFT = 1  # pixels, about 5% of an image's side
+MAX_SHIFT = 1  # pixels: the report's 5% of an image's side is 1.4, and images move by whole pixels
 AVERAGE_EVERY = 10  # steps between updates of the averaged weights
 
 
@@ -233,14 +233,14 @@ def evaluate_shifted(model, data, seed=0):
 
 @torch.no_grad()
 def inverse_error(model, images):
-    """Largest error of f^-1(f(x)) over dequantised images: (before the logit, in pixel units of 1/256; after it)."""
+    """Largest error of g^-1(g(l)) over dequantised images: (before the logit, in grey levels; after it, in logits)."""
     ldj = torch.zeros(len(images), device=images.device)
     y = model.dequantize(images)
-    f_0, _ = model.logit_normalize(y, ldj)
-    z, _ = model.flow(f_0, ldj)
-    f_0_back, _ = model.flow(z, ldj, reverse=True)
-    y_back, _ = model.logit_normalize(f_0_back, ldj, reverse=True)
-    return (y_back - y).abs().max().item(), (f_0_back - f_0).abs().max().item()
+    logits, _ = model.logit_normalize(y, ldj)
+    z, _ = model.flow(logits, ldj)
+    logits_back, _ = model.flow(z, ldj, reverse=True)
+    y_back, _ = model.logit_normalize(logits_back, ldj, reverse=True)
+    return (y_back - y).abs().max().item(), (logits_back - logits).abs().max().item()
 
 
 def save_bpd_plot(train_curve, val_curve, filename, references=()):

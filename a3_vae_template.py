@@ -182,8 +182,8 @@ def epoch_iter(model, data, optimizer, average=None):
 def run_epoch(model, data, optimizer, average=None):
     """Train on data[0], validate on data[1]; returns both passes' averages, (Nats, Nats).
 
-    With an `average`, its weights are the ones validated. With protocol 'report' the validation pass steps the optimiser as
-    well: the report never left training mode. Its number then describes images the model is being trained on.
+    With an `average`, its weights are the ones validated. Not so with protocol 'report': there the validation pass steps the
+    optimiser as well, because the report never left training mode, and its number describes images being trained on.
     """
     train, val = data
     train_nats = epoch_iter(model.train(), train, optimizer, average)

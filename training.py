@@ -58,7 +58,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def add_common_arguments(self):
         self.add_argument('--seed', type=number(int, at_least=0, below=2 ** 32), default=0,
-                          help='of every random number of the run')
+                          help='seed of every random number of the run')
         self.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto', help='where to train')
         self.add_optional_argument('--data_dir', metavar='DIR', help='read MNIST from DIR (mnist.npz or the four IDX '
                                    'files; larochelle: the three .amat files) instead of the copy in datasets/')
@@ -134,7 +134,8 @@ def separate_random_numbers(seed, device):
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights, for evaluation (Polyak & Juditsky, SIAM J. Control 1992).
+    """Exponential moving average of a model's weights, for evaluation: a running form of the average of iterates of Polyak
+    & Juditsky (SIAM J. Control 1992). Parameters are averaged, buffers are not.
 
     The decay per step is min(decay, (1 + t) / (10 + t)) at step t, so that the average does not drag the first, useless
     weights along. With decay 0, `model` is the model itself.
@@ -234,9 +235,15 @@ class Run:
         self._next_checkpoint = finished + 50 * (finished - started)
 
     def finish(self, graded, counter, **results):
-        """Write `result.json` and print the graded table; `counter` ('epoch', 'batch') is what its `at` counts."""
+        """Write `result.json` and print it; `counter` ('epoch', 'batch') is what the graded rows' `at` counts.
+
+        Each further result is a dict of numbers.
+        """
         self._write_json('result.json', {'graded': graded, **results, 'finished': _now()})
-        print(f'\n{graded_table(graded, counter)}\n\nrun folder: {self.folder}')
+        print(f'\n{graded_table(graded, counter)}\n')
+        for name, values in results.items():
+            print(f'{name}: ' + ', '.join(f'{key} {value:.5g}' for key, value in values.items()))
+        print(f'run folder: {self.folder}')
 
     def _write_json(self, name, content):
         (self.folder / name).write_text(json.dumps(content, indent=2) + '\n')

@@ -1,7 +1,7 @@
 """MNIST as rows of 784 pixels, in batches that live on the device the model lives on.
 
-`mnist` gives grey images for the GAN and the flow, `bmnist` binary ones for the VAE; both return
-(train, val, test), each an iterable of float batches. MNIST fits in any memory, so a split is one uint8
+`mnist` gives grey images for the flow, `bmnist` binary ones for the VAE; both return (train, val, test), each an iterable of
+float batches. `Stream` is the endless one the GAN trains on. MNIST fits in any memory, so a split is one uint8
 tensor on the device: an epoch is a permutation drawn there and an index per batch, without a DataLoader,
 worker processes or PIL.
 """
@@ -192,6 +192,8 @@ def read_mnist(data_dir=None):
         DataError: a file is missing, unreadable or of the wrong shape.
     """
     folder = Path(data_dir) if data_dir is not None else Path(__file__).parent
+    if folder.is_file():
+        raise DataError(f'{folder} is a file: name the folder that holds it')
     archive = folder / 'mnist.npz'
     if archive.exists():
         return _read_npz(archive)
@@ -215,7 +217,7 @@ def _read_npz(path):
     # numpy and zipfile raise any of these, and more rarely others, for bytes that are not an archive.
     except (OSError, EOFError, ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, SyntaxError,
             MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f'{path} cannot be read (truncated or corrupt): {_one_line(error)}') from None
+        raise DataError(f'{path} is not an .npz archive, or truncated or corrupt') from error
     for key, array in arrays.items():
         if array.dtype != np.uint8 or array.shape != SHAPES[key]:
             raise DataError(f'{path}: {key} is {array.dtype} {array.shape}, expected uint8 {SHAPES[key]}')

@@ -26,7 +26,7 @@ import training
 from datasets import N_PIXELS, Stream, bmnist, mnist
 from tests import plain
 
-ROUNDS = 7
+ROUNDS = 5
 STEPS = {'vae': 120, 'nf': 8, 'gan': 80}  # per turn: long enough that taking turns costs nothing
 
 
@@ -149,7 +149,11 @@ def peak_gflops(device, n=4096):
 
 def compare(ours, theirs, name, n, rounds):
     """Median milliseconds (plain, ours) per unit of `name`, the two taking turns after one turn each to warm up."""
-    times = [(theirs.ask(name, n), ours.ask(name, n)) for _ in range(rounds + 1)][1:]
+    def turn(trainee):
+        time.sleep(0.4)  # the other's threads spin for a while before they sleep
+        return trainee.ask(name, n)
+
+    times = [(turn(theirs), turn(ours)) for _ in range(rounds + 1)][1:]
     return [statistics.median(column) for column in zip(*times)]
 
 

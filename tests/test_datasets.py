@@ -175,6 +175,9 @@ def test_no_mnist_names_what_was_expected(tmp_path):
         read_mnist(tmp_path)
     with pytest.raises(DataError, match='expected mnist.npz'):
         read_mnist(tmp_path / 'absent')
+    (tmp_path / 'mnist.npz').write_bytes(b'')
+    with pytest.raises(DataError, match='name the folder'):
+        read_mnist(tmp_path / 'mnist.npz')
 
 
 def test_a_missing_idx_file_is_named(tmp_path, idx_files):

@@ -1,5 +1,6 @@
 import itertools
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
 import a3_gan_template as script
+import training
 from a3_gan_template import Discriminator, Generator
 from datasets import Stream
 
@@ -176,7 +178,9 @@ def test_diversity_by_hand():
 
 
 def test_graded_rows():
-    def verdicts(protocol, last=187_500, repeats=0, mean_distance=10.0, **values):
+    def verdicts(protocol, last=187_500, repeats=0, mean_distance=10.0, latent_dim=100, **values):
+        settings = {'protocol': protocol, 'latent_dim': latent_dim, 'batch_size': 64, 'real_label': 0.9,
+                    'fake_label': 0.1 if protocol == 'report' else 0.0}
         values = dict(g_loss=1.2, d_loss=1.1, d_real=0.7, d_fake=0.2) | values
         lines = [{'batch': batch, 'g_loss': 9.0, 'd_loss': 9.0, 'd_real': 1.0, 'd_fake': 0.0}
                  for batch in range(500, int(0.9 * last) + 1, 500)]
@@ -184,7 +188,7 @@ def test_graded_rows():
         if lines[-1]['batch'] != last:
             lines.append({'batch': last} | values)
         measures = {'mean_distance': mean_distance, 'mean_distance_real': 10.5, 'repeats': repeats}
-        return [row['verdict'] for row in script.graded(type('Args', (), {'protocol': protocol}), lines, measures)]
+        return [row['verdict'] for row in script.graded(type('Args', (), settings), lines, measures)]
 
     assert verdicts('standard') == 4 * ['pass'] and verdicts('report') == 5 * ['pass']
     assert verdicts('standard', d_real=0.81) == ['falls short', 'pass', 'pass', 'pass']
@@ -193,4 +197,15 @@ def test_graded_rows():
     assert verdicts('report', g_loss=1.49)[:3] == ['pass', 'pass', 'falls short']
     assert verdicts('report', d_loss=0.89)[:3] == ['pass', 'falls short', 'pass']
     assert verdicts('standard', last=18_750) == ['not reached', 'not reached', 'pass', 'pass']
+    assert verdicts('standard', latent_dim=2) == 4 * ['not comparable']
     assert verdicts('standard', mean_distance=8.9, repeats=1)[2:] == ['falls short', 'falls short']
+
+
+def test_a_checkpoint_that_is_not_a_generator_s_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['a3_gan_template.py'])
+    run = training.Run(tmp_path / 'run', Namespace(latent_dim=7), torch.device('cpu'))
+    args = Namespace(generate=run.folder, device='cpu', seed=0, n=4)
+    for state in ({'epoch': 1}, {'batch': 1, 'generator': Generator(100).state_dict()}):
+        run.save_checkpoint(last=True, **state)
+        with pytest.raises(training.UserError, match='do not belong together'):
+            script.generate_from_run(args)
