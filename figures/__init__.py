@@ -73,7 +73,7 @@ def save_curves(filename, curves, x_label, y_label, references=(), levels=(), in
             view.axhline(y, color=colour, linestyle='--', linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, loc='outside upper center', ncols=3)
     for suffix in ('.png', '.pdf'):
