@@ -270,7 +270,8 @@ def main(args):
         reference = (*REFERENCE_ELBO, f'best public solution, {REFERENCE_ELBO[1]:.2f}')
     save_elbo_plot(curve('train_neg_elbo_nats'), curve('val_neg_elbo_nats'), run.folder / 'elbo.png', [reference],
                    curve('val_report_nats') if args.protocol == 'report' else None)
-    run.finish(graded(args, history), 'epoch', test={f'{term}_nats': value for term, value in evaluate(average.model, test)._asdict().items()})
+    test_nats = evaluate(average.model, test)
+    run.finish(graded(args, history), 'epoch', test={f'{term}_nats': value for term, value in test_nats._asdict().items()})
     if args.protocol == 'report':
         print('the report\'s accounting is no bound on log p(x), and its validation images were trained on: '
               'compare it with nothing but the report')
