@@ -34,6 +34,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import figures
+import runs
 import training
 from datasets import N_PIXELS, Stream, mnist
 
@@ -210,7 +211,7 @@ def graded(args, history, measures):
     comparable = (args.latent_dim, args.batch_size, args.real_label, args.fake_label) == (100, 64, *labels)
 
     def grade(*row, **kwargs):
-        rows.append(training.grade(*row, comparable=comparable, **kwargs))
+        rows.append(runs.grade(*row, comparable=comparable, **kwargs))
 
     mean = {key: sum(line[key] for line in tail) / len(tail) if reached else None
             for key in ('g_loss', 'd_loss', 'd_real', 'd_fake')}
@@ -236,46 +237,45 @@ def main(args):
     batches = Stream(torch.cat([train.images, val.images]), args.batch_size)  # a GAN needs no validation split
     n_batches = args.n_epochs * batches.n_images // args.batch_size
     if n_batches == 0:
-        raise training.UserError(f'--batch_size {args.batch_size}: {args.n_epochs} epochs have fewer images')
+        raise runs.UserError(f'--batch_size {args.batch_size}: {args.n_epochs} epochs have fewer images')
     torch.manual_seed(args.seed)
     generator, discriminator = Generator(args.latent_dim).to(device), Discriminator().to(device)
     optimizers = [torch.optim.Adam(model.parameters(), lr=args.lr, fused=True) for model in (generator, discriminator)]
     with training.separate_random_numbers(args.seed, device):
         fixed_latents = sample_latents(25, args.latent_dim, device)
 
-    run = training.Run(args.out, args, device)
-    bar = training.progress_bar(n_batches)
+    run = runs.Run(args, device, generator=generator, discriminator=discriminator, generator_optimizer=optimizers[0],
+                   discriminator_optimizer=optimizers[1], batches=batches, random=training.RandomState(device))
 
-    history, sums = [], []
+    def save_curves():
+        save_loss_plot([line['batch'] for line in run.history], [line['g_loss'] for line in run.history],
+                       [line['d_loss'] for line in run.history], run.folder / 'loss.png', args.real_label, args.fake_label)
+
+    sums = []
     started = time.perf_counter()
-    for batch, grey in enumerate(training.counted(itertools.islice(batches, n_batches), bar), start=1):
-        sums.append(train_batch(generator, discriminator, optimizers, grey / 127.5 - 1, args.real_label, args.fake_label))
-        if batch % args.save_interval == 0 or batch == n_batches:
-            means = torch.stack(sums).mean(dim=0).tolist()  # the one place where the host waits for the device
-            history.append({'batch': batch, **dict(zip(('g_loss', 'd_loss', 'd_real', 'd_fake'), means)),
-                            'seconds': round(time.perf_counter() - started, 3)})
-            run.log(**history[-1])
-            bar.set_description(f'batch {batch:,}/{n_batches:,}', refresh=False)
-            bar.set_postfix_str(f' generator {means[0]:.2f}, discriminator {means[1]:.2f} nats', refresh=False)
-            run.save_checkpoint(last=batch == n_batches, batch=batch, generator=generator.state_dict(),
-                                discriminator=discriminator.state_dict(),
-                                optimizers=[optimizer.state_dict() for optimizer in optimizers],
-                                order=batches.order.clone(), random=training.random_state(device))
-            started, sums = time.perf_counter(), []
-        if batch in PICTURES or batch % 10_000 == 0 or batch == n_batches:
-            figures.save_grid(run.folder / f'samples_{batch:06d}.png',
-                              {f'batch {batch:,}': generate(generator, fixed_latents).cpu()}, n_columns=5)
-    bar.close()
+    with run.ending_with(save_curves), training.progress_bar(n_batches, run.count) as bar:
+        rest = itertools.islice(training.counted(batches, bar), n_batches - run.count)
+        for batch, grey in enumerate(rest, start=run.count + 1):
+            sums.append(train_batch(generator, discriminator, optimizers, grey / 127.5 - 1, args.real_label, args.fake_label))
+            if batch in PICTURES or batch % 10_000 == 0 or batch == n_batches:
+                figures.save_grid(run.folder / f'samples_{batch:06d}.png',
+                                  {f'batch {batch:,}': generate(generator, fixed_latents).cpu()}, n_columns=5)
+            if batch % args.save_interval == 0 or batch == n_batches:
+                means = torch.stack(sums).mean(dim=0).tolist()  # the one place where the host waits for the device
+                run.log(batch=batch, **dict(zip(('g_loss', 'd_loss', 'd_real', 'd_fake'), means)),
+                        seconds=round(time.perf_counter() - started, 3))
+                bar.set_description(f'batch {batch:,}/{n_batches:,}', refresh=False)
+                bar.set_postfix_str(f' generator {means[0]:.2f}, discriminator {means[1]:.2f} nats', refresh=False)
+                run.save_checkpoint(last=batch == n_batches)
+                started, sums = time.perf_counter(), []
 
-    save_loss_plot([line['batch'] for line in history], [line['g_loss'] for line in history],
-                   [line['d_loss'] for line in history], run.folder / 'loss.png', args.real_label, args.fake_label)
     with training.separate_random_numbers(args.seed + 1, device):
         save_final_pictures(generator, run.folder)
         samples = generate(generator, sample_latents(N_DIVERSITY, args.latent_dim, device))
     mean_distance, repeats = diversity(samples)
     measures = {'mean_distance': mean_distance, 'repeats': repeats,
                 'mean_distance_real': diversity(test.images.float() / 255)[0]}
-    run.finish(graded(args, history, measures), 'batch', samples=measures)
+    run.finish(graded(args, run.history, measures), 'batch', samples=measures)
 
 
 def save_final_pictures(generator, folder):
@@ -290,19 +290,28 @@ def save_final_pictures(generator, folder):
         figures.save_grid(folder / name, {title: generate(generator, interpolate(*ends)).cpu()}, n_columns=9)
 
 
+def load_generator(folder):
+    """(generator, batches it was trained for) of the run in this folder."""
+    def load(checkpoint):
+        nonlocal loaded
+        generator = Generator(checkpoint['generator']['layers.0.weight'].shape[1])
+        generator.load_state_dict(checkpoint['generator'])
+        loaded = generator, checkpoint['metrics'][-1]['batch']
+
+    loaded = None
+    runs.load_run(folder, Path(__file__).name, load)
+    return loaded
+
+
 def generate_from_run(args):
     """Draw args.n fresh images from the run in folder args.generate, to a PNG in it."""
     device = training.select_device(args.device)
-    config, checkpoint = training.load_run(args.generate, 'a3_gan_template.py', device)
-    try:
-        generator = Generator(config['arguments']['latent_dim']).to(device)
-        generator.load_state_dict(checkpoint['generator'])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise training.UserError(f'{args.generate}: config.json and checkpoint.pt do not belong together') from error
+    generator, batch = load_generator(args.generate)
+    generator.to(device)
     torch.manual_seed(args.seed)
     images = generate(generator, sample_latents(args.n, generator.latent_dim, device))
     filename = Path(args.generate) / f'generated_n{args.n}_seed{args.seed}.png'
-    figures.save_grid(filename, {f'batch {checkpoint["batch"]:,}': images.cpu()}, n_columns=math.ceil(math.sqrt(args.n)))
+    figures.save_grid(filename, {f'batch {batch:,}': images.cpu()}, n_columns=math.ceil(math.sqrt(args.n)))
     print(filename)
 
 

@@ -25,6 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import figures
+import runs
 import training
 from datasets import N_PIXELS, mnist, random_shift
 
@@ -257,12 +258,12 @@ def graded(args, history):
     """The graded table's rows from the lines of `metrics.jsonl`."""
     comparable = args.n_flows == 4 and args.n_hidden == 1024
     at = {line['epoch']: line for line in history}
-    rows = [training.grade(quantity, 'bits/dim', epoch, at.get(epoch, {}).get(key), reference, comparable)
+    rows = [runs.grade(quantity, 'bits/dim', epoch, at.get(epoch, {}).get(key), reference, comparable)
             for quantity, key in (('validation, shifted as in the report', 'val_bpd_shifted'),
                                   ('validation', 'val_bpd'))
             for epoch, reference in REFERENCE_BPD.items()]
     epoch, demanded = ASSIGNMENT_BPD
-    rows.append(training.grade('validation, the assignment\'s demand', 'bits/dim', epoch,
+    rows.append(runs.grade('validation, the assignment\'s demand', 'bits/dim', epoch,
                                at.get(epoch, {}).get('val_bpd'), demanded, comparable))
     return rows
 
@@ -275,36 +276,35 @@ def main(args):
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     average = training.WeightAverage(model, args.ema_decay, AVERAGE_EVERY)
 
-    run = training.Run(args.out, args, device)
-    bar = training.progress_bar(args.epochs * len(train))
+    run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 
     def save_pictures(epoch):
         with training.separate_random_numbers(args.seed, device):
             save_samples(average.model, run.folder / f'samples_{epoch:03d}.png', f'epoch {epoch}')
 
-    save_pictures(0)
-    history = []
-    for epoch in range(1, args.epochs + 1):
-        bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
-        started = time.perf_counter()
-        train_bpd, val_bpd = run_epoch(model, (training.counted(train, bar), val), optimizer, average, args.max_norm)
-        history.append({'epoch': epoch, 'train_bpd': train_bpd, 'val_bpd': val_bpd})
-        if epoch in REFERENCE_BPD or epoch == args.epochs:
-            history[-1]['val_bpd_shifted'] = evaluate_shifted(average.model, val)
-        history[-1]['seconds'] = round(time.perf_counter() - started, 3)
-        run.log(**history[-1])
-        bar.set_postfix_str(f' validation {val_bpd:.3f} bits/dim', refresh=False)
-        if epoch in (1, 5, args.epochs) or epoch % 10 == 0:
-            save_pictures(epoch)
-        run.save_checkpoint(last=epoch == args.epochs, epoch=epoch, model=model.state_dict(),
-                            average=average.model.state_dict(), optimizer=optimizer.state_dict(),
-                            random=training.random_state(device))
-    bar.close()
+    def save_curves():
+        save_bpd_plot([line['train_bpd'] for line in run.history], [line['val_bpd'] for line in run.history],
+                      run.folder / 'bpd.png', [(epoch, bpd, 'the report') for epoch, bpd in REFERENCE_BPD.items()])
 
-    save_bpd_plot([line['train_bpd'] for line in history], [line['val_bpd'] for line in history], run.folder / 'bpd.png',
-                  [(epoch, reference, 'the report') for epoch, reference in REFERENCE_BPD.items()])
+    if run.count == 0:
+        save_pictures(0)
+    with (run.ending_with(save_curves),
+          training.progress_bar(args.epochs * len(train), run.count * len(train)) as bar):
+        for epoch in range(run.count + 1, args.epochs + 1):
+            bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
+            started = time.perf_counter()
+            train_bpd, val_bpd = run_epoch(model, (training.counted(train, bar), val), optimizer, average, args.max_norm)
+            line = {'epoch': epoch, 'train_bpd': train_bpd, 'val_bpd': val_bpd}
+            if epoch in REFERENCE_BPD or epoch == args.epochs:
+                line['val_bpd_shifted'] = evaluate_shifted(average.model, val)
+            run.log(**line, seconds=round(time.perf_counter() - started, 3))
+            bar.set_postfix_str(f' validation {val_bpd:.3f} bits/dim', refresh=False)
+            if epoch in (1, 5, args.epochs) or epoch % 10 == 0:
+                save_pictures(epoch)
+            run.save_checkpoint(last=epoch == args.epochs)
+
     pixel_error, logit_error = inverse_error(average.model, next(iter(test)))
-    run.finish(graded(args, history), 'epoch',
+    run.finish(graded(args, run.history), 'epoch',
                test={'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
                inverse_error={'pixels': pixel_error, 'logit': logit_error})
 

@@ -20,15 +20,13 @@ import torch.nn.functional as F
 from scipy.stats import norm
 
 import figures
+import runs
 import training
 from datasets import BINARIZATIONS, N_PIXELS, bmnist
 
-# The best of eleven public solutions of this assignment with a correct KL: validation negative ELBO at epoch 40, on
-# Larochelle's fixed binarisation.
-REFERENCE_ELBO = (40, 100.60)
-# The report's number. Not an ELBO: see `report_kl` and `run_epoch`.
-REFERENCE_REPORT = (100, 79.458)
-PROTOCOLS = ('standard', 'report')
+# (epoch, nats, whose) by protocol. The best of eleven public solutions of this assignment with a correct KL, on Larochelle's
+# fixed binarisation; and the report's number, which is not an ELBO: see `report_kl` and `run_epoch`.
+REFERENCES = {'standard': (40, 100.60, 'best public solution'), 'report': (100, 79.458, 'the report')}
 
 
 # Model
@@ -217,11 +215,11 @@ def graded(args, history):
     fixed_bits = args.binarize in ('static', 'larochelle')
     at = {line['epoch']: line for line in history}
     rows = []
-    for protocol, key, quantity, (epoch, reference) in (
-            ('standard', 'val_neg_elbo_nats', 'validation negative ELBO', REFERENCE_ELBO),
-            ('report', 'val_report_nats', 'the report\'s "ELBO" (not a bound)', REFERENCE_REPORT)):
-        rows.append(training.grade(quantity, 'nats', epoch, at.get(epoch, {}).get(key), reference,
-                                   comparable=args.protocol == protocol and report_model and fixed_bits))
+    for protocol, key, quantity in (('standard', 'val_neg_elbo_nats', 'validation negative ELBO'),
+                                    ('report', 'val_report_nats', 'the report\'s "ELBO" (not a bound)')):
+        epoch, reference, _ = REFERENCES[protocol]
+        rows.append(runs.grade(quantity, 'nats', epoch, at.get(epoch, {}).get(key), reference,
+                               comparable=args.protocol == protocol and report_model and fixed_bits))
     return rows
 
 
@@ -233,8 +231,7 @@ def main(args):
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     average = training.WeightAverage(model, args.ema_decay)
 
-    run = training.Run(args.out, args, device)
-    bar = training.progress_bar(args.epochs * len(train))
+    run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 
     def save_pictures(epoch):
         with training.separate_random_numbers(args.seed, device):
@@ -243,35 +240,31 @@ def main(args):
             figures.save_grid(run.folder / f'manifold_{epoch:03d}.png',
                               {f'epoch {epoch}: z1 left to right, z2 bottom to top': manifold(average.model).cpu()}, 20)
 
-    save_pictures(0)
-    history = []
-    for epoch in range(1, args.epochs + 1):
-        bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
-        started = time.perf_counter()
-        train_nats, val_nats = run_epoch(model, (training.counted(train, bar), val), optimizer, average)
-        history.append({'epoch': epoch, 'train_neg_elbo_nats': train_nats.neg_elbo,
-                        **{f'val_{term}_nats': value for term, value in val_nats._asdict().items()},
-                        'seconds': round(time.perf_counter() - started, 3)})
-        run.log(**history[-1])
-        bar.set_postfix_str(f' validation {val_nats.neg_elbo:.2f} nats', refresh=False)
-        if epoch in (1, 5, 10, args.epochs) or epoch % 20 == 0:
-            save_pictures(epoch)
-        run.save_checkpoint(last=epoch == args.epochs, epoch=epoch, model=model.state_dict(),
-                            average=average.model.state_dict(), optimizer=optimizer.state_dict(),
-                            random=training.random_state(device))
-    bar.close()
+    def save_curves():
+        epoch, nats, whose = REFERENCES[args.protocol]
+        save_elbo_plot([line['train_neg_elbo_nats'] for line in run.history],
+                       [line['val_neg_elbo_nats'] for line in run.history], run.folder / 'elbo.png',
+                       [(epoch, nats, f'{whose}, {nats:.2f}')],
+                       [line['val_report_nats'] for line in run.history] if args.protocol == 'report' else None)
 
-    def curve(key):
-        return [line[key] for line in history]
+    if run.count == 0:
+        save_pictures(0)
+    with (run.ending_with(save_curves),
+          training.progress_bar(args.epochs * len(train), run.count * len(train)) as bar):
+        for epoch in range(run.count + 1, args.epochs + 1):
+            bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
+            started = time.perf_counter()
+            train_nats, val_nats = run_epoch(model, (training.counted(train, bar), val), optimizer, average)
+            run.log(epoch=epoch, train_neg_elbo_nats=train_nats.neg_elbo,
+                    **{f'val_{term}_nats': value for term, value in val_nats._asdict().items()},
+                    seconds=round(time.perf_counter() - started, 3))
+            bar.set_postfix_str(f' validation {val_nats.neg_elbo:.2f} nats', refresh=False)
+            if epoch in (1, 5, 10, args.epochs) or epoch % 20 == 0:
+                save_pictures(epoch)
+            run.save_checkpoint(last=epoch == args.epochs)
 
-    if args.protocol == 'report':
-        reference = (*REFERENCE_REPORT, f'the report, {REFERENCE_REPORT[1]}')
-    else:
-        reference = (*REFERENCE_ELBO, f'best public solution, {REFERENCE_ELBO[1]:.2f}')
-    save_elbo_plot(curve('train_neg_elbo_nats'), curve('val_neg_elbo_nats'), run.folder / 'elbo.png', [reference],
-                   curve('val_report_nats') if args.protocol == 'report' else None)
     test_nats = evaluate(average.model, test)
-    run.finish(graded(args, history), 'epoch', test={f'{term}_nats': value for term, value in test_nats._asdict().items()})
+    run.finish(graded(args, run.history), 'epoch', test={f'{term}_nats': value for term, value in test_nats._asdict().items()})
     if args.protocol == 'report':
         print('the report\'s accounting is no bound on log p(x), and its validation images were trained on: '
               'compare it with nothing but the report')
@@ -286,7 +279,7 @@ def parse_args():
     parser.add_argument('--batch_size', type=number(int, at_least=1), default=128, help='images in a step')
     parser.add_argument('--lr', type=number(float, above=0), default=1e-3, help='learning rate of Adam')
     parser.add_argument('--binarize', choices=BINARIZATIONS, default='static', help='how grey pixels become bits')
-    parser.add_argument('--protocol', choices=PROTOCOLS, default='standard', help='report: train and count as the report '
+    parser.add_argument('--protocol', choices=REFERENCES, default='standard', help='report: train and count as the report '
                         'did, to explain its 79.458; the number is not a bound')
     parser.add_optional_argument('--ema_decay', type=number(float, at_least=0, below=1), help='evaluate an exponential '
                                  'moving average of the weights with this decay per step; 0 for none (default: 0.999, '

@@ -1,33 +1,26 @@
-"""What any training run needs, whatever it trains: device, seed, run folder, metrics, checkpoint, averaged weights.
+"""What any training needs, whatever it trains: command line, device, random numbers, averaged weights, progress bar.
 
-Nothing here knows a model, a loss or a metric.
+Nothing here knows a model, a loss or a metric. What a run writes is in `runs.py`.
 """
 
 import argparse
 import contextlib
 import copy
-import datetime
-import importlib.metadata
-import itertools
-import json
 import math
-import os
-import platform
-import shlex
-import subprocess
+import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import runs
 from datasets import DataError
+from runs import UserError
 
-
-class UserError(Exception):
-    """Something the user can mend; the message says what is wrong and what to do, in one line."""
+MAY_GROW = ('epochs', 'n_epochs')  # settings a resumed run may raise
+MAY_DIFFER = ('device', 'data_dir')  # settings it may change: where it runs, where the same data lie
 
 
 def number(kind, at_least=None, above=None, at_most=None, below=None):
@@ -55,6 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self._source = ''  # of what is parsed, for an error, if it is not the command line
 
     def add_common_arguments(self):
         self.add_argument('--seed', type=number(int, at_least=0, below=2 ** 32), default=0,
@@ -64,29 +58,86 @@ class ArgumentParser(argparse.ArgumentParser):
                                    'files; larochelle: the three .amat files) instead of the copy in datasets/')
         self.add_optional_argument('--out', metavar='DIR', help='run folder to make; a suffix is added if it is taken '
                                    '(default: named after the settings, in runs/)')
+        self.add_optional_argument('--resume', metavar='RUN', help='go on with the stopped run in this folder, with its '
+                                   'own settings; the number of epochs may grow')
 
     def add_optional_argument(self, flag, **options):
         """A flag that is None unless given; its help text itself says what that means."""
         self.set_defaults(**{flag.lstrip('-'): None})
         self.add_argument(flag, default=argparse.SUPPRESS, **options)
 
+    def parse_args(self):
+        """The parsed command line; with --resume, the settings of the run that goes on.
+
+        Those pass through the parser like flags, so that a setting spoilt in `config.json` is an error like any other. A flag
+        given beside --resume must agree with them, except those that may grow or differ.
+        """
+        args = super().parse_args()
+        if args.resume is None:
+            return args
+        given = vars(super().parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args)))))
+        run = self._settings_of(args.resume)
+        grows = False
+        for name, value in given.items():
+            if value is None or name == 'resume' or value == getattr(run, name):
+                continue
+            if name in MAY_GROW and value < getattr(run, name):
+                self.error(f'--resume {args.resume}: the run has --{name} {getattr(run, name)}, which may only grow')
+            if name not in MAY_GROW + MAY_DIFFER:
+                self.error(f'--resume {args.resume}: its --{name} is {getattr(run, name)}, not {value}: '
+                           'a resumed run keeps its settings')
+            grows = grows or name in MAY_GROW
+            setattr(run, name, value)
+        if (Path(args.resume) / 'result.json').exists() and not grows:
+            self.exit(1, f'{self.prog}: error: {args.resume} is finished: only with more epochs can it go on\n')
+        run.resume = args.resume
+        return run
+
+    def _settings_of(self, folder):
+        """The arguments in the `config.json` of the run in this folder, through the parser."""
+        try:
+            saved = runs.read_config(folder, self.prog)['arguments']
+        except UserError as error:
+            self.exit(1, f'{self.prog}: error: {error}\n')
+        self._source = f'{Path(folder) / "config.json"}: '
+        known = {action.dest for action in self._actions} - {'help', 'resume'}
+        if unknown := saved.keys() - known:
+            self.error(f'there is no setting {min(unknown)!r}')
+        settings = super().parse_args([f'--{name}={value}' for name, value in saved.items() if value is not None])
+        self._source = ''
+        return settings
+
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
+        self.exit(2, f'{self.prog}: error: {self._source}{message} (--help lists the options)\n')
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: `signum` says which."""
+
+    def __init__(self, signum):
+        self.signum = signum
 
 
 def run_script(main, args):
-    """Call main(args); what the user can mend ends in one line on stderr and exit status 1, Ctrl-C in 130."""
+    """Call main(args); what the user can mend ends in one line on stderr and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
+    def interrupt(signum, frame):
+        raise Interrupted(signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and shells set it for background jobs
+            signal.signal(signum, interrupt)
     try:
         main(args)
-    except (UserError, DataError) as error:
-        message, status = f'error: {error}', 1
-    except OSError as error:
-        message, status = f'error: {error.filename or "writing the run"}: {error.strerror or error}', 1
-    except KeyboardInterrupt:
-        message, status = 'interrupted', 130
+    except (UserError, DataError) as exception:
+        error, message, status = exception, f'error: {exception}', 1
+    except OSError as exception:
+        message = f'error: {exception.filename or "writing the run"}: {exception.strerror or exception}'
+        error, status = exception, 1
+    except Interrupted as exception:
+        error, message, status = exception, 'interrupted', 128 + exception.signum
     else:
         return
-    print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr)
+    print(f'{Path(sys.argv[0]).name}: ' + '; '.join([message, *getattr(error, '__notes__', [])]), file=sys.stderr)
     sys.exit(status)
 
 
@@ -105,18 +156,20 @@ def select_device(name):
     return torch.device(name)
 
 
-def random_state(device):
-    """The state of every random generator a run draws from, as a dict of tensors."""
-    state = {'cpu': torch.get_rng_state()}
-    if device.type != 'cpu':
-        state[device.type] = getattr(torch, device.type).get_rng_state()
-    return state
+class RandomState:
+    """The state of every random generator that a run on `device` draws from, in the form of a part of a checkpoint."""
 
+    def __init__(self, device):
+        self.generators = {'cpu': torch} | ({} if device.type == 'cpu' else {device.type: getattr(torch, device.type)})
 
-def set_random_state(state):
-    """Put back what `random_state` returned."""
-    for device_type, value in state.items():
-        (torch if device_type == 'cpu' else getattr(torch, device_type)).set_rng_state(value)
+    def state_dict(self):
+        return {name: generator.get_rng_state() for name, generator in self.generators.items()}
+
+    def load_state_dict(self, state):
+        """Put back what `state_dict` returned; of another kind of device, as far as there is anything to put back."""
+        for name, generator in self.generators.items():
+            if name in state:
+                generator.set_rng_state(state[name])
 
 
 @contextlib.contextmanager
@@ -125,12 +178,13 @@ def separate_random_numbers(seed, device):
 
     So a picture or an evaluation never changes the training that follows it, and shows the same draws every time.
     """
-    state = random_state(device)
+    random = RandomState(device)
+    state = random.state_dict()
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        set_random_state(state)
+        random.load_state_dict(state)
 
 
 class WeightAverage:
@@ -157,10 +211,17 @@ class WeightAverage:
             decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps)) ** self.every
             get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), None)
 
+    def state_dict(self):
+        return {'model': self.model.state_dict(), 'n_steps': self.n_steps}
 
-def progress_bar(n_batches):
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state['model'])
+        self.n_steps = state['n_steps']
+
+
+def progress_bar(n_batches, n_done=0):
     """A tqdm bar over a whole training, counted in batches; on a terminal live, in a log a line every 30 s."""
-    return tqdm(total=n_batches, mininterval=0.2 if sys.stderr.isatty() else 30,
+    return tqdm(total=n_batches, initial=n_done, mininterval=0.2 if sys.stderr.isatty() else 30,
                 bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}', dynamic_ncols=True)
 
 
@@ -169,163 +230,3 @@ def counted(batches, bar):
     for batch in batches:
         yield batch
         bar.update()
-
-
-class Run:
-    """A new run folder: `config.json` now, `metrics.jsonl` line by line, `checkpoint.pt`, `result.json` at the end.
-
-    Args:
-        folder: the folder to make. If it is taken, `-2`, `-3`, ... is appended: nothing is ever written over.
-        args: the parsed command line, recorded in `config.json` as resolved by the script.
-        device: the torch.device the run uses.
-
-    Raises:
-        UserError: the folder cannot be made.
-    """
-
-    def __init__(self, folder, args, device):
-        try:
-            self.folder = _claim_folder(Path(folder))
-        except OSError as error:
-            raise UserError(f'the run folder {folder} cannot be made: {error.strerror}; '
-                            'name another with --out') from error
-        self._next_checkpoint = 0.0
-        self.script = Path(sys.argv[0]).name
-        self._write_json('config.json', {
-            'script': self.script,
-            'arguments': vars(args) | {'out': str(self.folder), 'device': device.type},
-            'command': shlex.join(['python', *sys.argv]),
-            'git_commit': _git_commit(),
-            'versions': {'python': platform.python_version(), 'torch': torch.__version__}
-            | {package: importlib.metadata.version(package) for package in ('numpy', 'scipy', 'matplotlib')},
-            'device': device_name(device),
-            'started': _now(),
-        })
-
-    def log(self, **metrics):
-        """Append one line to `metrics.jsonl`.
-
-        Raises:
-            UserError: a value is not finite; the line is not written, the last checkpoint stays as it is.
-        """
-        bad = [key for key, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            counter, count = next(iter(metrics.items()))
-            checkpoint = 'last checkpoint kept' if (self.folder / 'checkpoint.pt').exists() else 'no checkpoint made yet'
-            raise UserError(f'{bad[0]} is not finite at {counter} {count}; {checkpoint} in {self.folder}; '
-                            'try a lower --lr')
-        with open(self.folder / 'metrics.jsonl', 'a') as file:
-            file.write(json.dumps(metrics) + '\n')
-
-    def save_checkpoint(self, last, **state):
-        """Write `checkpoint.pt`, whole or not at all.
-
-        Unless it is the `last`, it is skipped while the time spent writing would exceed about 2% of the run.
-        """
-        started = time.perf_counter()
-        if not last and started < self._next_checkpoint:
-            return
-        partial = self.folder / 'checkpoint.pt.partial'
-        with open(partial, 'wb') as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / 'checkpoint.pt')
-        finished = time.perf_counter()
-        self._next_checkpoint = finished + 50 * (finished - started)
-
-    def finish(self, graded, counter, **results):
-        """Write `result.json` and print it; `counter` ('epoch', 'batch') is what the graded rows' `at` counts.
-
-        Each further result is a dict of numbers.
-        """
-        self._write_json('result.json', {'graded': graded, **results, 'finished': _now()})
-        print(f'\n{graded_table(graded, counter)}\n')
-        for name, values in results.items():
-            print(f'{name}: ' + ', '.join(f'{key} {value:.5g}' for key, value in values.items()))
-        print(f'run folder: {self.folder}')
-
-    def _write_json(self, name, content):
-        (self.folder / name).write_text(json.dumps(content, indent=2) + '\n')
-
-
-def load_run(folder, script, device):
-    """(config, checkpoint) of a run that `script` made: two dicts, the checkpoint's tensors on `device`.
-
-    Raises:
-        UserError: the folder holds no such run, or its files cannot be read.
-    """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / 'config.json').read_text())
-        maker = config['script']
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{folder} is not a run folder: {folder / "config.json"} is missing or unreadable') from error
-    if maker != script:
-        raise UserError(f'{folder} is a run of {maker}, not of {script}')
-    try:
-        checkpoint = torch.load(folder / 'checkpoint.pt', map_location=device, weights_only=True)
-    except Exception as error:  # there is no exception that foreign bytes do not make an unpickler raise
-        raise UserError(f'{folder / "checkpoint.pt"} is missing, truncated or foreign') from error
-    return config, checkpoint
-
-
-def grade(quantity, unit, at, value, reference, comparable=True, passes=None):
-    """A row of the graded table: `at` is an epoch or a batch, a `value` of None was not reached.
-
-    A value passes at or below the reference, unless `passes` says otherwise.
-    """
-    if not comparable:
-        verdict = 'not comparable'
-    elif value is None:
-        verdict = 'not reached'
-    else:
-        verdict = 'pass' if (value <= reference if passes is None else passes) else 'falls short'
-    return {'quantity': quantity, 'unit': unit, 'at': at, 'value': value, 'reference': reference, 'verdict': verdict}
-
-
-def graded_table(graded, counter):
-    """The graded rows as text, one aligned line each under a heading."""
-    rows = [('quantity', 'unit', f'at {counter}', 'this run', 'reference', 'verdict')]
-    for row in graded:
-        value = '-' if row['value'] is None else f'{row["value"]:.3f}'
-        rows.append((row['quantity'], row['unit'], f'{row["at"]:,}', value, f'{row["reference"]:.3f}', row['verdict']))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(cell.rjust(width) if i in (2, 3, 4) else cell.ljust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
-
-
-def device_name(device):
-    """The hardware in words, for the record: the GPU's name, or the processor's with the threads PyTorch uses."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    if device.type == 'mps':
-        return f'{platform.machine()} GPU (Metal)'
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
-    return f'{model}, {torch.get_num_threads()} threads'
-
-
-def _claim_folder(folder):
-    """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is free; of two runs only one can get it."""
-    for suffix in itertools.chain([''], (f'-{n}' for n in itertools.count(2))):
-        candidate = folder.parent / (folder.name + suffix)
-        candidate.mkdir(parents=True, exist_ok=True)
-        if not any(candidate.iterdir()):
-            with contextlib.suppress(FileExistsError):
-                (candidate / 'config.json').touch(exist_ok=False)
-                return candidate
-
-
-def _git_commit():
-    """The commit of this source, with '-dirty' if files differ from it; None outside a git checkout."""
-    try:
-        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
-                              cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _now():
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')

@@ -22,6 +22,14 @@ SHAPES = {'x_train': (60_000, 28, 28), 'y_train': (60_000,), 'x_test': (10_000, 
 IDX_FILES = {'x_train': 'train-images-idx3-ubyte', 'y_train': 'train-labels-idx1-ubyte',
              'x_test': 't10k-images-idx3-ubyte', 'y_test': 't10k-labels-idx1-ubyte'}
 
+# SHA-256 of each array's bytes, row by row.
+MNIST_SHA256 = {
+    'x_train': '741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757',
+    'y_train': '1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13',
+    'x_test': '6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161',
+    'y_test': 'ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5',
+}
+
 # SHA-256 of the uniform draws behind the static binarisation (see `static_draw`).
 STATIC_DRAW_SHA256 = '97df49202683a78f8b54152b64a9effa709e4f9dd1e12af8c7ac253e4d8f2cce'
 
@@ -97,6 +105,12 @@ class Stream:
             rows, self.order = self.order[:self.batch_size], self.order[self.batch_size:]
             yield self.images.index_select(0, rows).float()
 
+    def state_dict(self):
+        return {'order': self.order.clone()}  # without the storage of the whole pass
+
+    def load_state_dict(self, state):
+        self.order = state['order'].to(self.images.device)
+
 
 def mnist(data_dir=None, batch_size=128, device='cpu', max_shift=0):
     """Grey MNIST: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0..255.
@@ -107,7 +121,7 @@ def mnist(data_dir=None, batch_size=128, device='cpu', max_shift=0):
         max_shift: shift each training image by up to this many pixels along each axis, afresh in every epoch.
 
     Raises:
-        DataError: a file is missing, unreadable or of the wrong shape.
+        DataError: a file is missing, unreadable or not MNIST's.
     """
     arrays = read_mnist(data_dir)
     train, val = np.split(arrays['x_train'], [-N_VALIDATION])
@@ -127,7 +141,7 @@ def bmnist(data_dir=None, batch_size=128, device='cpu', binarize='static'):
             'threshold', 1 where the intensity is above 0.5; 'larochelle', Larochelle's own fixed draw.
 
     Raises:
-        DataError: a file is missing, unreadable, of the wrong shape or (larochelle) has the wrong checksum.
+        DataError: a file is missing, unreadable, or not MNIST's or Larochelle's.
     """
     if binarize not in BINARIZATIONS:
         raise ValueError(f'binarize must be one of {", ".join(BINARIZATIONS)}, not {binarize!r}')
@@ -188,9 +202,18 @@ def read_mnist(data_dir=None):
     """MNIST as uint8 arrays x_train [60000, 28, 28], y_train [60000], x_test [10000, 28, 28], y_test [10000].
 
     Raises:
-        DataError: a file is missing, unreadable or of the wrong shape.
+        DataError: a file is missing, unreadable, of the wrong shape, or holds anything but MNIST to the last bit.
     """
     folder = Path(data_dir) if data_dir is not None else Path(__file__).parent
+    arrays = _read_arrays(folder)
+    for key, array in arrays.items():
+        if hashlib.sha256(array).hexdigest() != MNIST_SHA256[key]:
+            raise DataError(f'{folder}: {key} is not MNIST\'s (its SHA-256 is another): the file is damaged, or of '
+                            'another data set')
+    return arrays
+
+
+def _read_arrays(folder):
     if folder.is_file():
         raise DataError(f'{folder} is a file: name the folder that holds it')
     archive = folder / 'mnist.npz'

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+import runs
 import training
 from datasets import N_PIXELS, Stream, bmnist, mnist
 from tests import plain
@@ -166,8 +167,8 @@ def main():
     args = parser.parse_args()
     device = training.select_device(args.device)
     peak = peak_gflops(device)
-    print(f'{training.device_name(device)}; a square 4096 product runs at {peak:.0f} GFLOP/s')
-    results = {'device': training.device_name(device), 'workers': args.workers, 'peak_gflops': peak}
+    print(f'{runs.device_name(device)}; a square 4096 product runs at {peak:.0f} GFLOP/s')
+    results = {'device': runs.device_name(device), 'workers': args.workers, 'peak_gflops': peak}
     makers = {'vae': (ours_vae, plain_vae), 'nf': (ours_nf, plain_nf), 'gan': (ours_gan, plain_gan)}
     for name, (make_ours, make_plain) in makers.items():
         ours, theirs = Trainee(make_ours, device), Trainee(make_plain, device, args.workers)

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
-from tests.conftest import ROOT
 from PIL import Image
+
+import runs
+from tests.conftest import ROOT
 
 TINY = {
     'a3_vae_template.py': ['--epochs', '2', '--zdim', '2', '--hidden_dim', '8', '--batch_size', '2000'],
@@ -32,10 +34,6 @@ def finished(tmp_path_factory):
     return runs
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-
-
 @pytest.mark.parametrize('name', TINY)
 def test_every_run_folder(finished, name):
     process, folder = finished[name]
@@ -56,9 +54,9 @@ def test_every_run_folder(finished, name):
 def test_vae_files(finished):
     _, folder = finished['a3_vae_template.py']
     assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', 'checkpoint.pt', 'elbo.png', 'elbo.pdf',
+        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'elbo.png', 'elbo.pdf',
         *(f'{kind}_{epoch:03d}.png' for kind in ('samples', 'manifold') for epoch in (0, 1, 2))}
-    lines = metrics(folder)
+    lines = runs.read_metrics(folder)
     assert [line['epoch'] for line in lines] == [1, 2]
     assert lines[0].keys() == {'epoch', 'train_neg_elbo_nats', 'val_neg_elbo_nats', 'val_recon_nats', 'val_kl_nats',
                                'val_report_nats', 'seconds'}
@@ -72,9 +70,9 @@ def test_vae_files(finished):
 def test_nf_files(finished):
     _, folder = finished['a3_nf_template.py']
     assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', 'checkpoint.pt', 'bpd.png', 'bpd.pdf',
+        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'bpd.png', 'bpd.pdf',
         *(f'samples_{epoch:03d}.png' for epoch in (0, 1, 2))}
-    lines = metrics(folder)
+    lines = runs.read_metrics(folder)
     assert [line['epoch'] for line in lines] == [1, 2]
     assert lines[0].keys() == {'epoch', 'train_bpd', 'val_bpd', 'val_bpd_shifted', 'seconds'}
     assert lines[1]['train_bpd'] < lines[0]['train_bpd'] < 27  # an untrained flow, the identity, has 27.7
@@ -86,9 +84,9 @@ def test_nf_files(finished):
 def test_gan_files(finished):
     _, folder = finished['a3_gan_template.py']
     assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', 'checkpoint.pt', 'loss.png', 'loss.pdf', 'samples_000001.png',
+        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'loss.png', 'loss.pdf', 'samples_000001.png',
         'samples_000029.png', 'samples_fresh.png', 'interpolation_report.png', 'interpolation_pair.png'}
-    lines = metrics(folder)
+    lines = runs.read_metrics(folder)
     assert [line['batch'] for line in lines] == [10, 20, 29]
     assert lines[0].keys() == {'batch', 'g_loss', 'd_loss', 'd_real', 'd_fake', 'seconds'}
 
@@ -99,8 +97,8 @@ def test_the_same_seed_gives_the_same_numbers(finished, tmp_path):
     for seed, same in (('0', True), ('1', False)):
         process = run_script(name, *TINY[name], '--seed', seed, '--out', str(tmp_path / seed))
         assert process.returncode == 0, process.stderr
-        again = [line | {'seconds': None} for line in metrics(tmp_path / seed)]
-        assert (again == [line | {'seconds': None} for line in metrics(folder)]) == same
+        again = [line | {'seconds': None} for line in runs.read_metrics(tmp_path / seed)]
+        assert (again == [line | {'seconds': None} for line in runs.read_metrics(folder)]) == same
 
 
 def test_gan_generate(finished, tmp_path):

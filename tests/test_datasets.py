@@ -6,16 +6,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 import datasets
 from datasets import BINARIZATIONS, DataError, Stream, bmnist, mnist, random_shift, read_larochelle, read_mnist
 
-MNIST_SHA256 = {
-    'x_train': '741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757',
-    'y_train': '1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13',
-    'x_test': '6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161',
-    'y_test': 'ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5',
-}
 # Of each split's bits through numpy.packbits.
 STATIC_SHA256 = {
     'train': '55381f763a3d1ea1b5f3837f2e5fb64df6d293cb7a3b86981fb7d22374638c70',
@@ -43,7 +38,7 @@ def write_files(folder, files):
 
 
 def test_mnist_is_the_original(arrays):
-    assert {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()} == MNIST_SHA256
+    assert {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()} == datasets.MNIST_SHA256
 
 
 def test_splits(arrays):
@@ -248,6 +243,74 @@ def test_an_archive_that_is_a_folder_is_named(tmp_path):
     (tmp_path / 'mnist.npz').mkdir()
     with pytest.raises(DataError, match='mnist.npz'):
         read_mnist(tmp_path)
+
+
+DAMAGE = st.one_of(
+    st.tuples(st.just('cut'), st.integers(0, 2 ** 32), st.just(b'')),
+    *(st.tuples(st.just(how), st.integers(0, 2 ** 32), st.binary(min_size=1, max_size=4)) for how in ('overwrite', 'insert')))
+
+
+def damaged(content, damage):
+    """The content with some bytes gone, changed or added at a place anywhere in it."""
+    how, place, new = damage
+    place %= len(content)
+    rest = {'cut': b'', 'overwrite': content[place + len(new):], 'insert': content[place:]}[how]
+    return content[:place] + new + rest
+
+
+@pytest.fixture
+def mnist_folder(tmp_path, arrays):
+    def folder(kind):
+        """A folder with MNIST as npz, idx or gz; the path of one file in it, and that file's bytes."""
+        if kind == 'npz':
+            path = tmp_path / 'mnist.npz'
+            np.savez_compressed(path, **arrays)
+            return path, path.read_bytes()
+        for key, name in datasets.IDX_FILES.items():
+            array = arrays[key]
+            (tmp_path / name).write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>i4').tobytes()
+                                          + array.tobytes())
+        path = tmp_path / datasets.IDX_FILES['y_test']
+        if kind == 'gz':
+            path.with_name(path.name + '.gz').write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+            path = path.with_name(path.name + '.gz')
+        return path, path.read_bytes()
+
+    return folder
+
+
+@pytest.mark.parametrize('kind', ['npz', 'idx', 'gz'])
+def test_any_damage_is_found_or_harmless(mnist_folder, arrays, kind):
+    path, content = mnist_folder(kind)
+
+    @settings(max_examples=25, deadline=None)
+    @given(DAMAGE)
+    @example(('overwrite', len(content) // 2, b'\0'))
+    def check(damage):
+        path.write_bytes(damaged(content, damage))
+        try:
+            read = read_mnist(path.parent)
+        except DataError as error:
+            assert '\n' not in str(error)
+        else:
+            assert all(np.array_equal(read[key], arrays[key]) for key in arrays)
+
+    check()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DAMAGE)
+def test_any_damage_to_a_larochelle_file_is_found_or_harmless(small_larochelle, damage):
+    path, rows = small_larochelle['val']
+    content = '\n'.join(' '.join(map(str, row)) for row in rows).encode()
+    path.write_bytes(damaged(content, damage))
+    try:
+        bits = read_larochelle(path.parent, 'val')
+    except DataError as error:
+        assert '\n' not in str(error)
+    else:
+        assert np.array_equal(bits, rows)
 
 
 @pytest.fixture

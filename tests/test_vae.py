@@ -185,7 +185,7 @@ def test_validation_changes_nothing(images):
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-@pytest.mark.parametrize('protocol', script.PROTOCOLS)
+@pytest.mark.parametrize('protocol', script.REFERENCES)
 def test_only_the_report_trains_on_the_validation_split(images, protocol):
     torch.manual_seed(0)
     model = VAE(hidden_dim=8, z_dim=3, protocol=protocol)
