@@ -27,6 +27,7 @@ Seed 0 averages 1.18 (generator) and 1.20 nats (discriminator), D 0.54 on real a
 import itertools
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -186,12 +187,15 @@ def train_batch(generator, discriminator, optimizers, real, real_label=0.9, fake
     return torch.stack([g_losses, d_losses, d_real, d_fake]).mean(dim=1)
 
 
-def save_loss_plot(batches, g_losses, d_losses, filename, real_label=0.9, fake_label=0.0):
-    """Write both losses over batches to `filename` (PNG, and PDF beside it), with the report's and the theoretical levels."""
+def save_loss_plot(batches, g_losses, d_losses, filename, real_label=0.9, fake_label=0.0, title=None):
+    """Write both losses over batches to `filename` (PNG, and PDF beside it), with the report's and the theoretical levels.
+
+    The losses are lists of nats, or one such list per seed.
+    """
     _, g_level, d_level = equilibrium(real_label, fake_label)
     figures.save_curves(filename, {'generator': (figures.TRAIN, batches, g_losses),
                                    'discriminator': (figures.VALIDATION, batches, d_losses)},
-                        'batch', 'loss (nats)', inset=False, levels=[
+                        'batch', 'loss (nats)', inset=False, title=title, levels=[
                             (REFERENCE_LOSS, figures.REFERENCE, f'both, the report {REFERENCE_LOSS}'),
                             (g_level, figures.TRAIN, f'generator at equilibrium {g_level:.2f}'),
                             (d_level, figures.VALIDATION, f'discriminator at equilibrium {d_level:.2f}')])
@@ -199,8 +203,8 @@ def save_loss_plot(batches, g_losses, d_losses, filename, real_label=0.9, fake_l
 
 # Grading and command line
 
-def graded(args, history, measures):
-    """The graded table's rows from the lines of `metrics.jsonl` and the sample measures.
+def graded(args, history, results):
+    """The graded table's rows, from the lines of `metrics.jsonl` and the further results of `result.json`, if any.
 
     Losses and probabilities are averages over the last tenth of the batches.
     """
@@ -210,28 +214,32 @@ def graded(args, history, measures):
     labels = (0.9, 0.1) if args.protocol == 'report' else (0.9, 0.0)
     comparable = (args.latent_dim, args.batch_size, args.real_label, args.fake_label) == (100, 64, *labels)
 
-    def grade(*row, **kwargs):
-        rows.append(runs.grade(*row, comparable=comparable, **kwargs))
+    def grade(quantity, unit, at, value, reference, passes=None):
+        """`passes(value)` says whether a value does that is there; None is at most the reference."""
+        rows.append(runs.grade(quantity, unit, at, value, reference, comparable,
+                               None if value is None or passes is None else passes(value)))
 
     mean = {key: sum(line[key] for line in tail) / len(tail) if reached else None
             for key in ('g_loss', 'd_loss', 'd_real', 'd_fake')}
     rows = []
     if args.protocol == 'report':
         for name, key in (('generator loss', 'g_loss'), ('discriminator loss', 'd_loss')):
-            grade(f'{name}, 0.9 to 1.5', 'nats', at, mean[key], REFERENCE_LOSS, passes=reached and 0.9 <= mean[key] <= 1.5)
+            grade(f'{name}, 0.9 to 1.5', 'nats', at, mean[key], REFERENCE_LOSS, lambda loss: 0.9 <= loss <= 1.5)
         grade('distance of the two losses, at most', 'nats', at,
               abs(mean['g_loss'] - mean['d_loss']) if reached else None, 0.35)
     else:
         grade('D on real images, at most', 'probability', at, mean['d_real'], 0.80)
-        grade('D on generated images, at least', 'probability', at, mean['d_fake'], 0.10,
-              passes=reached and mean['d_fake'] >= 0.10)
-    ratio = measures['mean_distance'] / measures['mean_distance_real']
-    grade('mean distance of two samples over real, at least', 'ratio', last, ratio, 0.85, passes=ratio >= 0.85)
-    grade(f'repeats in {N_DIVERSITY:,} samples, at most', 'images', last, measures['repeats'], 0)
+        grade('D on generated images, at least', 'probability', at, mean['d_fake'], 0.10, lambda d: d >= 0.10)
+    samples = results.get('samples', {})
+    ratio = samples['mean_distance'] / samples['mean_distance_real'] if samples else None
+    grade('mean distance of two samples over real, at least', 'ratio', last, ratio, 0.85, lambda ratio: ratio >= 0.85)
+    grade(f'repeats in {N_DIVERSITY:,} samples, at most', 'images', last, samples.get('repeats'), 0)
     return rows
 
 
 def main(args):
+    if args.generate is not None:
+        return generate_from_run(args)
     device = training.select_device(args.device)
     train, val, test = mnist(args.data_dir, args.batch_size, device)
     batches = Stream(torch.cat([train.images, val.images]), args.batch_size)  # a GAN needs no validation split
@@ -240,7 +248,10 @@ def main(args):
         raise runs.UserError(f'--batch_size {args.batch_size}: {args.n_epochs} epochs have fewer images')
     torch.manual_seed(args.seed)
     generator, discriminator = Generator(args.latent_dim).to(device), Discriminator().to(device)
-    optimizers = [torch.optim.Adam(model.parameters(), lr=args.lr, fused=True) for model in (generator, discriminator)]
+    optimizers = [training.adam(model, args.lr, device, args.no_graph) for model in (generator, discriminator)]
+    step = training.captured(partial(train_batch, generator, discriminator, optimizers, real_label=args.real_label,
+                                     fake_label=args.fake_label),
+                             generator, discriminator, *optimizers, device=device, no_graph=args.no_graph)
     with training.separate_random_numbers(args.seed, device):
         fixed_latents = sample_latents(25, args.latent_dim, device)
 
@@ -256,7 +267,7 @@ def main(args):
     with run.ending_with(save_curves), training.progress_bar(n_batches, run.count) as bar:
         rest = itertools.islice(training.counted(batches, bar), n_batches - run.count)
         for batch, grey in enumerate(rest, start=run.count + 1):
-            sums.append(train_batch(generator, discriminator, optimizers, grey / 127.5 - 1, args.real_label, args.fake_label))
+            sums.append(step(grey / 127.5 - 1))
             if batch in PICTURES or batch % 10_000 == 0 or batch == n_batches:
                 figures.save_grid(run.folder / f'samples_{batch:06d}.png',
                                   {f'batch {batch:,}': generate(generator, fixed_latents).cpu()}, n_columns=5)
@@ -273,9 +284,9 @@ def main(args):
         save_final_pictures(generator, run.folder)
         samples = generate(generator, sample_latents(N_DIVERSITY, args.latent_dim, device))
     mean_distance, repeats = diversity(samples)
-    measures = {'mean_distance': mean_distance, 'repeats': repeats,
-                'mean_distance_real': diversity(test.images.float() / 255)[0]}
-    run.finish(graded(args, run.history, measures), 'batch', samples=measures)
+    results = {'samples': {'mean_distance': mean_distance, 'repeats': repeats,
+                           'mean_distance_real': diversity(test.images.float() / 255)[0]}}
+    run.finish(graded(args, run.history, results), 'batch', results)
 
 
 def save_final_pictures(generator, folder):
@@ -315,7 +326,7 @@ def generate_from_run(args):
     print(filename)
 
 
-def parse_args():
+def parse_args(argv=None):
     number = training.number
     parser = training.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--n_epochs', type=number(int, at_least=1), default=200, help='passes over the 60,000 images')
@@ -333,7 +344,7 @@ def parse_args():
     parser.add_optional_argument('--generate', metavar='RUN', help='draw images from this run folder, without training')
     parser.add_argument('--n', type=number(int, at_least=1), default=100, help='images to draw with --generate')
     parser.add_common_arguments()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.batch_size == 1:
         parser.error('--batch_size 1: batch norm needs the variance of a batch, so of at least 2 images')
     if args.fake_label is None:
@@ -344,5 +355,4 @@ def parse_args():
 
 
 if __name__ == '__main__':
-    arguments = parse_args()
-    training.run_script(main if arguments.generate is None else generate_from_run, arguments)
+    training.run_script(main, parse_args)

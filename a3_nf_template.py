@@ -19,7 +19,9 @@ Seed 0 reaches 1.995 validation bits per dimension after 1 epoch, 1.813 after 10
 
 import math
 import time
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -35,7 +37,6 @@ REFERENCE_BPD = {1: 2.098, 10: 1.880, 40: 1.826, 100: 1.804}
 ASSIGNMENT_BPD = (40, 1.85)
 ALPHA = 1e-5  # keeps the logit finite at black and white
 MAX_SHIFT = 1  # pixels: the report's 5% of an image's side is 1.4, and images move by whole pixels
-AVERAGE_EVERY = 10  # steps between updates of the averaged weights
 
 
 # Model
@@ -185,45 +186,60 @@ def save_samples(model, filename, heading):
 
 # Training and evaluation
 
-def epoch_iter(model, data, optimizer, average=None, max_norm=5.0):
+def train_step(model, optimizer, max_norm, batch):
+    """One optimiser step on grey images [batch, 784], 0..255; returns the sum of log p(x) over them in nats, a scalar."""
+    log_px_nats = model(batch)
+    optimizer.zero_grad()
+    (-log_px_nats.mean()).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    return log_px_nats.detach().sum()
+
+
+@torch.no_grad()
+def evaluation_step(model, batch):
+    """The sum of log p(x) over grey images [batch, 784] in nats, a scalar."""
+    return model(batch).sum()
+
+
+def epoch_iter(model, data, optimizer, average=None, max_norm=5.0, step=None):
     """One pass over the data, in which the model is trained if it is in training mode, and only evaluated otherwise.
 
     Args:
         data: iterable of batches of grey images [batch, 784], 0..255.
         average: a `training.WeightAverage` to update after every optimiser step, if any.
         max_norm: the norm to clip the gradient at, of -log p(x) in nats averaged over the batch.
+        step: what to do with a batch, `train_step` or `evaluation_step` of this model unless given (a captured one).
 
     Returns:
         Bits per dimension averaged over all images; while training, with the weights of the moment.
     """
+    if step is None:
+        step = partial(train_step, model, optimizer, max_norm) if model.training else partial(evaluation_step, model)
     sums, n_images = [], 0
-    with torch.set_grad_enabled(model.training):
-        for batch in data:
-            log_px_nats = model(batch)
-            if model.training:
-                optimizer.zero_grad()
-                (-log_px_nats.mean()).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-                optimizer.step()
-                if average is not None:
-                    average.update(model)
-            sums.append(log_px_nats.detach().sum())
-            n_images += len(batch)
+    for batch in data:
+        sums.append(step(batch))
+        n_images += len(batch)
+        if model.training and average is not None:
+            average.update(model)
     # The one place where the host waits for the device.
     return bits_per_dimension(torch.stack(sums).cpu().double().sum().item() / n_images)
 
 
-def run_epoch(model, data, optimizer, average=None, max_norm=5.0):
-    """Train on data[0], validate on data[1] (with an `average`, its weights): both in bits per dimension."""
+def run_epoch(model, data, optimizer, average=None, max_norm=5.0, steps=(None, None)):
+    """Train on data[0], validate on data[1] (with an `average`, its weights): both in bits per dimension.
+
+    `steps` are those of `epoch_iter` for training and for validating, if they are not the default ones.
+    """
     train, val = data
-    train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm)
-    return train_bpd, evaluate(model if average is None else average.model, val)
+    train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm, steps[0])
+    return train_bpd, evaluate(model if average is None else average.model, val, step=steps[1])
 
 
-def evaluate(model, data, seed=0):
+def evaluate(model, data, seed=0, step=None):
     """Bits per dimension over the whole split, without touching the model or the run's random numbers."""
     with training.separate_random_numbers(seed, next(model.parameters()).device):
-        return epoch_iter(model.eval(), data, optimizer=None)
+        return epoch_iter(model.eval(), data, optimizer=None, step=step)
 
 
 def evaluate_shifted(model, data, seed=0):
@@ -244,18 +260,29 @@ def inverse_error(model, images):
     return (y_back - y).abs().max().item(), (logits_back - logits).abs().max().item()
 
 
-def save_bpd_plot(train_curve, val_curve, filename, references=()):
-    """Write the curves of bits per dimension per epoch to `filename` (PNG, and PDF beside it)."""
-    curves = {'training (shifted images)': (figures.TRAIN, train_curve), 'validation': (figures.VALIDATION, val_curve)}
-    figures.save_curves(filename, {label: (colour, range(1, len(curve) + 1), curve)
-                                   for label, (colour, curve) in curves.items()},
-                        'epoch', 'bits per dimension', references)
+def save_bpd_plot(train_curve, val_curve, filename, references=(), shifted=None, title=None):
+    """Write the curves of bits per dimension per epoch to `filename` (PNG, and PDF beside it).
+
+    A curve is a list of bits per dimension per epoch, or one such list per seed; `shifted` is (epochs, bits per dimension) of
+    the shifted validation images, which the report's values, the `references`, are of.
+    """
+    curves = {'training (shifted images)': (figures.TRAIN, range(1, np.shape(train_curve)[-1] + 1), train_curve),
+              'validation': (figures.VALIDATION, range(1, np.shape(val_curve)[-1] + 1), val_curve)}
+    if shifted is not None:
+        curves['validation, shifted images'] = (figures.THIRD, *shifted)
+    figures.save_curves(filename, curves, 'epoch', 'bits per dimension', references, title=title)
 
 
 # Grading and command line
 
-def graded(args, history):
-    """The graded table's rows from the lines of `metrics.jsonl`."""
+def shifted_curve(history):
+    """(epochs, bits per dimension) of the shifted validation images, where they were evaluated; None if nowhere."""
+    points = [(line['epoch'], line['val_bpd_shifted']) for line in history if 'val_bpd_shifted' in line]
+    return tuple(zip(*points)) or None
+
+
+def graded(args, history, results):
+    """The graded table's rows, from the lines of `metrics.jsonl` and the further results of `result.json`, if any."""
     comparable = args.n_flows == 4 and args.n_hidden == 1024
     at = {line['epoch']: line for line in history}
     rows = [runs.grade(quantity, 'bits/dim', epoch, at.get(epoch, {}).get(key), reference, comparable)
@@ -273,8 +300,11 @@ def main(args):
     train, val, test = mnist(args.data_dir, args.batch_size, device, MAX_SHIFT)
     torch.manual_seed(args.seed)
     model = Model([N_PIXELS], args.n_flows, args.n_hidden).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-    average = training.WeightAverage(model, args.ema_decay, AVERAGE_EVERY)
+    optimizer = training.adam(model, args.lr, device, args.no_graph)
+    average = training.WeightAverage(model, args.ema_decay)
+    steps = (training.captured(partial(train_step, model, optimizer, args.max_norm), model, optimizer, device=device,
+                               no_graph=args.no_graph),
+             training.captured(partial(evaluation_step, average.model), device=device, no_graph=args.no_graph))
 
     run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 
@@ -284,7 +314,9 @@ def main(args):
 
     def save_curves():
         save_bpd_plot([line['train_bpd'] for line in run.history], [line['val_bpd'] for line in run.history],
-                      run.folder / 'bpd.png', [(epoch, bpd, 'the report') for epoch, bpd in REFERENCE_BPD.items()])
+                      run.folder / 'bpd.png',
+                      [(epoch, bpd, 'the report (shifted)') for epoch, bpd in REFERENCE_BPD.items()],
+                      shifted_curve(run.history))
 
     if run.count == 0:
         save_pictures(0)
@@ -293,7 +325,8 @@ def main(args):
         for epoch in range(run.count + 1, args.epochs + 1):
             bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
             started = time.perf_counter()
-            train_bpd, val_bpd = run_epoch(model, (training.counted(train, bar), val), optimizer, average, args.max_norm)
+            train_bpd, val_bpd = run_epoch(model, (training.counted(train, bar), val), optimizer, average, args.max_norm,
+                                           steps)
             line = {'epoch': epoch, 'train_bpd': train_bpd, 'val_bpd': val_bpd}
             if epoch in REFERENCE_BPD or epoch == args.epochs:
                 line['val_bpd_shifted'] = evaluate_shifted(average.model, val)
@@ -304,12 +337,12 @@ def main(args):
             run.save_checkpoint(last=epoch == args.epochs)
 
     pixel_error, logit_error = inverse_error(average.model, next(iter(test)))
-    run.finish(graded(args, run.history), 'epoch',
-               test={'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
-               inverse_error={'pixels': pixel_error, 'logit': logit_error})
+    results = {'test': {'bpd': evaluate(average.model, test), 'bpd_shifted': evaluate_shifted(average.model, test)},
+               'inverse_error': {'pixels': pixel_error, 'logit': logit_error}}
+    run.finish(graded(args, run.history, results), 'epoch', results)
 
 
-def parse_args():
+def parse_args(argv=None):
     number = training.number
     parser = training.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--epochs', type=number(int, at_least=1), default=100, help='passes over the training images')
@@ -322,11 +355,11 @@ def parse_args():
     parser.add_argument('--ema_decay', type=number(float, at_least=0, below=1), default=0.999, help='evaluate an '
                         'exponential moving average of the weights with this decay per step; 0 for none')
     parser.add_common_arguments()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out is None:
         args.out = f'runs/nf-seed{args.seed}'
     return args
 
 
 if __name__ == '__main__':
-    training.run_script(main, parse_args())
+    training.run_script(main, parse_args)

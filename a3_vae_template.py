@@ -12,8 +12,10 @@ Seed 0 reaches a validation negative ELBO of 98.87 nats after 40 epochs (the bes
 """
 
 import time
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -150,77 +152,91 @@ def manifold(model, n=20):
 
 # Training and evaluation
 
-def epoch_iter(model, data, optimizer, average=None):
+def train_step(model, optimizer, batch):
+    """One optimiser step on binary images [batch, 784]; returns the sum over them of each term of `Nats`, [4]."""
+    terms = model.terms(batch)
+    objective = terms.report if model.protocol == 'report' else terms.neg_elbo
+    optimizer.zero_grad()
+    objective.mean().backward()
+    optimizer.step()
+    return torch.stack(terms).detach().sum(dim=1)
+
+
+@torch.no_grad()
+def evaluation_step(model, batch):
+    """The sum over binary images [batch, 784] of each term of `Nats`, [4]."""
+    return torch.stack(model.terms(batch)).sum(dim=1)
+
+
+def epoch_iter(model, data, optimizer, average=None, step=None):
     """One pass over the data, in which the model is trained if it is in training mode, and only evaluated otherwise.
 
     Args:
         data: iterable of binary image batches [batch, 784].
         average: a `training.WeightAverage` to update after every optimiser step, if any.
+        step: what to do with a batch, `train_step` or `evaluation_step` of this model unless given (a captured one).
 
     Returns:
         Nats: each term averaged over all images; while training, with the weights of the moment.
     """
+    if step is None:
+        step = partial(train_step, model, optimizer) if model.training else partial(evaluation_step, model)
     sums, n_images = [], 0
-    with torch.set_grad_enabled(model.training):
-        for batch in data:
-            terms = model.terms(batch)
-            if model.training:
-                objective = terms.report if model.protocol == 'report' else terms.neg_elbo
-                optimizer.zero_grad()
-                objective.mean().backward()
-                optimizer.step()
-                if average is not None:
-                    average.update(model)
-            sums.append(torch.stack(terms).detach().sum(dim=1))
-            n_images += len(batch)
+    for batch in data:
+        sums.append(step(batch))
+        n_images += len(batch)
+        if model.training and average is not None:
+            average.update(model)
     # The one place where the host waits for the device.
     return Nats(*(torch.stack(sums).cpu().double().sum(dim=0) / n_images).tolist())
 
 
-def run_epoch(model, data, optimizer, average=None):
+def run_epoch(model, data, optimizer, average=None, steps=(None, None)):
     """Train on data[0], validate on data[1]; returns both passes' averages, (Nats, Nats).
 
     With an `average`, its weights are the ones validated. Not so with protocol 'report': there the validation pass steps the
     optimiser as well, because the report never left training mode, and its number describes images being trained on.
+    `steps` are those of `epoch_iter` for training and for validating, if they are not the default ones.
     """
     train, val = data
-    train_nats = epoch_iter(model.train(), train, optimizer, average)
+    train_step, evaluation_step = steps
+    train_nats = epoch_iter(model.train(), train, optimizer, average, train_step)
     if model.protocol == 'report':
-        return train_nats, epoch_iter(model, val, optimizer, average)
-    return train_nats, evaluate(model if average is None else average.model, val)
+        return train_nats, epoch_iter(model, val, optimizer, average, train_step)
+    return train_nats, evaluate(model if average is None else average.model, val, step=evaluation_step)
 
 
-def evaluate(model, data, seed=0):
+def evaluate(model, data, seed=0, step=None):
     """Averages over the whole split, as Nats, without touching the model or the run's random numbers."""
     device = model.decoder.output.bias.device
     with training.separate_random_numbers(seed, device):
-        return epoch_iter(model.eval(), data, optimizer=None)
+        return epoch_iter(model.eval(), data, optimizer=None, step=step)
 
 
-def save_elbo_plot(train_curve, val_curve, filename, references=(), report_curve=None):
-    """Write the curves of negative ELBO per epoch, lists of nats, to `filename` (PNG, and PDF beside it)."""
+def save_elbo_plot(train_curve, val_curve, filename, references=(), report_curve=None, title=None):
+    """Write the curves of negative ELBO per epoch to `filename` (PNG, and PDF beside it).
+
+    A curve is a list of nats per epoch, or one such list per seed.
+    """
     curves = {'training': (figures.TRAIN, train_curve), 'validation': (figures.VALIDATION, val_curve)}
     if report_curve is not None:
-        curves["validation as the report counts (no bound)"] = (figures.THIRD, report_curve)
-    figures.save_curves(filename, {label: (colour, range(1, len(curve) + 1), curve)
+        curves['validation as the report counts (no bound)'] = (figures.THIRD, report_curve)
+    figures.save_curves(filename, {label: (colour, range(1, np.shape(curve)[-1] + 1), curve)
                                    for label, (colour, curve) in curves.items()},
-                        'epoch', 'negative ELBO (nats per image)', references)
+                        'epoch', 'negative ELBO (nats per image)', references, title=title)
 
 
 # Grading and command line
 
-def graded(args, history):
-    """The graded table's rows from the lines of `metrics.jsonl`."""
+def graded(args, history, results):
+    """The graded table's rows, from the lines of `metrics.jsonl` and the further results of `result.json`, if any."""
     report_model = args.zdim == 20 and args.hidden_dim == 500
     fixed_bits = args.binarize in ('static', 'larochelle')
-    at = {line['epoch']: line for line in history}
-    rows = []
-    for protocol, key, quantity in (('standard', 'val_neg_elbo_nats', 'validation negative ELBO'),
-                                    ('report', 'val_report_nats', 'the report\'s "ELBO" (not a bound)')):
-        epoch, reference, _ = REFERENCES[protocol]
-        rows.append(runs.grade(quantity, 'nats', epoch, at.get(epoch, {}).get(key), reference,
-                               comparable=args.protocol == protocol and report_model and fixed_bits))
-    return rows
+    epoch, reference, _ = REFERENCES[args.protocol]
+    quantity, key = {'standard': ('validation negative ELBO', 'val_neg_elbo_nats'),
+                     'report': ('the report\'s "ELBO" (not a bound)', 'val_report_nats')}[args.protocol]
+    value = next((line[key] for line in history if line['epoch'] == epoch), None)
+    return [runs.grade(quantity, 'nats', epoch, value, reference, comparable=report_model and fixed_bits)]
 
 
 def main(args):
@@ -228,8 +244,10 @@ def main(args):
     train, val, test = bmnist(args.data_dir, args.batch_size, device, args.binarize)
     torch.manual_seed(args.seed)
     model = VAE(args.hidden_dim, args.zdim, args.protocol).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    optimizer = training.adam(model, args.lr, device, args.no_graph)
     average = training.WeightAverage(model, args.ema_decay)
+    steps = (training.captured(partial(train_step, model, optimizer), model, optimizer, device=device, no_graph=args.no_graph),
+             training.captured(partial(evaluation_step, average.model), device=device, no_graph=args.no_graph))
 
     run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 
@@ -254,7 +272,7 @@ def main(args):
         for epoch in range(run.count + 1, args.epochs + 1):
             bar.set_description(f'epoch {epoch}/{args.epochs}', refresh=False)
             started = time.perf_counter()
-            train_nats, val_nats = run_epoch(model, (training.counted(train, bar), val), optimizer, average)
+            train_nats, val_nats = run_epoch(model, (training.counted(train, bar), val), optimizer, average, steps)
             run.log(epoch=epoch, train_neg_elbo_nats=train_nats.neg_elbo,
                     **{f'val_{term}_nats': value for term, value in val_nats._asdict().items()},
                     seconds=round(time.perf_counter() - started, 3))
@@ -264,13 +282,14 @@ def main(args):
             run.save_checkpoint(last=epoch == args.epochs)
 
     test_nats = evaluate(average.model, test)
-    run.finish(graded(args, run.history), 'epoch', test={f'{term}_nats': value for term, value in test_nats._asdict().items()})
+    results = {'test': {f'{term}_nats': value for term, value in test_nats._asdict().items()}}
+    run.finish(graded(args, run.history, results), 'epoch', results)
     if args.protocol == 'report':
         print('the report\'s accounting is no bound on log p(x), and its validation images were trained on: '
               'compare it with nothing but the report')
 
 
-def parse_args():
+def parse_args(argv=None):
     number = training.number
     parser = training.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--epochs', type=number(int, at_least=1), default=100, help='passes over the training images')
@@ -285,7 +304,7 @@ def parse_args():
                                  'moving average of the weights with this decay per step; 0 for none (default: 0.999, '
                                  'with --protocol report 0)')
     parser.add_common_arguments()
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.ema_decay is None:
         args.ema_decay = 0.0 if args.protocol == 'report' else 0.999
     if args.out is None:
@@ -295,4 +314,4 @@ def parse_args():
 
 
 if __name__ == '__main__':
-    training.run_script(main, parse_args())
+    training.run_script(main, parse_args)

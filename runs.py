@@ -137,10 +137,13 @@ class Run:
             raise
         draw_curves()
 
-    def finish(self, graded, counter, **results):
-        """Write `result.json` and print it; `counter` ('epoch', 'batch') is what the graded rows' `at` counts.
+    def finish(self, graded, counter, results):
+        """Write `result.json` and print it.
 
-        Each further result is a dict of numbers.
+        Args:
+            graded: rows of the graded table.
+            counter: 'epoch' or 'batch', what the rows' `at` counts.
+            results: dict from the name of a further result to its values, a dict of numbers.
         """
         _write_json(self.folder / 'result.json', {'graded': graded, **results, 'finished': _now()})
         print(f'\n{graded_table(graded, counter)}\n')
@@ -235,6 +238,26 @@ def read_metrics(folder):
     return lines
 
 
+def read_results(folder):
+    """The further results in `result.json`: a dict of dicts of finite numbers; None if the run is not finished.
+
+    Raises:
+        UserError: the file is not one this project wrote.
+    """
+    path = Path(folder) / 'result.json'
+    try:
+        content = json.loads(path.read_bytes())
+        results = {name: values for name, values in content.items() if name not in ('graded', 'finished')}
+        finite = [math.isfinite(value) for values in results.values() for value in values.values()]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(f'{path} is damaged, or not one this project wrote') from error
+    if not all(finite):
+        raise UserError(f'{path} holds a value that is not finite')
+    return results
+
+
 def _first_whole_checkpoint(folder, load):
     present = [folder / name for name in CHECKPOINTS if (folder / name).exists()]
     for path in present:
@@ -315,7 +338,8 @@ def device_name(device):
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
-    return f'{model}, {torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    return f'{model}, {threads} thread{"s" if threads > 1 else ""}'
 
 
 def _claim_folder(folder):

@@ -20,7 +20,7 @@ from datasets import DataError
 from runs import UserError
 
 MAY_GROW = ('epochs', 'n_epochs')  # settings a resumed run may raise
-MAY_DIFFER = ('device', 'data_dir')  # settings it may change: where it runs, where the same data lie
+MAY_DIFFER = ('device', 'data_dir', 'no_graph')  # settings it may change: where and how it runs, where the same data lie
 
 
 def number(kind, at_least=None, above=None, at_most=None, below=None):
@@ -43,17 +43,22 @@ def number(kind, at_least=None, above=None, at_most=None, below=None):
     return convert
 
 
+class UsageError(UserError):
+    """A command line that is wrong; the message says how, in one line."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser with defaults in --help, one line for an error, and the flags all scripts share."""
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        self._source = ''  # of what is parsed, for an error, if it is not the command line
+    def __init__(self, description, **options):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def add_common_arguments(self):
         self.add_argument('--seed', type=number(int, at_least=0, below=2 ** 32), default=0,
                           help='seed of every random number of the run')
         self.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto', help='where to train')
+        self.add_argument('--no_graph', action='store_true', help='on CUDA: launch every kernel of a step by itself, do not '
+                          'replay a captured graph')
         self.add_optional_argument('--data_dir', metavar='DIR', help='read MNIST from DIR (mnist.npz or the four IDX '
                                    'files; larochelle: the three .amat files) instead of the copy in datasets/')
         self.add_optional_argument('--out', metavar='DIR', help='run folder to make; a suffix is added if it is taken '
@@ -66,49 +71,54 @@ class ArgumentParser(argparse.ArgumentParser):
         self.set_defaults(**{flag.lstrip('-'): None})
         self.add_argument(flag, default=argparse.SUPPRESS, **options)
 
-    def parse_args(self):
+    def parse_args(self, args=None):
         """The parsed command line; with --resume, the settings of the run that goes on.
 
         Those pass through the parser like flags, so that a setting spoilt in `config.json` is an error like any other. A flag
         given beside --resume must agree with them, except those that may grow or differ.
+
+        Raises:
+            UsageError: the command line is wrong, or disagrees with the run to resume.
+            UserError: there is no such run, or it is finished.
         """
-        args = super().parse_args()
-        if args.resume is None:
-            return args
-        given = vars(super().parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args)))))
-        run = self._settings_of(args.resume)
+        parsed = super().parse_args(args)
+        if getattr(parsed, 'resume', None) is None:
+            return parsed
+        given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
+        folder = Path(parsed.resume)
+        run = settings_of(folder, runs.read_config(folder, self.prog), super().parse_args)
         grows = False
         for name, value in given.items():
             if value is None or name == 'resume' or value == getattr(run, name):
                 continue
             if name in MAY_GROW and value < getattr(run, name):
-                self.error(f'--resume {args.resume}: the run has --{name} {getattr(run, name)}, which may only grow')
+                self.error(f'--resume {folder}: the run has --{name} {getattr(run, name)}, which may only grow')
             if name not in MAY_GROW + MAY_DIFFER:
-                self.error(f'--resume {args.resume}: its --{name} is {getattr(run, name)}, not {value}: '
+                self.error(f'--resume {folder}: its --{name} is {getattr(run, name)}, not {value}: '
                            'a resumed run keeps its settings')
             grows = grows or name in MAY_GROW
             setattr(run, name, value)
-        if (Path(args.resume) / 'result.json').exists() and not grows:
-            self.exit(1, f'{self.prog}: error: {args.resume} is finished: only with more epochs can it go on\n')
-        run.resume = args.resume
+        if (folder / 'result.json').exists() and not grows:
+            raise UserError(f'{folder} is finished: only with more epochs can it go on')
+        run.resume = parsed.resume
         return run
 
-    def _settings_of(self, folder):
-        """The arguments in the `config.json` of the run in this folder, through the parser."""
-        try:
-            saved = runs.read_config(folder, self.prog)['arguments']
-        except UserError as error:
-            self.exit(1, f'{self.prog}: error: {error}\n')
-        self._source = f'{Path(folder) / "config.json"}: '
-        known = {action.dest for action in self._actions} - {'help', 'resume'}
-        if unknown := saved.keys() - known:
-            self.error(f'there is no setting {min(unknown)!r}')
-        settings = super().parse_args([f'--{name}={value}' for name, value in saved.items() if value is not None])
-        self._source = ''
-        return settings
-
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {self._source}{message} (--help lists the options)\n')
+        raise UsageError(f'{message} (--help lists the options)')
+
+
+def settings_of(folder, config, parse_args):
+    """The arguments in `config`, the `config.json` of the run in `folder`, parsed as flags by a script's `parse_args`.
+
+    Raises:
+        UserError: there is one that no command line could have set.
+    """
+    try:
+        return parse_args([f'--{name}' if value is True else f'--{name}={value}'
+                           for name, value in config['arguments'].items()
+                           if value is not None and value is not False and name != 'resume'])
+    except UsageError as error:
+        raise UserError(f'{folder / "config.json"}: {error}') from error
 
 
 class Interrupted(KeyboardInterrupt):
@@ -118,8 +128,9 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-def run_script(main, args):
-    """Call main(args); what the user can mend ends in one line on stderr and exit status 1, Ctrl-C in 130, SIGTERM in 143."""
+def run_script(main, parse_args):
+    """Call main(parse_args()). What the user can mend ends in one line on stderr and exit status 1, or 2 if it is the command
+    line; Ctrl-C ends in status 130, SIGTERM in 143."""
     def interrupt(signum, frame):
         raise Interrupted(signum)
 
@@ -127,17 +138,24 @@ def run_script(main, args):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup and shells set it for background jobs
             signal.signal(signum, interrupt)
     try:
-        main(args)
+        main(parse_args())
     except (UserError, DataError) as exception:
-        error, message, status = exception, f'error: {exception}', 1
+        error, message, status = exception, f'error: {exception}', 2 if isinstance(exception, UsageError) else 1
     except OSError as exception:
         message = f'error: {exception.filename or "writing the run"}: {exception.strerror or exception}'
         error, status = exception, 1
     except Interrupted as exception:
         error, message, status = exception, 'interrupted', 128 + exception.signum
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as exception:
+        if isinstance(exception, RuntimeError) and not isinstance(exception, torch.OutOfMemoryError) \
+                and 'not enough memory' not in str(exception) and "can't allocate memory" not in str(exception):
+            raise
+        error, message, status = exception, 'error: out of memory: smaller settings need less', 1
     else:
         return
-    print(f'{Path(sys.argv[0]).name}: ' + '; '.join([message, *getattr(error, '__notes__', [])]), file=sys.stderr)
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == '__main__.py' else program.name
+    print(f'{name}: ' + '; '.join([message, *getattr(error, '__notes__', [])]), file=sys.stderr)
     sys.exit(status)
 
 
@@ -153,7 +171,76 @@ def select_device(name):
     if not present[name]:
         raise UserError(f'--device {name}: PyTorch {torch.__version__} finds no such device here; '
                         f'use --device {next(device for device, available in present.items() if available)}')
+    if name == 'cuda':
+        torch.set_float32_matmul_precision('high')  # TF32
     return torch.device(name)
+
+
+class CapturedStep:
+    """`step(batch)`, captured in a CUDA graph and replayed: one launch for all its kernels, which are small here.
+
+    It does what the step does, for batches of the first one's shape; others (the last of an epoch) go through the step itself.
+    So the step must not wait for the device, nor decide anything on the host that changes from batch to batch.
+
+    Args:
+        step: maps a batch to a tensor.
+        parts: the modules and optimisers that it changes (Adam with `capturable=True`).
+    """
+
+    N_WARM_UP = 3
+
+    def __init__(self, step, *parts):
+        self.step = step
+        self.parts = parts
+        self.graph = None
+
+    def __call__(self, batch):
+        if self.graph is None:
+            self._capture(batch)
+        if batch.shape != self.input.shape:
+            return self.step(batch)
+        self.input.copy_(batch)
+        self.graph.replay()
+        return self.output.clone()
+
+    def _capture(self, batch):
+        """Capture the step after a few real ones on a side stream, which allocate what it needs; then undo those."""
+        random = RandomState(batch.device)
+        before = copy.deepcopy([part.state_dict() for part in (random, *self.parts)])
+        self.input = batch.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(self.N_WARM_UP):
+                self.step(self.input)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = self.step(self.input)
+        for part, state in zip((random, *self.parts), before):
+            if isinstance(part, torch.optim.Optimizer):
+                _reset_in_place(part, state)
+            else:
+                part.load_state_dict(state)  # copies into the same tensors
+
+
+def _reset_in_place(optimizer, state_dict):
+    """`load_state_dict` into the tensors that a captured graph writes; what has no saved value starts at zero."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for n, parameter in enumerate(parameters):
+        saved = state_dict['state'].get(n, {})
+        for name, value in optimizer.state[parameter].items():
+            value.copy_(saved[name]) if name in saved else value.zero_()
+
+
+def captured(step, *parts, device, no_graph=False):
+    """`step` as a CapturedStep on CUDA, unless with `no_graph`; itself anywhere else."""
+    return CapturedStep(step, *parts) if device.type == 'cuda' and not no_graph else step
+
+
+def adam(model, lr, device, no_graph=False):
+    """Adam (Kingma & Ba, ICLR 2015), in PyTorch's fused form, fit for `captured` where that captures."""
+    return torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=device.type == 'cuda' and not no_graph)
 
 
 class RandomState:
@@ -195,10 +282,10 @@ class WeightAverage:
     weights along. With decay 0, `model` is the model itself.
 
     Args:
-        every: steps between updates; for large models the average of every tenth step is as good and nearly free.
+        every: steps between updates; the average of every tenth step is as good, and nearly free.
     """
 
-    def __init__(self, model, decay, every=1):
+    def __init__(self, model, decay, every=10):
         self.decay = decay
         self.every = every
         self.n_steps = 0

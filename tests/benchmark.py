@@ -1,6 +1,6 @@
 """Time per training step of this project and of the plain loop (`tests.plain`), measured in one run on this machine.
 
-    python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--json FILE]
+    python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [--scaling] [--json FILE]
 
 Each training has a process of its own, as in real use, and the two take turns, a few steps at a time, data loading included;
 the medians are compared. `fraction of peak` is the rate of this project's matrix products, were they all of a step, over
@@ -14,9 +14,11 @@ import multiprocessing
 import resource
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import a3_gan_template as gan
@@ -35,37 +37,41 @@ def endless(batches):
     return itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
 
 
-def ours_vae(device):
-    train, val, _ = bmnist(device=device)
-    model = vae.VAE().to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+def ours_vae(device, batch_size=128, hidden_dim=500):
+    train, val, _ = bmnist(batch_size=batch_size, device=device)
+    model = vae.VAE(hidden_dim).to(device).train()
+    optimizer = training.adam(model, 1e-3, device)
     average = training.WeightAverage(model, 0.999)
+    eager = partial(vae.train_step, model, optimizer)
+    steps = (training.captured(eager, model, optimizer, device=device),
+             training.captured(partial(vae.evaluation_step, average.model), device=device))
     batches = endless(train)
-    return {'step': lambda n: vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average),
-            'epoch': lambda _: vae.run_epoch(model, (train, val), optimizer, average)}
+    return {'step': lambda n: vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average, steps[0]),
+            'epoch': lambda _: vae.run_epoch(model, (train, val), optimizer, average, steps),
+            'eager': lambda _: eager(next(batches))}
 
 
-def ours_nf(device):
-    train, _, _ = mnist(device=device, max_shift=nf.MAX_SHIFT)
-    model = nf.Model([N_PIXELS]).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    average = training.WeightAverage(model, 0.999, nf.AVERAGE_EVERY)
+def ours_nf(device, batch_size=128, n_hidden=1024):
+    train, _, _ = mnist(batch_size=batch_size, device=device, max_shift=nf.MAX_SHIFT)
+    model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
+    optimizer = training.adam(model, 1e-3, device)
+    average = training.WeightAverage(model, 0.999)
+    eager = partial(nf.train_step, model, optimizer, 5.0)
+    step = training.captured(eager, model, optimizer, device=device)
     batches = endless(train)
-    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average)}
+    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average, step=step),
+            'eager': lambda _: eager(next(batches))}
 
 
 def ours_gan(device):
     train, _, _ = mnist(device=device)
     generator, discriminator = gan.Generator().to(device), gan.Discriminator().to(device)
-    optimizers = [torch.optim.Adam(model.parameters(), lr=2e-4, fused=True) for model in (generator, discriminator)]
-    batches = iter(Stream(train.images, 64))
-
-    def steps(n):
-        averages = [gan.train_batch(generator, discriminator, optimizers, grey / 127.5 - 1)
-                    for grey in itertools.islice(batches, n)]
-        torch.stack(averages).tolist()
-
-    return {'step': steps}
+    optimizers = [training.adam(model, 2e-4, device) for model in (generator, discriminator)]
+    eager = partial(gan.train_batch, generator, discriminator, optimizers)
+    step = training.captured(eager, generator, discriminator, *optimizers, device=device)
+    batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))
+    return {'step': lambda n: torch.stack([step(batch) for batch in itertools.islice(batches, n)]).tolist(),
+            'eager': lambda _: eager(next(batches))}
 
 
 def plain_vae(device, workers):
@@ -103,15 +109,31 @@ def gflop(function):
     return counter.get_total_flops() / 1e9
 
 
+def gpu_busy(function):
+    """The time of the CUDA kernels that `function` launches over the wall time it takes."""
+    function()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    wall = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / wall
+
+
 def serve(pipe, make, arguments):
-    """In a process of its own: make the training, then answer ('step' | 'epoch' | 'gflop' | 'memory', n) until None."""
+    """In a process of its own: make the training, then answer ('step' | 'epoch' | 'gflop' | 'busy' | 'memory', n) until None."""
     functions = make(*arguments)
     while (request := pipe.recv()) is not None:
         name, n = request
         if name == 'memory':
             pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         elif name == 'gflop':
-            pipe.send(gflop(lambda: functions['step'](1)))
+            pipe.send(gflop(lambda: functions['eager'](1)))
+        elif name == 'busy':
+            pipe.send(gpu_busy(lambda: functions['step'](n)))
         else:
             started = time.perf_counter()
             functions[name](n)
@@ -158,11 +180,33 @@ def compare(ours, theirs, name, n, rounds):
     return [statistics.median(column) for column in zip(*times)]
 
 
+def scaling(device):
+    """Microseconds per training image of the VAE and the flow by batch size and by width; rows of a table, printed."""
+    rows = []
+    print('      batch  width   us per image   GFLOP/s')
+    for name, make, width, default in (('vae', ours_vae, 'hidden_dim', 500), ('nf', ours_nf, 'n_hidden', 1024)):
+        sizes = [(batch, default) for batch in (64, 128, 512, 2048, 8192)]
+        sizes += [(128, units) for units in (500, 1000, 2000, 4000) if units != default]
+        for batch_size, units in sizes:
+            # About as much work as 20 steps of the default size.
+            n = max(1, 20 * 128 * default // (batch_size * units))
+            ours = Trainee(make, device, batch_size, units)
+            ours.ask('step', 1)
+            milliseconds, gflop_per_step = ours.ask('step', n), ours.ask('gflop')
+            ours.close()
+            rows.append({'model': name, 'batch_size': batch_size, width: units, 'us_per_image': 1000 * milliseconds / batch_size,
+                         'gflops': 1000 * gflop_per_step / milliseconds})
+            print(f'{name:4} {batch_size:6} {units:6} {rows[-1]["us_per_image"]:14.1f} {rows[-1]["gflops"]:9.0f}')
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto')
     parser.add_argument('--workers', type=int, default=0, help="worker processes of the plain loop's DataLoader")
     parser.add_argument('--epoch', action='store_true', help='time one whole VAE epoch as well')
+    parser.add_argument('--scaling', action='store_true', help='time per image by batch size (64 to 8192) and width (500 to '
+                        '4000) as well')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE')
     args = parser.parse_args()
     device = training.select_device(args.device)
@@ -185,7 +229,12 @@ def main():
             results['vae_epoch'] = {'plain_s': plain_epoch, 'ours_s': ours_epoch, 'ratio': plain_epoch / ours_epoch}
             print(f'     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, '
                   f'ratio {plain_epoch / ours_epoch:.2f}')
+        if device.type == 'cuda':
+            row['gpu_busy'] = ours.ask('busy', STEPS[name])
+            print(f'     time of the kernels over wall time {row["gpu_busy"]:.2f}')
         ours.close(), theirs.close()
+    if args.scaling:
+        results['scaling'] = scaling(device)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + '\n')
 

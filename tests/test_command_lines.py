@@ -19,8 +19,8 @@ TINY = {
 }
 
 
-def run_script(name, *flags):
-    return subprocess.run([sys.executable, ROOT / name, *flags, '--device', 'cpu'], capture_output=True, text=True,
+def run_script(name, *flags, device='cpu'):
+    return subprocess.run([sys.executable, ROOT / name, *flags, '--device', device], capture_output=True, text=True,
                           timeout=300)
 
 

@@ -188,7 +188,7 @@ def test_graded_rows():
         if lines[-1]['batch'] != last:
             lines.append({'batch': last} | values)
         measures = {'mean_distance': mean_distance, 'mean_distance_real': 10.5, 'repeats': repeats}
-        return [row['verdict'] for row in script.graded(type('Args', (), settings), lines, measures)]
+        return [row['verdict'] for row in script.graded(type('Args', (), settings), lines, {'samples': measures})]
 
     assert verdicts('standard') == 4 * ['pass'] and verdicts('report') == 5 * ['pass']
     assert verdicts('standard', d_real=0.81) == ['falls short', 'pass', 'pass', 'pass']
@@ -199,6 +199,9 @@ def test_graded_rows():
     assert verdicts('standard', last=18_750) == ['not reached', 'not reached', 'pass', 'pass']
     assert verdicts('standard', latent_dim=2) == 4 * ['not comparable']
     assert verdicts('standard', mean_distance=8.9, repeats=1)[2:] == ['falls short', 'falls short']
+    args = type('Args', (), dict(protocol='report', latent_dim=100, batch_size=64, real_label=0.9, fake_label=0.1))
+    line = {'batch': 187_500, 'g_loss': 1.2, 'd_loss': 1.1, 'd_real': 0.7, 'd_fake': 0.2}
+    assert [row['verdict'] for row in script.graded(args, [line], {})] == 3 * ['pass'] + 2 * ['not reached']
 
 
 def test_a_checkpoint_that_is_not_a_generator_s_is_refused(tmp_path, monkeypatch):

@@ -241,7 +241,7 @@ def test_graded_rows():
              for epoch in range(1, 41)]
 
     def verdicts(**settings):
-        return [row['verdict'] for row in script.graded(type('Args', (), dict(n_flows=4, n_hidden=1024) | settings), lines)]
+        return [row['verdict'] for row in script.graded(type('Args', (), dict(n_flows=4, n_hidden=1024) | settings), lines, {})]
 
     assert verdicts() == 2 * ['pass', 'pass', 'pass', 'not reached'] + ['pass']
     assert set(verdicts(n_hidden=512)) == {'not comparable'}

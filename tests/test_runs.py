@@ -275,6 +275,17 @@ def test_metrics_with_a_truncated_last_line(tmp_path, capsys):
             runs.read_metrics(tmp_path)
 
 
+def test_results_are_read_or_refused(tmp_path):
+    run = make_run(tmp_path / 'run')
+    assert runs.read_results(run.folder) is None
+    run.finish([runs.grade('loss', 'nats', 1, 1.0, 2.0)], 'epoch', {'test': {'loss': 1.5}})
+    assert runs.read_results(run.folder) == {'test': {'loss': 1.5}}
+    for damaged in (b'', b'[]', b'{"test": 3}', b'{"test": {"loss": null}}', b'{"test": {"loss": NaN}}', b'{"test": {"loss": 1'):
+        (run.folder / 'result.json').write_bytes(damaged)
+        with pytest.raises(UserError, match='result.json'):
+            runs.read_results(run.folder)
+
+
 def test_verdicts():
     def verdict(*args, **kwargs):
         return runs.grade('loss', 'nats', 1, *args, **kwargs)['verdict']

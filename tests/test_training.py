@@ -1,7 +1,9 @@
 import argparse
+import contextlib
 import math
 import signal
 import sys
+import types
 
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_a_script_ends_in_one_line(monkeypatch, capsys, error, message, status):
 
     monkeypatch.setattr(sys, 'argv', ['folder/script.py'])
     with pytest.raises(SystemExit) as exit:
-        training.run_script(main, None)
+        training.run_script(main, lambda: None)
     assert exit.value.code == status
     assert capsys.readouterr().err == message
 
@@ -112,3 +114,61 @@ def test_weight_average_round_trip():
             averages[1].update(model)
     assert averages[1].n_steps == 5
     assert torch.equal(averages[0].model.weight, averages[1].model.weight)
+
+
+class CapturedOnCpu(training.CapturedStep):
+    """Its graph does on the CPU what a CUDA graph does: the captured work once more, on the same tensors.
+
+    Capturing itself changes nothing on CUDA; that it does so here is undone with the warm-up.
+    """
+
+    def _capture(self, batch):
+        super()._capture(batch)
+        self.graph.replay = lambda: self.output.copy_(self.step(self.input))
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {'CUDAGraph': types.SimpleNamespace, 'graph': contextlib.nullcontext, 'Stream': lambda: stream,
+                       'current_stream': lambda: stream, 'stream': contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def train_small(capture, resumed):
+    """Losses of a small training with batch norm, noise, Adam and a short last batch, by the step or by its capture."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def step(batch):
+        loss = (model(batch + torch.randn_like(batch)) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    data = torch.rand(22, 5)
+    losses = [step(batch) for batch in data.split(4)] if resumed else []
+    run = CapturedOnCpu(step, model, optimizer) if capture else step
+    for _ in range(3):
+        for batch in data.split(4):
+            losses.append(run(batch))
+    return torch.stack(losses), model.state_dict(), optimizer.state_dict()['state']
+
+
+@pytest.mark.parametrize('resumed', [False, True])
+def test_a_captured_step_trains_as_the_step_does(fake_cuda, resumed):
+    eager, captured = (train_small(capture, resumed) for capture in (False, True))
+    assert torch.equal(eager[0], captured[0])
+    for name in eager[1]:
+        assert torch.equal(eager[1][name], captured[1][name])
+    for n in eager[2]:
+        assert all(torch.equal(eager[2][n][key], captured[2][n][key]) for key in eager[2][n])
+
+
+def test_steps_are_captured_on_cuda_only():
+    step = object()
+    assert training.captured(step, device=CPU) is step
+    assert training.captured(step, device=torch.device('cuda'), no_graph=True) is step
+    assert isinstance(training.captured(step, device=torch.device('cuda')), training.CapturedStep)
