@@ -34,6 +34,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import evaluation
 import figures
 import runs
 import training
@@ -41,6 +42,7 @@ from datasets import N_PIXELS, Stream, mnist
 
 REFERENCE_BATCHES = 187_500  # the report's 200 epochs of 60,000 images in batches of 64
 REFERENCE_LOSS = 1.15  # where the report's losses meet
+PARZEN_REFERENCE = 225.0  # nats: Goodfellow et al. 2014, Table 1 (225 +- 2)
 PICTURES = (1, 99_000)  # batches of the report's Figures 9 and 11, beside every 10,000th (Figure 10) and the last (Figure 12)
 PROTOCOLS = ('standard', 'report')
 GRADED_FRACTION = 0.1  # the graded averages are over the last tenth of the batches
@@ -234,12 +236,19 @@ def graded(args, history, results):
     ratio = samples['mean_distance'] / samples['mean_distance_real'] if samples else None
     grade('mean distance of two samples over real, at least', 'ratio', last, ratio, 0.85, lambda ratio: ratio >= 0.85)
     grade(f'repeats in {N_DIVERSITY:,} samples, at most', 'images', last, samples.get('repeats'), 0)
+    if quality := results.get('quality'):
+        grade('Parzen log-likelihood of the test split, at least', 'nats', last, quality['parzen_nats'], PARZEN_REFERENCE,
+              lambda nats: nats >= PARZEN_REFERENCE)
+        grade('the rarest digit, at least', 'share', last, quality['smallest_class'], 0.04, lambda share: share >= 0.04)
+        grade('the commonest digit, at most', 'share', last, quality['largest_class'], 0.20)
     return rows
 
 
 def main(args):
     if args.generate is not None:
         return generate_from_run(args)
+    if args.evaluate is not None:
+        return evaluate_run(args)
     device = training.select_device(args.device)
     train, val, test = mnist(args.data_dir, args.batch_size, device)
     batches = Stream(torch.cat([train.images, val.images]), args.batch_size)  # a GAN needs no validation split
@@ -280,13 +289,31 @@ def main(args):
                 run.save_checkpoint(last=batch == n_batches)
                 started, sums = time.perf_counter(), []
 
+    finish(args, generator, test, run.folder, run.history)
+
+
+def finish(args, generator, test, folder, history):
+    """Draw the last pictures and evaluate the samples of a trained generator; write and print the results."""
+    device = test.images.device
+    real = test.images.float() / 255
     with training.separate_random_numbers(args.seed + 1, device):
-        save_final_pictures(generator, run.folder)
+        save_final_pictures(generator, folder)
         samples = generate(generator, sample_latents(N_DIVERSITY, args.latent_dim, device))
-    mean_distance, repeats = diversity(samples)
-    results = {'samples': {'mean_distance': mean_distance, 'repeats': repeats,
-                           'mean_distance_real': diversity(test.images.float() / 255)[0]}}
-    run.finish(graded(args, run.history, results), 'batch', results)
+        mean_distance, repeats = diversity(samples)
+        results = {'samples': {'mean_distance': mean_distance, 'repeats': repeats, 'mean_distance_real': diversity(real)[0]}}
+        if args.quality_samples:
+            images = generate(generator, sample_latents(args.quality_samples, args.latent_dim, device))
+            other_real, _ = evaluation.grey_digits(device)
+            results['quality'] = evaluation.sample_quality(images, real, other_real, *evaluation.load_classifier(device))
+    runs.finish(folder, graded(args, history, results), 'batch', results)
+
+
+def evaluate_run(args):
+    """Evaluate the finished run in the folder args.evaluate anew."""
+    device = training.select_device(args.device)
+    _, _, test = mnist(args.data_dir, args.batch_size, device)
+    generator, _ = load_generator(args.evaluate)
+    finish(args, generator.to(device), test, Path(args.evaluate), runs.read_metrics(args.evaluate))
 
 
 def save_final_pictures(generator, folder):

@@ -83,7 +83,7 @@ class Run:
             config['resumed'] = [*(resumed if isinstance(resumed, list) else []), {'from': self.count, **here}]
             (self.folder / 'result.json').unlink(missing_ok=True)  # the run is no longer finished
             lines = ''.join(json.dumps(line) + '\n' for line in self.history)
-            _write_whole(self.folder / 'metrics.jsonl', lambda file: file.write(lines.encode()))
+            write_whole(self.folder / 'metrics.jsonl', lambda file: file.write(lines.encode()))
         _write_json(self.folder / 'config.json', config)
         if not self.history:
             self.save_checkpoint(last=False)
@@ -116,7 +116,7 @@ class Run:
         if not last and started < self._next_checkpoint:
             return
         checkpoint = {name: part.state_dict() for name, part in self._state.items()} | {'metrics': self.history}
-        _write_whole(self.folder / CHECKPOINTS[0], lambda file: torch.save(checkpoint, file),
+        write_whole(self.folder / CHECKPOINTS[0], lambda file: torch.save(checkpoint, file),
                      previous=self.folder / CHECKPOINTS[1])
         finished = time.perf_counter()
         self._next_checkpoint = finished + (finished - started) / CHECKPOINT_COST
@@ -136,20 +136,6 @@ class Run:
                     draw_curves()
             raise
         draw_curves()
-
-    def finish(self, graded, counter, results):
-        """Write `result.json` and print it.
-
-        Args:
-            graded: rows of the graded table.
-            counter: 'epoch' or 'batch', what the rows' `at` counts.
-            results: dict from the name of a further result to its values, a dict of numbers.
-        """
-        _write_json(self.folder / 'result.json', {'graded': graded, **results, 'finished': _now()})
-        print(f'\n{graded_table(graded, counter)}\n')
-        for name, values in results.items():
-            print(f'{name}: ' + ', '.join(f'{key} {value:.5g}' for key, value in values.items()))
-        print(f'run folder: {self.folder}')
 
     def _lock(self):
         """Hold the folder for this process: two that train into it would mix their lines."""
@@ -177,17 +163,31 @@ class Run:
         _first_whole_checkpoint(self.folder, load)
 
 
+def finish(folder, graded, counter, results):
+    """Write the `result.json` of the run in `folder`, and print it.
+
+    Args:
+        graded: rows of the graded table.
+        counter: 'epoch' or 'batch', what the rows' `at` counts.
+        results: dict from the name of a further result to its values, a dict of numbers.
+    """
+    _write_json(Path(folder) / 'result.json', {'graded': graded, **results, 'finished': _now()})
+    print(f'\n{graded_table(graded, counter)}\n')
+    for name, values in results.items():
+        print(f'{name}: ' + ', '.join(f'{key} {value:.5g}' for key, value in values.items()))
+    print(f'run folder: {folder}')
+
+
 def load_run(folder, script, load):
-    """Call load(checkpoint) with the last checkpoint of a finished or stopped run of `script`; returns its config.
+    """Call load(checkpoint) with the last checkpoint of a finished or stopped run of `script`; returns its metrics.
 
     A checkpoint that `load` cannot use counts as damaged, and the one before it is tried.
 
     Raises:
         UserError: the folder holds no such run, or no usable checkpoint.
     """
-    config = read_config(folder, script)
-    _first_whole_checkpoint(Path(folder), load)
-    return config
+    read_config(folder, script)
+    return _first_whole_checkpoint(Path(folder), load)['metrics']
 
 
 def read_config(folder, script=None):
@@ -268,7 +268,7 @@ def _first_whole_checkpoint(folder, load):
         except Exception as error:  # there is no exception that foreign bytes do not make an unpickler raise
             print(f'{path} is truncated or foreign ({type(error).__name__}), not used', file=sys.stderr)
         else:
-            return
+            return checkpoint
     raise UserError(f'{folder} holds no {"usable " if present else ""}checkpoint: start the run again')
 
 
@@ -277,10 +277,10 @@ def _count(history):
 
 
 def _write_json(path, content):
-    _write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + '\n').encode()))
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + '\n').encode()))
 
 
-def _write_whole(path, write, previous=None):
+def write_whole(path, write, previous=None):
     """Call write(file) on a file that takes the name `path` only when it is complete and on the disk.
 
     What stood there takes the name `previous`, if one is given.
@@ -354,7 +354,7 @@ def _claim_folder(folder):
 
 
 def _settings(args, folder, device):
-    return {name: value for name, value in vars(args).items() if name != 'resume'} | {
+    return {name: value for name, value in vars(args).items() if name not in ('resume', 'evaluate')} | {
         'out': str(folder), 'device': device.type}
 
 

@@ -20,7 +20,8 @@ from datasets import DataError
 from runs import UserError
 
 MAY_GROW = ('epochs', 'n_epochs')  # settings a resumed run may raise
-MAY_DIFFER = ('device', 'data_dir', 'no_graph')  # settings it may change: where and how it runs, where the same data lie
+# Settings it may change: where and how it runs, where the same data lie, how it is evaluated.
+MAY_DIFFER = ('device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples')
 
 
 def number(kind, at_least=None, above=None, at_most=None, below=None):
@@ -65,6 +66,10 @@ class ArgumentParser(argparse.ArgumentParser):
                                    '(default: named after the settings, in runs/)')
         self.add_optional_argument('--resume', metavar='RUN', help='go on with the stopped run in this folder, with its '
                                    'own settings; the number of epochs may grow')
+        self.add_optional_argument('--evaluate', metavar='RUN', help='evaluate the finished run in this folder anew, without '
+                                   'training')
+        self.add_argument('--quality_samples', type=number(int, at_least=0), default=10_000, help='generated images to judge '
+                          'against real ones at the end; 0 for no judgement')
 
     def add_optional_argument(self, flag, **options):
         """A flag that is None unless given; its help text itself says what that means."""
@@ -72,35 +77,40 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(flag, default=argparse.SUPPRESS, **options)
 
     def parse_args(self, args=None):
-        """The parsed command line; with --resume, the settings of the run that goes on.
+        """The parsed command line; with --resume or --evaluate, the settings of that run.
 
         Those pass through the parser like flags, so that a setting spoilt in `config.json` is an error like any other. A flag
-        given beside --resume must agree with them, except those that may grow or differ.
+        given beside them must agree, except those that may grow or differ.
 
         Raises:
             UsageError: the command line is wrong, or disagrees with the run to resume.
-            UserError: there is no such run, or it is finished.
+            UserError: there is no such run, or it is finished (to resume) or not (to evaluate).
         """
         parsed = super().parse_args(args)
-        if getattr(parsed, 'resume', None) is None:
+        resume, evaluate = (getattr(parsed, name, None) for name in ('resume', 'evaluate'))
+        if resume is None and evaluate is None:
             return parsed
+        if resume is not None and evaluate is not None:
+            self.error('--resume and --evaluate: one at a time')
+        flag, folder = ('--resume', Path(resume)) if evaluate is None else ('--evaluate', Path(evaluate))
         given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
-        folder = Path(parsed.resume)
         run = settings_of(folder, runs.read_config(folder, self.prog), super().parse_args)
         grows = False
         for name, value in given.items():
-            if value is None or name == 'resume' or value == getattr(run, name):
+            if value is None or name in ('resume', 'evaluate') or value == getattr(run, name):
                 continue
             if name in MAY_GROW and value < getattr(run, name):
-                self.error(f'--resume {folder}: the run has --{name} {getattr(run, name)}, which may only grow')
-            if name not in MAY_GROW + MAY_DIFFER:
-                self.error(f'--resume {folder}: its --{name} is {getattr(run, name)}, not {value}: '
-                           'a resumed run keeps its settings')
+                self.error(f'{flag} {folder}: the run has --{name} {getattr(run, name)}, which may only grow')
+            if name not in MAY_DIFFER and (name not in MAY_GROW or evaluate is not None):
+                self.error(f'{flag} {folder}: its --{name} is {getattr(run, name)}, not {value}: a run keeps its settings')
             grows = grows or name in MAY_GROW
             setattr(run, name, value)
-        if (folder / 'result.json').exists() and not grows:
+        finished = (folder / 'result.json').exists()
+        if resume is not None and finished and not grows:
             raise UserError(f'{folder} is finished: only with more epochs can it go on')
-        run.resume = parsed.resume
+        if evaluate is not None and not finished:
+            raise UserError(f'{folder} is unfinished: go on with --resume {folder} first')
+        run.resume, run.evaluate = resume, evaluate
         return run
 
     def error(self, message):
@@ -116,7 +126,7 @@ def settings_of(folder, config, parse_args):
     try:
         return parse_args([f'--{name}' if value is True else f'--{name}={value}'
                            for name, value in config['arguments'].items()
-                           if value is not None and value is not False and name != 'resume'])
+                           if value is not None and value is not False and name not in ('resume', 'evaluate')])
     except UsageError as error:
         raise UserError(f'{folder / "config.json"}: {error}') from error
 

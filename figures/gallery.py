@@ -21,7 +21,8 @@ from runs import UserError
 SCRIPTS = {'a3_vae_template.py': vae, 'a3_gan_template.py': gan, 'a3_nf_template.py': nf}
 # A key that only this script's lines have, by which a metrics.jsonl without a config.json is known.
 MARKS = {'val_neg_elbo_nats': 'a3_vae_template.py', 'g_loss': 'a3_gan_template.py', 'val_bpd': 'a3_nf_template.py'}
-SEED_SPECIFIC = ('seed', 'out', 'resume', 'device', 'data_dir', 'generate', 'n')
+SEED_SPECIFIC = ('seed', 'out', 'resume', 'evaluate', 'device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples',
+                 'generate', 'n')
 
 # Read off the curves of the report's Figures 2 and 14: validation, by epoch.
 REPORT_ELBO = {1: 118.24, 2: 100.11, 5: 90.14, 10: 86.03, 20: 83.29, 40: 81.15, 60: 80.04, 80: 79.46, 100: 79.04}
@@ -29,8 +30,21 @@ REPORT_BPD = {1: 2.098, 2: 2.009, 5: 1.940, 10: 1.880, 20: 1.862, 40: 1.826, 60:
 
 
 # Of `result.json`, and what they are called in the table.
-TEST_VALUES = {'neg_elbo_nats': 'test negative ELBO (nats)', 'bpd': 'test (bits/dim)',
-               'bpd_shifted': 'test, shifted as in the report (bits/dim)'}
+TEST_VALUES = (
+    ('test', 'neg_elbo_nats', 'test negative ELBO (nats)'), ('test', 'bpd', 'test (bits/dim)'),
+    ('test', 'bpd_shifted', 'test, shifted as in the report (bits/dim)'),
+    ('likelihood', 'gap_nats', 'gap of the bound to -log p(x) on test images (nats)'),
+    ('likelihood', 'gap', 'gap of the one-draw to the importance-weighted bound on test images (bits/dim)'),
+    ('latent', 'active_units', 'active latent units'))
+
+
+# Rows of the comparison of the models: label, key in `result.json`, key of its floor, digits.
+MEASURES = (
+    ('Fréchet distance (lower is better)', 'frechet_distance', 'frechet_floor', 2),
+    ('precision', 'precision', 'precision_floor', 3), ('recall', 'recall', 'recall_floor', 3),
+    ('share of the rarest digit', 'smallest_class', None, 3), ('share of the commonest digit', 'largest_class', None, 3),
+    ('entropy of the classes (nats, at most 2.303)', 'class_entropy_nats', None, 3),
+    ('Parzen log-likelihood (nats)', 'parzen_nats', 'parzen_floor_nats', 1))
 
 
 class Kind(NamedTuple):
@@ -44,17 +58,18 @@ class Kind(NamedTuple):
     minutes: float  # on two cores
 
 
+BRIEF = ('--importance_samples', '4', '--quality_samples', '0')
 KINDS = {
-    'vae': Kind('VAE, 20 latent dimensions', 'a3_vae_template.py', ('--zdim', '20'), ('--epochs', '2'),
+    'vae': Kind('VAE, 20 latent dimensions', 'a3_vae_template.py', ('--zdim', '20'), ('--epochs', '2', *BRIEF),
                 {'zdim': 20, 'protocol': 'standard'}, 5),
-    'manifold': Kind('VAE, 2 latent dimensions', 'a3_vae_template.py', ('--zdim', '2'), ('--epochs', '2'),
+    'manifold': Kind('VAE, 2 latent dimensions', 'a3_vae_template.py', ('--zdim', '2'), ('--epochs', '2', *BRIEF),
                      {'zdim': 2, 'protocol': 'standard'}, 5),
     'vae_report': Kind('VAE, the report\'s computation', 'a3_vae_template.py', ('--zdim', '20', '--protocol', 'report'),
                        ('--epochs', '2'), {'zdim': 20, 'protocol': 'report'}, 6),
-    'gan': Kind('GAN', 'a3_gan_template.py', (), ('--n_epochs', '1'), {'protocol': 'standard'}, 40),
-    'gan_report': Kind('GAN, the report\'s computation', 'a3_gan_template.py', ('--protocol', 'report'), ('--n_epochs', '1'),
+    'gan': Kind('GAN', 'a3_gan_template.py', (), ('--n_epochs', '1', '--quality_samples', '0'), {'protocol': 'standard'}, 40),
+    'gan_report': Kind('GAN, the report\'s computation', 'a3_gan_template.py', ('--protocol', 'report'), ('--n_epochs', '1', '--quality_samples', '0'),
                        {'protocol': 'report'}, 40),
-    'nf': Kind('flow (RealNVP)', 'a3_nf_template.py', (), ('--epochs', '1'), {}, 80),
+    'nf': Kind('flow (RealNVP)', 'a3_nf_template.py', (), ('--epochs', '1', *BRIEF), {}, 80),
 }
 
 
@@ -252,10 +267,10 @@ FIGURES = (
     Figure(2, 'fig02_elbo_report_protocol', 'vae_report', 'The same as the report computed it: its count lies below the true '
            'bound.', draw_elbo),
     Figure(3, 'fig03_vae_before_training', 'vae', 'VAE samples before training: Bernoulli means, and draws from them.',
-           picture('samples_*.png', 0)),
-    Figure(4, 'fig04_vae_1_epoch', 'vae', 'VAE samples after 1 epoch.', picture('samples_*.png', 1)),
-    Figure(5, 'fig05_vae_10_epochs', 'vae', 'VAE samples after 10 epochs.', picture('samples_*.png', 10)),
-    Figure(6, 'fig06_vae_100_epochs', 'vae', 'VAE samples after 100 epochs.', picture('samples_*.png', 100)),
+           picture('samples_[0-9]*.png', 0)),
+    Figure(4, 'fig04_vae_1_epoch', 'vae', 'VAE samples after 1 epoch.', picture('samples_[0-9]*.png', 1)),
+    Figure(5, 'fig05_vae_10_epochs', 'vae', 'VAE samples after 10 epochs.', picture('samples_[0-9]*.png', 10)),
+    Figure(6, 'fig06_vae_100_epochs', 'vae', 'VAE samples after 100 epochs.', picture('samples_[0-9]*.png', 100)),
     Figure(7, 'fig07_vae_manifold', 'manifold', 'The data manifold of a VAE with two latent dimensions: means at the quantiles of '
            'the prior.', picture('manifold_*.png', LAST)),
     Figure(8, 'fig08_gan_loss', 'gan', 'Losses of generator and discriminator, averages over 500 batches, with the one-sided '
@@ -274,10 +289,12 @@ FIGURES = (
     Figure(13, 'fig13_gan_interpolation_pair', 'gan', 'The same between the two of 200 draws whose images differ most.',
            picture('interpolation_pair.png')),
     Figure(14, 'fig14_bpd', 'nf', 'Bits per dimension on training and validation images.', draw_bpd),
-    Figure(15, 'fig15_nf_before_training', 'nf', 'Samples of the flow before training.', picture('samples_*.png', 0)),
-    Figure(16, 'fig16_nf_1_epoch', 'nf', 'Samples of the flow after 1 epoch.', picture('samples_*.png', 1)),
-    Figure(17, 'fig17_nf_10_epochs', 'nf', 'Samples of the flow after 10 epochs.', picture('samples_*.png', 10)),
-    Figure(18, 'fig18_nf_100_epochs', 'nf', 'Samples of the flow after 100 epochs.', picture('samples_*.png', 100)),
+    Figure(15, 'fig15_nf_before_training', 'nf', 'Samples of the flow before training.', picture('samples_[0-9]*.png', 0)),
+    Figure(16, 'fig16_nf_1_epoch', 'nf', 'Samples of the flow after 1 epoch.', picture('samples_[0-9]*.png', 1)),
+    Figure(17, 'fig17_nf_10_epochs', 'nf', 'Samples of the flow after 10 epochs.', picture('samples_[0-9]*.png', 10)),
+    Figure(18, 'fig18_nf_100_epochs', 'nf', 'Samples of the flow after 100 epochs.', picture('samples_[0-9]*.png', 100)),
+    Figure(18, 'fig18_nf_by_temperature', 'nf', 'Samples of the flow by temperature, the standard deviation of the prior they are '
+           'drawn from; 1 is the model.', picture('samples_by_temperature.png')),
 )
 # Beside the report's seventeen: drawn where there is such a run, and not missed where there is none.
 OPTIONAL_KINDS = ('gan_report',)
@@ -326,12 +343,37 @@ def table(groups):
             value += '' if row['sd'] is None else f' ± {row["sd"]:.3f}'
             lines.append(f'| {KINDS[name].title}{seeds} | {row["quantity"]} ({row["unit"]}) | {group[0].counter} {row["at"]:,} '
                          f'| {value} | {row["reference"]:.3f} | {row["verdict"]} |')
-        for key, quantity in TEST_VALUES.items():
-            values = [run.results['test'][key] for run in group if key in run.results.get('test', {})]
+        for part, key, quantity in TEST_VALUES:
+            values = [run.results[part][key] for run in group if key in run.results.get(part, {})]
             if values:
                 value = f'{statistics.fmean(values):.3f}' + (f' ± {statistics.stdev(values):.3f}' if len(values) > 1 else '')
                 lines.append(f'| {KINDS[name].title}{seeds} | {quantity} | end | {value} | - | - |')
     return lines
+
+
+def comparison(groups):
+    """The sample measures of the three models side by side, as Markdown; [] where no run has any."""
+    columns = {title: [run.results[part] for run in groups[name] if part in run.results] for title, name, part in (
+        ('VAE, means', 'vae', 'quality_of_means'), ('VAE, draws', 'vae', 'quality_of_draws'), ('GAN', 'gan', 'quality'),
+        ('flow', 'nf', 'quality'))}
+    columns = {title: results for title, results in columns.items() if results}
+    if not columns:
+        return []
+
+    def cell(results, key, digits):
+        values = [result[key] for result in results]
+        spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
+        return f'{statistics.fmean(values):.{digits}f}{spread}'
+
+    lines = [f'| | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
+    for label, key, floor, digits in MEASURES:
+        cells = [cell(results, key, digits) + (f' ({cell(results, floor, digits)})' if floor else '')
+                 for results in columns.values()]
+        lines.append(f'| {label} | {" | ".join(cells)} |')
+    n_samples, accuracy = (next(iter(columns.values()))[0][key] for key in ('n_samples', 'classifier_accuracy'))
+    return [*lines, '', f'{n_samples:,} samples each, against the 10,000 test images; in brackets the floor: the same measure of the '
+            'validation images against the test images. Features are of a small classifier with a test accuracy of '
+            f'{accuracy:.2%}. The draws of the VAE are bits and are compared with binary digits, all else with grey ones.']
 
 
 def departures(groups):
@@ -376,7 +418,10 @@ def write_readme(out, drawn, groups, missing, quick):
              + (' --train --quick' if quick else '') + '`, which also wrote this page.', '']
     if missing:
         lines += ['Not here yet:', '', *(f'- {message}' for message in missing), '']
-    lines += ['## Graded', '', *table(groups), '', '## Figures', '']
+    lines += ['## Graded', '', *table(groups), '']
+    if compared := comparison(groups):
+        lines += ['## The three models\' samples', '', *compared, '']
+    lines += ['## Figures', '']
     for figure, caption in drawn:
         lines += [f'![{figure.caption}](report/{figure.name}.png)', '', caption, '']
     lines += ['## Where this project departs from the report', '', *departures(groups), '']

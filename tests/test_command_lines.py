@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,11 @@ import runs
 from tests.conftest import ROOT
 
 TINY = {
-    'a3_vae_template.py': ['--epochs', '2', '--zdim', '2', '--hidden_dim', '8', '--batch_size', '2000'],
-    'a3_nf_template.py': ['--epochs', '2', '--n_flows', '1', '--n_hidden', '8', '--batch_size', '2000'],
-    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '10'],
+    'a3_vae_template.py': ['--epochs', '2', '--zdim', '2', '--hidden_dim', '8', '--batch_size', '2000',
+                           '--importance_samples', '3', '--quality_samples', '0'],
+    'a3_nf_template.py': ['--epochs', '2', '--n_flows', '1', '--n_hidden', '8', '--batch_size', '2000',
+                          '--importance_samples', '2', '--quality_samples', '0'],
+    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '10', '--quality_samples', '0'],
 }
 
 
@@ -71,7 +74,7 @@ def test_nf_files(finished):
     _, folder = finished['a3_nf_template.py']
     assert {path.name for path in folder.iterdir()} == {
         'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'bpd.png', 'bpd.pdf',
-        *(f'samples_{epoch:03d}.png' for epoch in (0, 1, 2))}
+        'samples_by_temperature.png', *(f'samples_{epoch:03d}.png' for epoch in (0, 1, 2))}
     lines = runs.read_metrics(folder)
     assert [line['epoch'] for line in lines] == [1, 2]
     assert lines[0].keys() == {'epoch', 'train_bpd', 'val_bpd', 'val_bpd_shifted', 'seconds'}
@@ -99,6 +102,25 @@ def test_the_same_seed_gives_the_same_numbers(finished, tmp_path):
         assert process.returncode == 0, process.stderr
         again = [line | {'seconds': None} for line in runs.read_metrics(tmp_path / seed)]
         assert (again == [line | {'seconds': None} for line in runs.read_metrics(folder)]) == same
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_evaluate(finished, tmp_path, name):
+    """Evaluating a run anew gives what its end gave, and changes nothing else; with other draws it gives other bounds."""
+    folder = tmp_path / 'run'
+    shutil.copytree(finished[name][1], folder)
+    before = json.loads((folder / 'result.json').read_text())
+    metrics = (folder / 'metrics.jsonl').read_bytes()
+    process = run_script(name, '--evaluate', folder)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((folder / 'result.json').read_text()) | {'finished': None} == before | {'finished': None}
+    assert (folder / 'metrics.jsonl').read_bytes() == metrics
+    for flags, words in ((['--seed', '3'], 'its --seed is 0, not 3'), (['--resume', folder], 'one at a time')):
+        process = run_script(name, '--evaluate', folder, *flags)
+        assert process.returncode == 2 and words in process.stderr
+    (folder / 'result.json').unlink()
+    process = run_script(name, '--evaluate', folder)
+    assert process.returncode == 1 and 'is unfinished: go on with --resume' in process.stderr
 
 
 def test_gan_generate(finished, tmp_path):

@@ -26,8 +26,15 @@ RESULTS = {
     'a3_nf_template.py': {'test': {'bpd': 1.78, 'bpd_shifted': 1.79}},
     'a3_gan_template.py': {'samples': {'mean_distance': 9.9, 'mean_distance_real': 10.2, 'repeats': 0}},
 }
+QUALITY = {key: 0.5 for _, value, floor, _ in gallery.MEASURES for key in (value, floor) if key} | {
+    'n_samples': 10_000, 'classifier_accuracy': 0.99}
+RESULTS['a3_vae_template.py'] |= {'quality_of_means': QUALITY, 'quality_of_draws': QUALITY,
+                                  'likelihood': {'neg_log_px_nats': 95.0, 'gap_nats': 4.0}}
+RESULTS['a3_nf_template.py'] |= {'quality': QUALITY, 'likelihood': {'bpd': 1.77, 'one_draw_bpd': 1.78, 'gap': 0.01}}
+RESULTS['a3_gan_template.py'] |= {'quality': QUALITY | {'parzen_nats': 230.0, 'frechet_distance': 3.0, 'smallest_class': 0.08,
+                                                        'largest_class': 0.12}}
 PICTURES = {'a3_vae_template.py': ['samples_000', 'samples_001', 'samples_010', 'samples_100', 'manifold_100'],
-            'a3_nf_template.py': ['samples_000', 'samples_001', 'samples_010', 'samples_100'],
+            'a3_nf_template.py': ['samples_000', 'samples_001', 'samples_010', 'samples_100', 'samples_by_temperature'],
             'a3_gan_template.py': ['samples_000001', 'samples_010000', 'samples_099000', 'samples_187500',
                                    'interpolation_report', 'interpolation_pair', 'samples_fresh']}
 
@@ -120,6 +127,13 @@ def test_seeds_are_aggregated(full_report):
     assert '| VAE, 20 latent dimensions, 3 seeds | validation negative ELBO (nats) | epoch 40 | 100.000 ± 1.000 ' in text
     assert '| 100.600 | falls short |' in text  # one of the three does
     assert '(run `vae`, seeds 0, 1, 2 (mean, band of one standard deviation), 100 epochs, an abacus)' in text
+
+
+def test_the_models_samples_are_compared(full_report):
+    text = draw(full_report)
+    assert '| | VAE, means | VAE, draws | GAN | flow |' in text
+    assert '| Fréchet distance (lower is better) | 0.50 (0.50) | 0.50 (0.50) | 3.00 (0.50) | 0.50 (0.50) |' in text
+    assert 'a test accuracy of 99.00%' in text
 
 
 def test_bands_are_one_standard_deviation(monkeypatch, tmp_path):
@@ -217,7 +231,7 @@ def test_an_unfinished_training_goes_on(full_report):
         full_report / 'nf', ['--resume', str(full_report / 'nf')])
     # Of another length, it is not the training that is missing.
     folder, flags = trainings._start_or_resume('vae', found, full_report, True)
-    assert flags == ['--zdim', '20', '--epochs', '2', '--out', str(folder)] and not folder.exists()
+    assert flags == ['--zdim', '20', *gallery.KINDS['vae'].quick, '--out', str(folder)] and not folder.exists()
 
 
 def test_the_quick_report_from_nothing(tmp_path):
@@ -245,4 +259,4 @@ def test_quick_trainings_are_of_the_full_model():
     for name, kind in gallery.KINDS.items():
         full, quick = (gallery.SCRIPTS[kind.script].parse_args([*kind.flags, *more]) for more in ((), kind.quick))
         differing = {key for key in vars(full) if vars(full)[key] != vars(quick)[key]}
-        assert differing in ({'epochs'}, {'n_epochs'}) and gallery.full_length(name, quick=True) <= 2
+        assert differing - {'importance_samples', 'quality_samples'} in ({'epochs'}, {'n_epochs'}) and gallery.full_length(name, quick=True) <= 2

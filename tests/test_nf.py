@@ -152,6 +152,31 @@ def test_probabilities_of_all_images_sum_to_one():
     assert sum(probabilities) == pytest.approx(1, abs=1e-4)
 
 
+def test_importance_weighted_estimate_is_the_probability_of_the_integers():
+    """Against the integral of the density over the unit cube; the bound with one draw lies above it in bits."""
+    model = perturbed(Model([2], n_flows=2, n_hidden=8, n_bins=4, mask=torch.tensor([[1, 0]])), scale=0.2, seed=1)
+    images = torch.cartesian_prod(torch.arange(4), torch.arange(4)).double()
+    n = 150
+    steps = (torch.arange(n, dtype=torch.double) + 0.5) / n
+    noise = torch.cartesian_prod(steps, steps)
+    dequantize, exact = model.dequantize, []
+    with torch.no_grad():
+        model.dequantize = lambda z: z + noise
+        for x in images:
+            exact.append(torch.logsumexp(model(x.expand(n * n, 2)), dim=0).item() - math.log(n * n))
+    model.dequantize = dequantize
+    bits = -sum(exact) / len(exact) / (2 * math.log(2))
+    torch.manual_seed(0)
+    result = script.importance_weighted(model, images.split(9), n_samples=1000)
+    assert result['bpd'] == pytest.approx(bits, abs=0.01)
+    assert result['one_draw_bpd'] > result['bpd'] + 0.03 and result['gap'] == pytest.approx(
+        result['one_draw_bpd'] - result['bpd'])
+    values = torch.tensor(exact, dtype=torch.double) / (2 * math.log(2))
+    assert result['standard_error'] == pytest.approx(values.std().item() / 4, rel=0.05)
+    few = script.importance_weighted(model, images.split(9), n_samples=1)
+    assert few['gap'] == pytest.approx(0, abs=1e-12)
+
+
 def test_bits_per_dimension_of_a_uniform_model():
     log_px_nats = torch.tensor([-784 * math.log(256)])
     assert script.bits_per_dimension(log_px_nats).item() == pytest.approx(8.0)
@@ -175,6 +200,15 @@ def test_samples_are_whole_grey_values():
     assert samples.shape == (50, 784)
     assert torch.equal(samples, samples.round()) and 0 <= samples.min() and samples.max() <= 255
     assert len(samples.unique()) > 200
+
+
+def test_temperature_is_the_standard_deviation_of_the_prior():
+    torch.manual_seed(0)
+    model = Model([784], n_flows=1, n_hidden=2)  # untrained: grey values are the logits' alone
+    assert len(model.sample(3, temperature=0.0).unique()) == 1
+    for temperature in (0.5, 1.0):
+        logits, _ = model.logit_normalize(model.sample(40, temperature) + 0.5, torch.zeros(40))
+        assert logits.std().item() == pytest.approx(temperature, rel=0.02)
 
 
 def test_samples_follow_the_density():

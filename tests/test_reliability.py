@@ -23,9 +23,11 @@ import runs
 from tests.conftest import ROOT
 
 SHORT = {
-    'a3_vae_template.py': ['--epochs', '6', '--zdim', '3', '--hidden_dim', '16', '--batch_size', '1000'],
-    'a3_nf_template.py': ['--epochs', '3', '--n_flows', '1', '--n_hidden', '16', '--batch_size', '1000'],
-    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '5'],
+    'a3_vae_template.py': ['--epochs', '6', '--zdim', '3', '--hidden_dim', '16', '--batch_size', '1000',
+                           '--importance_samples', '2', '--quality_samples', '0'],
+    'a3_nf_template.py': ['--epochs', '3', '--n_flows', '1', '--n_hidden', '16', '--batch_size', '1000',
+                          '--importance_samples', '1', '--quality_samples', '0'],
+    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '5', '--quality_samples', '0'],
 }
 context = multiprocessing.get_context('forkserver')
 context.set_forkserver_preload(['a3_vae_template', 'a3_nf_template', 'a3_gan_template'])

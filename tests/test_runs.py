@@ -128,7 +128,7 @@ def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path
             return getattr(self.file, name)
 
     with pytest.raises(OSError, match='No space left on device') as raised:
-        runs._write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, FullDisk(file)))
+        runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, FullDisk(file)))
     assert raised.value.filename == str(tmp_path / 'x.pt') and not list(tmp_path.iterdir())
 
 
@@ -278,7 +278,7 @@ def test_metrics_with_a_truncated_last_line(tmp_path, capsys):
 def test_results_are_read_or_refused(tmp_path):
     run = make_run(tmp_path / 'run')
     assert runs.read_results(run.folder) is None
-    run.finish([runs.grade('loss', 'nats', 1, 1.0, 2.0)], 'epoch', {'test': {'loss': 1.5}})
+    runs.finish(run.folder, [runs.grade('loss', 'nats', 1, 1.0, 2.0)], 'epoch', {'test': {'loss': 1.5}})
     assert runs.read_results(run.folder) == {'test': {'loss': 1.5}}
     for damaged in (b'', b'[]', b'{"test": 3}', b'{"test": {"loss": null}}', b'{"test": {"loss": NaN}}', b'{"test": {"loss": 1'):
         (run.folder / 'result.json').write_bytes(damaged)
