@@ -154,6 +154,7 @@ def test_probabilities_of_all_images_sum_to_one():
 
 def test_importance_weighted_estimate_is_the_probability_of_the_integers():
     """Against the integral of the density over the unit cube; the bound with one draw lies above it in bits."""
+    torch.manual_seed(0)
     model = perturbed(Model([2], n_flows=2, n_hidden=8, n_bins=4, mask=torch.tensor([[1, 0]])), scale=0.2, seed=1)
     images = torch.cartesian_prod(torch.arange(4), torch.arange(4)).double()
     n = 150
@@ -169,7 +170,7 @@ def test_importance_weighted_estimate_is_the_probability_of_the_integers():
     torch.manual_seed(0)
     result = script.importance_weighted(model, images.split(9), n_samples=1000)
     assert result['bpd'] == pytest.approx(bits, abs=0.01)
-    assert result['one_draw_bpd'] > result['bpd'] + 0.03 and result['gap'] == pytest.approx(
+    assert result['one_draw_bpd'] > result['bpd'] + 0.3 and result['gap'] == pytest.approx(
         result['one_draw_bpd'] - result['bpd'])
     values = torch.tensor(exact, dtype=torch.double) / (2 * math.log(2))
     assert result['standard_error'] == pytest.approx(values.std().item() / 4, rel=0.05)
