@@ -274,7 +274,7 @@ def main(args):
     sums = []
     started = time.perf_counter()
     with run.ending_with(save_curves), training.progress_bar(n_batches, run.count) as bar:
-        rest = itertools.islice(training.counted(batches, bar), n_batches - run.count)
+        rest = training.counted(itertools.islice(batches, n_batches - run.count), bar)
         for batch, grey in enumerate(rest, start=run.count + 1):
             sums.append(step(grey / 127.5 - 1))
             if batch in PICTURES or batch % 10_000 == 0 or batch == n_batches:
@@ -289,18 +289,22 @@ def main(args):
                 run.save_checkpoint(last=batch == n_batches)
                 started, sums = time.perf_counter(), []
 
-    finish(args, generator, test, run.folder, run.history)
+    with run.resumable():
+        finish(args, generator, test, run.folder, run.history)
 
 
 def finish(args, generator, test, folder, history):
-    """Draw the last pictures and evaluate the samples of a trained generator; write and print the results."""
+    """Draw the last pictures and evaluate the samples of a trained generator; write and print the results.
+
+    What args leave out is kept as an earlier evaluation left it.
+    """
     device = test.images.device
     real = test.images.float() / 255
     with training.separate_random_numbers(args.seed + 1, device):
         save_final_pictures(generator, folder)
         samples = generate(generator, sample_latents(N_DIVERSITY, args.latent_dim, device))
         mean_distance, repeats = diversity(samples)
-        results = {'samples': {'mean_distance': mean_distance, 'repeats': repeats, 'mean_distance_real': diversity(real)[0]}}
+        results = runs.read_results(folder) | {'samples': {'mean_distance': mean_distance, 'repeats': repeats, 'mean_distance_real': diversity(real)[0]}}
         if args.quality_samples:
             images = generate(generator, sample_latents(args.quality_samples, args.latent_dim, device))
             other_real, _ = evaluation.grey_digits(device)
@@ -312,8 +316,8 @@ def evaluate_run(args):
     """Evaluate the finished run in the folder args.evaluate anew."""
     device = training.select_device(args.device)
     _, _, test = mnist(args.data_dir, args.batch_size, device)
-    generator, _ = load_generator(args.evaluate)
-    finish(args, generator.to(device), test, Path(args.evaluate), runs.read_metrics(args.evaluate))
+    generator, history = load_generator(args.evaluate)
+    finish(args, generator.to(device), test, Path(args.evaluate), history)
 
 
 def save_final_pictures(generator, folder):
@@ -329,22 +333,22 @@ def save_final_pictures(generator, folder):
 
 
 def load_generator(folder):
-    """(generator, batches it was trained for) of the run in this folder."""
+    """(generator, lines of metrics) of the run in this folder."""
     def load(checkpoint):
-        nonlocal loaded
+        nonlocal generator
         generator = Generator(checkpoint['generator']['layers.0.weight'].shape[1])
         generator.load_state_dict(checkpoint['generator'])
-        loaded = generator, checkpoint['metrics'][-1]['batch']
 
-    loaded = None
-    runs.load_run(folder, Path(__file__).name, load)
-    return loaded
+    generator = None
+    history = runs.load_run(folder, Path(__file__).name, load)
+    return generator, history
 
 
 def generate_from_run(args):
     """Draw args.n fresh images from the run in folder args.generate, to a PNG in it."""
     device = training.select_device(args.device)
-    generator, batch = load_generator(args.generate)
+    generator, history = load_generator(args.generate)
+    batch = history[-1]['batch'] if history else 0
     generator.to(device)
     torch.manual_seed(args.seed)
     images = generate(generator, sample_latents(args.n, generator.latent_dim, device))

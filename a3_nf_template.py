@@ -63,7 +63,7 @@ def get_mask():
 class Coupling(nn.Module):
     """Affine coupling: keeps the pixels where the mask is 1, scales and shifts the others by functions of those.
 
-        z_changed = z_changed * exp(log_scale(z_kept)) + translation(z_kept)
+        z_changed = z_changed * exp(log_scale(z_kept)) + translation(z_kept),    log_scale = tanh(head)
 
     (Dinh et al. 2017, Equations 4 to 9). Only the kept pixels enter the network and only the changed ones leave it,
     where masking would multiply by zeros. Log-scales and translations start at zero, so that a new coupling is the identity.
@@ -252,7 +252,7 @@ def run_epoch(model, data, optimizer, average=None, max_norm=5.0, steps=(None, N
 
 
 def evaluate(model, data, seed=0, step=None):
-    """Bits per dimension over the whole split, without touching the model or the run's random numbers."""
+    """Bits per dimension over the whole split, without touching the weights or the run's random numbers."""
     with training.separate_random_numbers(seed, next(model.parameters()).device):
         return epoch_iter(model.eval(), data, optimizer=None, step=step)
 
@@ -325,9 +325,6 @@ def graded(args, history, results):
     epoch, demanded = ASSIGNMENT_BPD
     rows.append(runs.grade('validation, the assignment\'s demand', 'bits/dim', epoch,
                            at.get(epoch, {}).get('val_bpd'), demanded, comparable))
-    if 'likelihood' in results:
-        rows.append(runs.grade('test, importance-weighted; at most the one-draw bound', 'bits/dim', history[-1]['epoch'],
-                               results['likelihood']['bpd'], results['likelihood']['one_draw_bpd']))
     return rows
 
 
@@ -374,18 +371,25 @@ def main(args):
                 save_pictures(epoch)
             run.save_checkpoint(last=epoch == args.epochs)
 
-    finish(args, average.model, test, run.folder, run.history)
+    with run.resumable():
+        finish(args, average.model, test, run.folder, run.history)
 
 
 def finish(args, model, test, folder, history):
-    """Evaluate a trained model on the test split, draw its samples by temperature, and write and print the results."""
+    """Evaluate a trained model on the test split, draw its samples by temperature, and write and print the results.
+
+    What args leave out is kept as an earlier evaluation left it.
+    """
     device = test.images.device
-    pixel_error, logit_error = inverse_error(model, next(iter(test)))
-    results = {'test': {'bpd': evaluate(model, test), 'bpd_shifted': evaluate_shifted(model, test)},
-               'inverse_error': {'pixels': pixel_error, 'logit': logit_error}}
+    with training.separate_random_numbers(args.seed, device):
+        pixel_error, logit_error = inverse_error(model, next(iter(test)))
+    results = runs.read_results(folder) | {
+        'test': {'bpd': evaluate(model, test), 'bpd_shifted': evaluate_shifted(model, test)},
+        'inverse_error': {'pixels': pixel_error, 'logit': logit_error}}
     save_temperatures(model, folder / 'samples_by_temperature.png')
     with training.separate_random_numbers(args.seed, device):
         if args.importance_samples:
+            print(f'estimating the likelihood of the test split with {args.importance_samples:,} draws of the noise an image')
             results['likelihood'] = importance_weighted(model, test, args.importance_samples)
         if args.quality_samples:
             images = model.sample(args.quality_samples) / 255

@@ -157,12 +157,14 @@ def parzen(samples, validation, test):
 
 
 def sample_quality(images, real, other_real, classifier, accuracy):
-    """All measures of generated images, each with its floor: the same between `other_real` and `real`.
+    """All measures of generated images, each with its floor, the same measure of `other_real` images: what a perfect model would
+    reach (for precision, recall and the log-likelihood it is a ceiling).
 
     Args:
         images: generated, [n, 784] in [0, 1].
         real: those to compare with, the test split.
-        other_real: as many others, the validation split; the Parzen bandwidth is chosen on it.
+        other_real: others, the validation split; the Parzen bandwidth is chosen on it. For the floor of the Parzen windows
+            half of it are the windows, so that the bandwidth is chosen on the other half.
         classifier, accuracy: of `load_classifier`.
 
     Returns:
@@ -174,7 +176,6 @@ def sample_quality(images, real, other_real, classifier, accuracy):
     precision, recall = precision_recall(real_features, features)
     precision_floor, recall_floor = precision_recall(real_features, other_features)
     parzen_nats, parzen_error = parzen(images, other_real, real)
-    # The bandwidth for real "samples" is chosen on images that are not among them.
     half = len(other_real) // 2
     parzen_floor, _ = parzen(other_real[half:], other_real[:half], real)
     return {'frechet_distance': frechet_distance(features, real_features),

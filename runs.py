@@ -102,7 +102,7 @@ class Run:
         if bad:
             counter, count = next(iter(metrics.items()))
             raise UserError(f'{bad[0]} is not finite at {counter} {count}; last checkpoint kept in {self.folder}; '
-                            'try a lower --lr')
+                            'start a new run with a lower --lr')
         with open(self.folder / 'metrics.jsonl', 'a') as file:
             file.write(json.dumps(metrics) + '\n')
         self.history.append(metrics)
@@ -122,20 +122,29 @@ class Run:
         self._next_checkpoint = finished + (finished - started) / CHECKPOINT_COST
 
     @contextlib.contextmanager
-    def ending_with(self, draw_curves):
-        """Around the training loop: however it ends, `draw_curves()` is called if there is a line to draw, and an
-        exception that stops it early is given the command that resumes the run as a note."""
+    def resumable(self):
+        """An exception that leaves the block, unless it is a UserError, is given the command that resumes the run as a note."""
         try:
             yield
-        except BaseException as error:
-            if not isinstance(error, UserError):
-                error.add_note(f'last checkpoint in {self.folder}; go on with: '
-                               + shlex.join(['python', sys.argv[0], '--resume', str(self.folder)]))
-            if self.history:
-                with contextlib.suppress(OSError):  # the disk that has stopped the run, say
-                    draw_curves()
+        except UserError:
             raise
-        draw_curves()
+        except BaseException as error:
+            error.add_note(f'last checkpoint in {self.folder}; go on with: '
+                           + shlex.join(['python', sys.argv[0], '--resume', str(self.folder)]))
+            raise
+
+    @contextlib.contextmanager
+    def ending_with(self, draw_curves):
+        """`resumable`, for the training loop: however it ends, `draw_curves()` is called if there is a line to draw."""
+        with self.resumable():
+            try:
+                yield
+            except BaseException:
+                if self.history:
+                    with contextlib.suppress(OSError):  # the disk that has stopped the run, say
+                        draw_curves()
+                raise
+            draw_curves()
 
     def _lock(self):
         """Hold the folder for this process: two that train into it would mix their lines."""
@@ -181,13 +190,13 @@ def finish(folder, graded, counter, results):
 def load_run(folder, script, load):
     """Call load(checkpoint) with the last checkpoint of a finished or stopped run of `script`; returns its metrics.
 
-    A checkpoint that `load` cannot use counts as damaged, and the one before it is tried.
+    A checkpoint that `load` cannot use counts as damaged. The one before it is not tried: it belongs to an earlier epoch.
 
     Raises:
         UserError: the folder holds no such run, or no usable checkpoint.
     """
     read_config(folder, script)
-    return _first_whole_checkpoint(Path(folder), load)['metrics']
+    return _first_whole_checkpoint(Path(folder), load, CHECKPOINTS[:1])['metrics']
 
 
 def read_config(folder, script=None):
@@ -239,7 +248,7 @@ def read_metrics(folder):
 
 
 def read_results(folder):
-    """The further results in `result.json`: a dict of dicts of finite numbers; None if the run is not finished.
+    """The further results in `result.json`: a dict of dicts of finite numbers, empty if the run is not finished.
 
     Raises:
         UserError: the file is not one this project wrote.
@@ -250,7 +259,7 @@ def read_results(folder):
         results = {name: values for name, values in content.items() if name not in ('graded', 'finished')}
         finite = [math.isfinite(value) for values in results.values() for value in values.values()]
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f'{path} is damaged, or not one this project wrote') from error
     if not all(finite):
@@ -258,18 +267,19 @@ def read_results(folder):
     return results
 
 
-def _first_whole_checkpoint(folder, load):
-    present = [folder / name for name in CHECKPOINTS if (folder / name).exists()]
+def _first_whole_checkpoint(folder, load, names=CHECKPOINTS):
+    present = [folder / name for name in names if (folder / name).exists()]
     for path in present:
         try:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
             _count(checkpoint['metrics'])
             load(checkpoint)
         except Exception as error:  # there is no exception that foreign bytes do not make an unpickler raise
-            print(f'{path} is truncated or foreign ({type(error).__name__}), not used', file=sys.stderr)
+            print(f'{path} is truncated, foreign or of other settings than config.json has ({type(error).__name__}), not used',
+                  file=sys.stderr)
         else:
             return checkpoint
-    raise UserError(f'{folder} holds no {"usable " if present else ""}checkpoint: start the run again')
+    raise UserError(f'{folder} holds no usable checkpoint' if present else f'{folder} holds no checkpoint: start the run again')
 
 
 def _count(history):
@@ -344,6 +354,7 @@ def device_name(device):
 
 def _claim_folder(folder):
     """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is free; of two runs only one can get it."""
+    folder = folder if folder.name else folder.resolve()
     for suffix in itertools.chain([''], (f'-{n}' for n in itertools.count(2))):
         candidate = folder.parent / (folder.name + suffix)
         candidate.mkdir(parents=True, exist_ok=True)

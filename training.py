@@ -44,6 +44,14 @@ def number(kind, at_least=None, above=None, at_most=None, below=None):
     return convert
 
 
+def none_or_hundreds(text):
+    """argparse type for a number of samples to take statistics of: 0 or at least 100."""
+    value = number(int, at_least=0)(text)
+    if 0 < value < 100:
+        raise argparse.ArgumentTypeError(f'must be 0 or at least 100, not {text!r}')
+    return value
+
+
 class UsageError(UserError):
     """A command line that is wrong; the message says how, in one line."""
 
@@ -68,7 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
                                    'own settings; the number of epochs may grow')
         self.add_optional_argument('--evaluate', metavar='RUN', help='evaluate the finished run in this folder anew, without '
                                    'training')
-        self.add_argument('--quality_samples', type=number(int, at_least=0), default=10_000, help='generated images to judge '
+        self.add_argument('--quality_samples', type=none_or_hundreds, default=10_000, help='generated images to judge '
                           'against real ones at the end; 0 for no judgement')
 
     def add_optional_argument(self, flag, **options):
@@ -88,10 +96,10 @@ class ArgumentParser(argparse.ArgumentParser):
         """
         parsed = super().parse_args(args)
         resume, evaluate = (getattr(parsed, name, None) for name in ('resume', 'evaluate'))
+        if sum(getattr(parsed, name, None) is not None for name in ('resume', 'evaluate', 'generate')) > 1:
+            self.error('--resume, --evaluate, --generate: one at a time')
         if resume is None and evaluate is None:
             return parsed
-        if resume is not None and evaluate is not None:
-            self.error('--resume and --evaluate: one at a time')
         flag, folder = ('--resume', Path(resume)) if evaluate is None else ('--evaluate', Path(evaluate))
         given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
         run = settings_of(folder, runs.read_config(folder, self.prog), super().parse_args)
@@ -124,6 +132,8 @@ def settings_of(folder, config, parse_args):
         UserError: there is one that no command line could have set.
     """
     try:
+        if 'help' in config['arguments']:
+            raise UsageError("there is no setting 'help'")
         return parse_args([f'--{name}' if value is True else f'--{name}={value}'
                            for name, value in config['arguments'].items()
                            if value is not None and value is not False and name not in ('resume', 'evaluate')])
@@ -156,9 +166,8 @@ def run_script(main, parse_args):
         error, status = exception, 1
     except Interrupted as exception:
         error, message, status = exception, 'interrupted', 128 + exception.signum
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as exception:
-        if isinstance(exception, RuntimeError) and not isinstance(exception, torch.OutOfMemoryError) \
-                and 'not enough memory' not in str(exception) and "can't allocate memory" not in str(exception):
+    except (MemoryError, RuntimeError) as exception:
+        if not _is_out_of_memory(exception):
             raise
         error, message, status = exception, 'error: out of memory: smaller settings need less', 1
     else:
@@ -167,6 +176,12 @@ def run_script(main, parse_args):
     name = program.parent.name if program.name == '__main__.py' else program.name
     print(f'{name}: ' + '; '.join([message, *getattr(error, '__notes__', [])]), file=sys.stderr)
     sys.exit(status)
+
+
+def _is_out_of_memory(exception):
+    # On the CPU PyTorch raises a plain RuntimeError.
+    return (isinstance(exception, (MemoryError, torch.OutOfMemoryError)) or 'not enough memory' in str(exception)
+            or "can't allocate memory" in str(exception))
 
 
 def select_device(name):
@@ -317,7 +332,7 @@ class WeightAverage:
 
 
 def progress_bar(n_batches, n_done=0):
-    """A tqdm bar over a whole training, counted in batches; on a terminal live, in a log a line every 30 s."""
+    """A tqdm bar over a whole training, counted in batches; on a terminal live, in a log a new state every 30 s."""
     return tqdm(total=n_batches, initial=n_done, mininterval=0.2 if sys.stderr.isatty() else 30,
                 bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}', dynamic_ncols=True)
 

@@ -43,7 +43,7 @@ def chosen_run(name, folder):
     for setting, value in kind.settings.items():
         if vars(run.args)[setting] != value:
             raise UserError(f'--{name} {folder}: its {setting} is {vars(run.args)[setting]}, not {value}')
-    if run.results is None:
+    if not run.finished:
         raise UserError(f'--{name}: {gallery.unfinished_message(run)}')
     return run
 
@@ -53,7 +53,7 @@ def check(found, messages):
     verdicts = []
     for run in found:
         print(f'{run.folder}: {run.script.__name__}.py, seed {run.args.seed}, {run.count:,} '
-              f'{"batches" if run.counter == "batch" else "epochs"}{"" if run.results is not None else ", unfinished"}')
+              f'{"batches" if run.counter == "batch" else "epochs"}{"" if run.finished else ", unfinished"}')
         graded = run.graded()
         print(runs.graded_table(graded, run.counter) + '\n')
         verdicts += [row['verdict'] for row in graded]
@@ -68,9 +68,13 @@ def check(found, messages):
 
 def main(args):
     chosen = {name: [chosen_run(name, vars(args)[name])] for name in gallery.KINDS if vars(args)[name] is not None}
+    if not args.runs.is_dir() and not args.train and not chosen:
+        raise UserError(f'there is no folder {args.runs}: name the one that holds the run folders with --runs')
     found, messages = gallery.find_runs(args.runs)
+    if args.check and chosen:
+        sys.exit(check([run for group in chosen.values() for run in group], []))
     if args.check:
-        sys.exit(check([run for group in chosen.values() for run in group] or found, messages))
+        sys.exit(check(found, messages))
 
     def groups():
         return {name: chosen.get(name) or gallery.newest_of_kind(found, name) for name in gallery.KINDS}
@@ -82,8 +86,10 @@ def main(args):
         trainings.train(short, found, args.runs, args.quick, args.device, args.jobs)
         found, messages = gallery.find_runs(args.runs)
     for run in found:
-        if run.results is None:
+        if not run.finished:
             messages.append(gallery.unfinished_message(run))
+    if not any(groups().values()):
+        raise UserError('; '.join([*messages, f'no finished run under {args.runs}; --train makes what is missing']))
     drawn, failed = gallery.draw_all(groups(), args.out, args.quick)
     missing = failed + [
         f'{", ".join(figure.name for figure in gallery.FIGURES if figure.kind == name)}: no finished run; make one with: '
@@ -93,7 +99,7 @@ def main(args):
         print(message, file=sys.stderr)
     print(f'{len(drawn)} figures in {args.out / "report"}, the gallery in {args.out / "README.md"}')
     if missing:
-        raise UserError(f'{len(missing)} of the trainings are missing, see above')
+        raise UserError(f'not all figures could be drawn: {len(missing)} reasons above')
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ from runs import UserError
 SCRIPTS = {'a3_vae_template.py': vae, 'a3_gan_template.py': gan, 'a3_nf_template.py': nf}
 # A key that only this script's lines have, by which a metrics.jsonl without a config.json is known.
 MARKS = {'val_neg_elbo_nats': 'a3_vae_template.py', 'g_loss': 'a3_gan_template.py', 'val_bpd': 'a3_nf_template.py'}
-SEED_SPECIFIC = ('seed', 'out', 'resume', 'evaluate', 'device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples',
+NOT_OF_TRAINING = ('seed', 'out', 'resume', 'evaluate', 'device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples',
                  'generate', 'n')
 
 # Read off the curves of the report's Figures 2 and 14: validation, by epoch.
@@ -47,6 +47,16 @@ MEASURES = (
     ('Parzen log-likelihood (nats)', 'parzen_nats', 'parzen_floor_nats', 1))
 
 
+# What others have published; test split, the same quantities.
+PUBLISHED = (
+    ('VAE, -log p(x) on fixed binary MNIST (nats)', 'one stochastic layer with a standard prior about 87 to 90; with IWAE training and '
+     'deeper nets 84.8; VampPrior 85.57; HVAE + VampPrior 83.19; PixelVAE 79.02; BIVA 78.59'),
+    ('flow on grey MNIST (bits/dim)', 'MLP flows (RealNVP, MAF) 1.85 to 1.93; convolutional RealNVP 1.06; Glow 1.05; FFJORD 0.99; '
+     'Residual Flow 0.97'),
+    ('GAN of MLPs, Parzen windows (nats)', '225 ± 2 (Goodfellow et al. 2014, Table 1); no Fréchet distance on classifier features '
+     'has been published for it'))
+
+
 class Kind(NamedTuple):
     """One of the trainings the report is made of."""
 
@@ -54,7 +64,7 @@ class Kind(NamedTuple):
     script: str
     flags: tuple  # that a training of this kind is started with
     quick: tuple  # and for a fraction of its length
-    settings: dict  # by which a run is recognised as of this kind
+    settings: dict  # that a run chosen by hand must have
     minutes: float  # on two cores
 
 
@@ -84,15 +94,24 @@ def full_length(name, quick=False):
     return length_of(SCRIPTS[kind.script].parse_args([*kind.flags, *(kind.quick if quick else ())]))
 
 
-class Finished(NamedTuple):
-    """A run as far as its metrics go; `results` is None until it is finished."""
+def training_settings(args):
+    """The arguments that make the training what it is, but for its seed."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_OF_TRAINING}
+
+
+class Reading(NamedTuple):
+    """A run as far as its metrics go; `results` are empty, and `finished` false, until it has a `result.json`.
+
+    Without a `config.json` there is no telling, and it counts as finished.
+    """
 
     folder: Path
     script: ModuleType
     args: Namespace
     history: list
-    results: dict | None
+    results: dict
     config: dict
+    finished: bool
 
     @property
     def length(self):
@@ -107,16 +126,15 @@ class Finished(NamedTuple):
         return self.history[-1][self.counter]
 
     def graded(self):
-        return self.script.graded(self.args, self.history, self.results or {})
+        return self.script.graded(self.args, self.history, self.results)
 
     def settings(self):
         """What makes another run one of the same kind with another seed."""
-        return self.script, tuple(sorted((name, value) for name, value in vars(self.args).items()
-                                         if name not in SEED_SPECIFIC))
+        return training_settings(self.args) | {'script': self.script, 'count': self.count}
 
 
 def read_run(folder):
-    """The run in `folder`, as Finished. Without a `config.json` (another project's run) settings count as the defaults.
+    """The run in `folder`, as a Reading. Without a `config.json` (another project's run) settings count as the defaults.
 
     Raises:
         UserError: a file is missing or damaged, or of no script of this project.
@@ -132,8 +150,8 @@ def read_run(folder):
         raise UserError(f'{folder}: metrics.jsonl holds no metrics of {config.get("script", "a script of this project")}')
     script = SCRIPTS[mark]
     args = script.parse_args([]) if foreign else training.settings_of(folder, config, script.parse_args)
-    results = runs.read_results(folder)
-    run = Finished(folder, script, args, history, {} if foreign and results is None else results, config)
+    finished = foreign or (folder / 'result.json').exists()
+    run = Reading(folder, script, args, history, runs.read_results(folder), config, finished)
     try:
         run.graded()
     except (KeyError, TypeError, ZeroDivisionError) as error:
@@ -166,8 +184,11 @@ def command_of(name, quick=False):
 
 
 def is_of_kind(run, kind):
-    """Is `run` one of that kind, of the model the report has?"""
-    return run.script is SCRIPTS[kind.script] and all(vars(run.args)[name] == value for name, value in kind.settings.items())
+    """Has `run` all the settings that the command of this kind has, but for its length?"""
+    if run.script is not SCRIPTS[kind.script]:
+        return False
+    wanted = training_settings(run.script.parse_args(list(kind.flags)))
+    return all(vars(run.args)[name] == value for name, value in wanted.items() if name not in training.MAY_GROW)
 
 
 def newest_of_kind(found, name):
@@ -175,7 +196,7 @@ def newest_of_kind(found, name):
 
     A run of full length is preferred to a newer, shorter one.
     """
-    finished = [run for run in found if run.results is not None and is_of_kind(run, KINDS[name])]
+    finished = [run for run in found if run.finished and is_of_kind(run, KINDS[name])]
     finished.sort(key=lambda run: run.length >= full_length(name))  # stable: by start within
     if not finished:
         return []
@@ -235,9 +256,11 @@ def draw_gan_losses(group, path, note):
 
 
 def draw_bpd(group, path, note):
+    curves = [nf.shifted_curve(run.history) for run in group]
+    shifted = None if None in curves else (curves[0][0], [values for _, values in curves])
     nf.save_bpd_plot(curve(group, 'train_bpd'), curve(group, 'val_bpd'), path,
                      [(epoch, bpd, 'the report\'s curve (shifted)') for epoch, bpd in REPORT_BPD.items()],
-                     nf.shifted_curve(group[0].history), note)
+                     shifted, note)
 
 
 def picture(pattern, at=None):
@@ -325,6 +348,9 @@ def draw_all(groups, out, quick):
         except UserError as error:
             messages.append(f'{figure.name}: {error}')
             continue
+        except KeyError as error:
+            messages.append(f'{figure.name}: {group[0].folder / "metrics.jsonl"} has no {error} in every line')
+            continue
         remarks = ''.join(f'; {words}' for words in (note and f'**{note}**', remark) if words)
         caption = f'**Figure {figure.number}.** {figure.caption} ({describe(group)}{remarks})'
         drawn.append((figure, caption))
@@ -353,7 +379,9 @@ def table(groups):
 
 def comparison(groups):
     """The sample measures of the three models side by side, as Markdown; [] where no run has any."""
-    columns = {title: [run.results[part] for run in groups[name] if part in run.results] for title, name, part in (
+    keys = {key for _, value, floor, _ in MEASURES for key in (value, floor) if key} | {'n_samples', 'classifier_accuracy'}
+    columns = {title: [run.results[part] for run in groups[name] if keys <= run.results.get(part, {}).keys()]
+               for title, name, part in (
         ('VAE, means', 'vae', 'quality_of_means'), ('VAE, draws', 'vae', 'quality_of_draws'), ('GAN', 'gan', 'quality'),
         ('flow', 'nf', 'quality'))}
     columns = {title: results for title, results in columns.items() if results}
@@ -371,8 +399,8 @@ def comparison(groups):
                  for results in columns.values()]
         lines.append(f'| {label} | {" | ".join(cells)} |')
     n_samples, accuracy = (next(iter(columns.values()))[0][key] for key in ('n_samples', 'classifier_accuracy'))
-    return [*lines, '', f'{n_samples:,} samples each, against the 10,000 test images; in brackets the floor: the same measure of the '
-            'validation images against the test images. Features are of a small classifier with a test accuracy of '
+    return [*lines, '', f'{n_samples:,} samples each, against the 10,000 test images; in brackets the same '
+            'measure of the validation images, as good as a model could be (for Parzen windows, of half of them). Features are of a small classifier with a test accuracy of '
             f'{accuracy:.2%}. The draws of the VAE are bits and are compared with binary digits, all else with grey ones.']
 
 
@@ -419,6 +447,7 @@ def write_readme(out, drawn, groups, missing, quick):
     if missing:
         lines += ['Not here yet:', '', *(f'- {message}' for message in missing), '']
     lines += ['## Graded', '', *table(groups), '']
+    lines += ['Published values to compare with:', '', *(f'- {quantity}: {values}.' for quantity, values in PUBLISHED), '']
     if compared := comparison(groups):
         lines += ['## The three models\' samples', '', *compared, '']
     lines += ['## Figures', '']

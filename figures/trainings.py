@@ -86,7 +86,7 @@ def train(names, found, base, quick, device, jobs):
 
 def _start_or_resume(name, found, base, quick):
     """(run folder, flags) of the training of this kind that is to be done."""
-    unfinished = [run for run in found if run.results is None and is_of_kind(run, KINDS[name])
+    unfinished = [run for run in found if not run.finished and is_of_kind(run, KINDS[name])
                   and run.length == full_length(name, quick) and run.config]
     if unfinished:
         return unfinished[-1].folder, ['--resume', str(unfinished[-1].folder)]

@@ -115,6 +115,9 @@ def test_evaluate(finished, tmp_path, name):
     assert process.returncode == 0, process.stderr
     assert json.loads((folder / 'result.json').read_text()) | {'finished': None} == before | {'finished': None}
     assert (folder / 'metrics.jsonl').read_bytes() == metrics
+    if 'gan' not in name:
+        assert before['likelihood'] and run_script(name, '--evaluate', folder, '--importance_samples', '0').returncode == 0
+        assert json.loads((folder / 'result.json').read_text())['likelihood'] == before['likelihood']
     for flags, words in ((['--seed', '3'], 'its --seed is 0, not 3'), (['--resume', folder], 'one at a time')):
         process = run_script(name, '--evaluate', folder, *flags)
         assert process.returncode == 2 and words in process.stderr

@@ -90,7 +90,7 @@ def test_every_figure_of_the_report(full_report):
 def test_a_missing_run_is_named_with_its_command_and_the_rest_is_drawn(full_report, capsys):
     shutil.rmtree(full_report / 'nf')
     shutil.rmtree(full_report / 'gan_report')  # beside the report's seventeen: not missed
-    with pytest.raises(UserError, match='1 of the trainings'):
+    with pytest.raises(UserError, match='1 reasons above'):
         draw(full_report)
     error = capsys.readouterr().err
     assert 'fig14_bpd, fig15_nf_before_training' in error and 'python a3_nf_template.py' in error and 'gan_report' not in error
@@ -118,6 +118,36 @@ def test_the_newest_run_of_full_length_is_drawn(full_report):
     fake_run(full_report / 'other_lr', 'nf', '--lr', '0.1', '--seed', '5', started='2025')
     found, _ = gallery.find_runs(full_report)
     assert [run.folder.name for run in gallery.newest_of_kind(found, 'nf')] == ['new']
+
+
+def test_other_settings_are_not_the_report_s(full_report):
+    fake_run(full_report / 'ablation', 'vae', '--binarize', 'threshold', started='2027')
+    fake_run(full_report / 'small', 'nf', '--n_hidden', '64', started='2027')
+    text = draw(full_report)
+    assert 'run `vae`' in text and 'run `nf`' in text and 'run `ablation`' not in text and 'run `small`' not in text
+
+
+def test_incomplete_metrics_and_results_cost_a_figure_and_not_the_gallery(full_report, capsys):
+    lines = (full_report / 'nf' / 'metrics.jsonl').read_text().replace('"train_bpd": 1.8, ', '', 1)
+    (full_report / 'nf' / 'metrics.jsonl').write_text(lines)
+    result = json.loads((full_report / 'gan' / 'result.json').read_text())
+    del result['quality']['frechet_distance']
+    (full_report / 'gan' / 'result.json').write_text(json.dumps(result))
+    with pytest.raises(UserError, match='1 reasons above'):
+        draw(full_report)
+    assert "fig14_bpd: " in (error := capsys.readouterr().err) and "has no 'train_bpd' in every line" in error
+    assert '| | VAE, means | VAE, draws | flow |' in (full_report.parent / 'out' / 'README.md').read_text()
+
+
+def test_nothing_is_written_over_where_there_is_no_run(tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'README.md').write_text('mine')
+    with pytest.raises(UserError, match='there is no folder .*typo'):
+        draw(tmp_path / 'typo')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='no finished run under .*empty'):
+        draw(tmp_path / 'empty')
+    assert (tmp_path / 'out' / 'README.md').read_text() == 'mine'
 
 
 def test_seeds_are_aggregated(full_report):
@@ -158,7 +188,7 @@ def test_unfinished_foreign_and_damaged_runs_are_named(full_report, capsys):
     (full_report / 'gan' / 'metrics.jsonl').write_text('{"batch": 500, "other": 1}\n')
     (full_report / 'vae' / 'metrics.jsonl').write_text('nonsense\n')
     (full_report / 'vae_report' / 'config.json').write_text('{}')
-    with pytest.raises(UserError, match='4 of the trainings'):
+    with pytest.raises(UserError, match='4 reasons above'):
         draw(full_report)
     error = capsys.readouterr().err
     for words in ('nf is unfinished (epoch 100); go on with: python a3_nf_template.py --resume', 'gan: metrics.jsonl holds no',

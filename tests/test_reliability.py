@@ -235,7 +235,7 @@ SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(['zdim', 'lr', 'binarize', 'seed', 'device', 'epochs', 'out', 'help', 'resume', 'new']), SCALAR)
+@given(st.sampled_from(['zdim', 'lr', 'binarize', 'seed', 'device', 'epochs', 'out', 'help', 'resume', 'generate', 'new']), SCALAR)
 def test_a_spoilt_setting_is_an_error_or_passes_the_parser(tmp_path_factory, monkeypatch, finished, name, value):
     folder = tmp_path_factory.getbasetemp() / 'spoilt'
     folder.mkdir(exist_ok=True)

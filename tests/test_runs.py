@@ -166,7 +166,7 @@ def test_every_truncation_of_a_checkpoint_falls_back_to_the_one_before(tmp_path,
         weight, history = resumed_weight(tmp_path / 'run')
         assert torch.equal(weight, weights[1]) and len(history) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f'{path} is truncated or foreign') and error.count('\n') == 1
+        assert error.startswith(f'{path} is truncated, foreign') and error.count('\n') == 1
     path.unlink()  # killed between the two renames
     assert torch.equal(resumed_weight(tmp_path / 'run')[0], weights[1])
     previous.write_bytes(b'')
@@ -208,6 +208,22 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     run = make_run(tmp_path / 'run', state=state_of(1))
     with pytest.raises(UserError, match='is being trained by another process'):
         make_run(None, resume=run.folder, state=state_of(1))
+
+
+def test_a_finished_run_with_a_damaged_checkpoint_is_not_read_from_the_one_before(tmp_path):
+    three_epochs(tmp_path / 'run')
+    script = json.loads((tmp_path / 'run' / 'config.json').read_text())['script']
+    assert len(runs.load_run(tmp_path / 'run', script, lambda checkpoint: None)) == 3
+    (tmp_path / 'run' / 'checkpoint.pt').write_bytes(b'')
+    with pytest.raises(UserError, match='no usable checkpoint'):
+        runs.load_run(tmp_path / 'run', script, lambda checkpoint: None)
+
+
+def test_a_folder_without_a_name_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'notes.txt').write_text('')
+    monkeypatch.chdir(tmp_path / 'mine')
+    assert make_run('.').folder == tmp_path / 'mine-2'
 
 
 def test_runs_that_cannot_be_loaded(tmp_path):
@@ -277,7 +293,7 @@ def test_metrics_with_a_truncated_last_line(tmp_path, capsys):
 
 def test_results_are_read_or_refused(tmp_path):
     run = make_run(tmp_path / 'run')
-    assert runs.read_results(run.folder) is None
+    assert runs.read_results(run.folder) == {}
     runs.finish(run.folder, [runs.grade('loss', 'nats', 1, 1.0, 2.0)], 'epoch', {'test': {'loss': 1.5}})
     assert runs.read_results(run.folder) == {'test': {'loss': 1.5}}
     for damaged in (b'', b'[]', b'{"test": 3}', b'{"test": {"loss": null}}', b'{"test": {"loss": NaN}}', b'{"test": {"loss": 1'):

@@ -25,6 +25,9 @@ def test_numbers_out_of_bounds(text):
 
 
 def test_numbers_within_bounds():
+    assert [training.none_or_hundreds(text) for text in ('0', '100')] == [0, 100]
+    with pytest.raises(argparse.ArgumentTypeError, match='0 or at least 100'):
+        training.none_or_hundreds('99')
     assert training.number(int, at_least=1)('1') == 1
     assert training.number(float, at_least=0, at_most=1)('1') == 1.0
 
@@ -72,10 +75,21 @@ def test_an_absent_device_is_refused():
         training.select_device('cuda')
 
 
+def test_other_runtime_errors_are_bugs_and_keep_their_traceback():
+    def main(args):
+        raise RuntimeError('a bug')
+
+    with pytest.raises(RuntimeError, match='a bug'):
+        training.run_script(main, lambda: None)
+
+
 @pytest.mark.parametrize('error, message, status', [
     (UserError('use another'), 'script.py: error: use another\n', 1),
     (DataError('no file'), 'script.py: error: no file\n', 1),
     (OSError(28, 'No space left on device', 'runs/x'), 'script.py: error: runs/x: No space left on device\n', 1),
+    (MemoryError(), 'script.py: error: out of memory: smaller settings need less\n', 1),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB"),
+     'script.py: error: out of memory: smaller settings need less\n', 1),
     (training.Interrupted(signal.SIGINT), 'script.py: interrupted\n', 130),
     (training.Interrupted(signal.SIGTERM), 'script.py: interrupted\n', 143),
 ])
