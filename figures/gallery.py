@@ -79,7 +79,7 @@ KINDS = {
     'manifold': Kind('VAE, 2 latent dimensions', 'a3_vae_template.py', ('--zdim', '2'), ('--epochs', '2', *BRIEF),
                      {'zdim': 2, 'protocol': 'standard'}, 5),
     'vae_report': Kind('VAE, the report\'s computation', 'a3_vae_template.py', ('--zdim', '20', '--protocol', 'report'),
-                       ('--epochs', '2'), {'zdim': 20, 'protocol': 'report'}, 6),
+                       ('--epochs', '2', *BRIEF), {'zdim': 20, 'protocol': 'report'}, 6),
     'gan': Kind('GAN', 'a3_gan_template.py', (), ('--n_epochs', '1', '--quality_samples', '0'), {'protocol': 'standard'}, 40),
     'gan_report': Kind('GAN, the report\'s computation', 'a3_gan_template.py', ('--protocol', 'report'), ('--n_epochs', '1', '--quality_samples', '0'),
                        {'protocol': 'report'}, 40),

@@ -290,3 +290,4 @@ def test_quick_trainings_are_of_the_full_model():
         full, quick = (gallery.SCRIPTS[kind.script].parse_args([*kind.flags, *more]) for more in ((), kind.quick))
         differing = {key for key in vars(full) if vars(full)[key] != vars(quick)[key]}
         assert differing - {'importance_samples', 'quality_samples'} in ({'epochs'}, {'n_epochs'}) and gallery.full_length(name, quick=True) <= 2
+        assert quick.quality_samples == 0 and vars(quick).get('importance_samples', 0) < 10
