@@ -117,7 +117,7 @@ class Run:
             return
         checkpoint = {name: part.state_dict() for name, part in self._state.items()} | {'metrics': self.history}
         write_whole(self.folder / CHECKPOINTS[0], lambda file: torch.save(checkpoint, file),
-                     previous=self.folder / CHECKPOINTS[1])
+                    previous=self.folder / CHECKPOINTS[1])
         finished = time.perf_counter()
         self._next_checkpoint = finished + (finished - started) / CHECKPOINT_COST
 
@@ -352,11 +352,15 @@ def device_name(device):
     return f'{model}, {threads} thread{"s" if threads > 1 else ""}'
 
 
+def candidates(folder):
+    """`folder`, `folder-2`, `folder-3`, ... without end: the names a run may take, by preference."""
+    for suffix in itertools.chain([''], (f'-{n}' for n in itertools.count(2))):
+        yield folder.parent / (folder.name + suffix)
+
+
 def _claim_folder(folder):
     """Make `folder`, or the first of `folder-2`, `folder-3`, ... that is free; of two runs only one can get it."""
-    folder = folder if folder.name else folder.resolve()
-    for suffix in itertools.chain([''], (f'-{n}' for n in itertools.count(2))):
-        candidate = folder.parent / (folder.name + suffix)
+    for candidate in candidates(folder if folder.name else folder.resolve()):
         candidate.mkdir(parents=True, exist_ok=True)
         if not any(candidate.iterdir()):
             with contextlib.suppress(FileExistsError):

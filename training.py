@@ -332,7 +332,7 @@ class WeightAverage:
 
 
 def progress_bar(n_batches, n_done=0):
-    """A tqdm bar over a whole training, counted in batches; on a terminal live, in a log a new state every 30 s."""
+    """A tqdm bar over a whole training, counted in batches (or another unit); on a terminal live, in a log a new state every 30 s."""
     return tqdm(total=n_batches, initial=n_done, mininterval=0.2 if sys.stderr.isatty() else 30,
                 bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}', dynamic_ncols=True)
 

@@ -21,13 +21,12 @@ from runs import UserError
 SCRIPTS = {'a3_vae_template.py': vae, 'a3_gan_template.py': gan, 'a3_nf_template.py': nf}
 # A key that only this script's lines have, by which a metrics.jsonl without a config.json is known.
 MARKS = {'val_neg_elbo_nats': 'a3_vae_template.py', 'g_loss': 'a3_gan_template.py', 'val_bpd': 'a3_nf_template.py'}
-NOT_OF_TRAINING = ('seed', 'out', 'resume', 'evaluate', 'device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples',
-                 'generate', 'n')
+NOT_OF_TRAINING = ('seed', 'out', 'resume', 'evaluate', 'device', 'data_dir', 'no_graph', 'importance_samples',
+                   'quality_samples', 'generate', 'n')
 
 # Read off the curves of the report's Figures 2 and 14: validation, by epoch.
 REPORT_ELBO = {1: 118.24, 2: 100.11, 5: 90.14, 10: 86.03, 20: 83.29, 40: 81.15, 60: 80.04, 80: 79.46, 100: 79.04}
 REPORT_BPD = {1: 2.098, 2: 2.009, 5: 1.940, 10: 1.880, 20: 1.862, 40: 1.826, 60: 1.797, 80: 1.807, 100: 1.804}
-
 
 # Of `result.json`, and what they are called in the table.
 TEST_VALUES = (
@@ -40,7 +39,6 @@ TEST_VALUES = (
     ('likelihood', 'gap', 'gap of the one-draw to the importance-weighted bound on test images (bits/dim)'),
     ('latent', 'active_units', 'active latent units'))
 
-
 # Rows of the comparison of the models: label, key in `result.json`, key of its floor, digits.
 MEASURES = (
     ('Fréchet distance (lower is better)', 'frechet_distance', 'frechet_floor', 2),
@@ -49,7 +47,6 @@ MEASURES = (
     ('entropy of the classes (nats, at most 2.303)', 'class_entropy_nats', None, 3),
     ('Parzen log-likelihood (nats)', 'parzen_nats', 'parzen_floor_nats', 1),
     ('its standard error (nats)', 'parzen_standard_error', None, 1))
-
 
 # What others have published; test split, the same quantities.
 PUBLISHED = (
@@ -81,8 +78,8 @@ KINDS = {
     'vae_report': Kind('VAE, the report\'s computation', 'a3_vae_template.py', ('--zdim', '20', '--protocol', 'report'),
                        ('--epochs', '2', *BRIEF), {'zdim': 20, 'protocol': 'report'}, 6),
     'gan': Kind('GAN', 'a3_gan_template.py', (), ('--n_epochs', '1', '--quality_samples', '0'), {'protocol': 'standard'}, 40),
-    'gan_report': Kind('GAN, the report\'s computation', 'a3_gan_template.py', ('--protocol', 'report'), ('--n_epochs', '1', '--quality_samples', '0'),
-                       {'protocol': 'report'}, 40),
+    'gan_report': Kind('GAN, the report\'s computation', 'a3_gan_template.py', ('--protocol', 'report'),
+                       ('--n_epochs', '1', '--quality_samples', '0'), {'protocol': 'report'}, 40),
     'nf': Kind('flow (RealNVP)', 'a3_nf_template.py', (), ('--epochs', '1', *BRIEF), {}, 80),
 }
 
@@ -210,7 +207,7 @@ def newest_of_kind(found, name):
 
 
 def aggregate(group):
-    """The graded rows of one or more runs that differ in the seed only; `value` is their mean, `sd` its standard deviation.
+    """The graded rows of one or more runs that differ in the seed only; `values` has one value a seed, or is None.
 
     With several seeds a row passes if each of them does.
     """
@@ -219,11 +216,14 @@ def aggregate(group):
         values = [row['value'] for row in same]
         verdicts = [row['verdict'] for row in same]
         worst = next(verdict for verdict in ('falls short', 'not reached', 'not comparable', 'pass') if verdict in verdicts)
-        reached = None not in values
-        rows.append(same[0] | {
-            'value': statistics.fmean(values) if reached else None,
-            'sd': statistics.stdev(values) if reached and len(values) > 1 else None, 'verdict': worst})
+        rows.append(same[0] | {'values': None if None in values else values, 'verdict': worst})
     return rows
+
+
+def mean_and_spread(values, digits):
+    """'mean' of one value a seed, or 'mean ± standard deviation' of several."""
+    spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):.{digits}f}{spread}'
 
 
 class Figure(NamedTuple):
@@ -369,15 +369,13 @@ def table(groups):
             continue
         seeds = '' if len(group) == 1 else f', {len(group)} seeds'
         for row in aggregate(group):
-            value = '-' if row['value'] is None else f'{row["value"]:.3f}'
-            value += '' if row['sd'] is None else f' ± {row["sd"]:.3f}'
+            value = '-' if row['values'] is None else mean_and_spread(row['values'], 3)
             lines.append(f'| {KINDS[name].title}{seeds} | {row["quantity"]} ({row["unit"]}) | {group[0].counter} {row["at"]:,} '
                          f'| {value} | {row["reference"]:.3f} | {row["verdict"]} |')
         for part, key, quantity in TEST_VALUES:
             values = [run.results[part][key] for run in group if key in run.results.get(part, {})]
             if values:
-                value = f'{statistics.fmean(values):.3f}' + (f' ± {statistics.stdev(values):.3f}' if len(values) > 1 else '')
-                lines.append(f'| {KINDS[name].title}{seeds} | {quantity} | end | {value} | - | - |')
+                lines.append(f'| {KINDS[name].title}{seeds} | {quantity} | end | {mean_and_spread(values, 3)} | - | - |')
     return lines
 
 
@@ -393,9 +391,7 @@ def comparison(groups):
         return []
 
     def cell(results, key, digits):
-        values = [result[key] for result in results]
-        spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else ''
-        return f'{statistics.fmean(values):.{digits}f}{spread}'
+        return mean_and_spread([result[key] for result in results], digits)
 
     lines = [f'| | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
     for label, key, floor, digits in MEASURES:

@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
+import runs
+import training
 from datasets import SHAPES
 from figures.gallery import KINDS, command_of, full_length, is_of_kind, read_run
 from runs import UserError
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 N_IMAGES = SHAPES['x_train'][0]  # that an epoch of the GAN has
 
 
-class Training:
+class Job:
     """A script at work in a run folder; what it prints is kept in a file beside that."""
 
     def __init__(self, name, folder, flags):
@@ -63,25 +63,23 @@ def train(names, found, base, quick, device, jobs):
     base.mkdir(parents=True, exist_ok=True)
     on_device = [] if device == 'auto' else ['--device', device]
     waiting, active, done = list(names), [], 0.0
-    with tqdm(total=sum(KINDS[name].minutes for name in names), dynamic_ncols=True,
-              mininterval=0.2 if sys.stderr.isatty() else 30,
-              bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]') as bar:
+    with training.progress_bar(sum(KINDS[name].minutes for name in names)) as bar:
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     name = waiting.pop(0)
                     folder, flags = _start_or_resume(name, found, base, quick)
-                    active.append(Training(name, folder, [*flags, *on_device]))
+                    active.append(Job(name, folder, [*flags, *on_device]))
                 time.sleep(0.2)
-                for training in [training for training in active if training.finished()]:
-                    active.remove(training)
-                    done += training.minutes
-                bar.set_description(', '.join(f'{training.name} {training.share():.0%}' for training in active),
-                                    refresh=False)
-                bar.update(done + sum(training.minutes * training.share() for training in active) - bar.n)
+                for job in [job for job in active if job.finished()]:
+                    active.remove(job)
+                    done += job.minutes
+                shares = [(job, job.share()) for job in active]
+                bar.set_description(', '.join(f'{job.name} {share:.0%}' for job, share in shares), refresh=False)
+                bar.update(done + sum(job.minutes * share for job, share in shares) - bar.n)
         finally:
-            for training in active:
-                training.stop()
+            for job in active:
+                job.stop()
 
 
 def _start_or_resume(name, found, base, quick):
@@ -90,9 +88,5 @@ def _start_or_resume(name, found, base, quick):
                   and run.length == full_length(name, quick) and run.config]
     if unfinished:
         return unfinished[-1].folder, ['--resume', str(unfinished[-1].folder)]
-    taken = 1
-    folder = base / f'{name}-seed0'
-    while folder.exists():
-        taken += 1
-        folder = base / f'{name}-seed0-{taken}'
+    folder = next(folder for folder in runs.candidates(base / f'{name}-seed0') if not folder.exists())
     return folder, [*command_of(name, quick)[2:], '--out', str(folder)]
