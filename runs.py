@@ -305,7 +305,10 @@ def write_whole(path, write, previous=None):
             path.replace(previous)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        failure = error if isinstance(error, OSError) else error.__context__  # torch.save hides the write that failed
+        # torch.save hides the write that failed, or that Ctrl-C interrupted.
+        failure = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure from None
         if not isinstance(failure, OSError):
             raise
         raise OSError(failure.errno, failure.strerror, str(path)) from error

@@ -2,6 +2,7 @@ import argparse
 import json
 import math
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, strategies as st
 
 import runs
 from runs import UserError
+from training import Interrupted
 
 CPU = torch.device('cpu')
 
@@ -113,23 +115,25 @@ def test_a_checkpoint_is_whole_or_not_written(tmp_path, monkeypatch, error):
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
 
-def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path):
-    class FullDisk:
-        """A file on a disk with room for one kilobyte."""
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), Interrupted(signal.SIGTERM)])
+def test_what_stopped_a_write_behind_torch_save_s_error_is_what_is_raised(tmp_path, error):
+    class Stopping:
+        """A file that takes one kilobyte."""
         def __init__(self, file):
             self.file = file
 
         def write(self, data):
             if self.file.tell() + len(data) > 1024:
-                raise OSError(28, 'No space left on device')
+                raise error
             return self.file.write(data)
 
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    with pytest.raises(OSError, match='No space left on device') as raised:
-        runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, FullDisk(file)))
-    assert raised.value.filename == str(tmp_path / 'x.pt') and not list(tmp_path.iterdir())
+    with pytest.raises(type(error), match=getattr(error, 'strerror', None)) as raised:
+        runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, Stopping(file)))
+    assert getattr(raised.value, 'filename', str(tmp_path / 'x.pt')) == str(tmp_path / 'x.pt')
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_cost_about_two_percent(tmp_path, monkeypatch):
