@@ -217,23 +217,24 @@ def evaluation_step(model, batch):
     return model(batch).sum()
 
 
-def epoch_iter(model, data, optimizer, average=None, max_norm=5.0, step=None):
+def epoch_iter(model, data, optimizer, average=None, max_norm=5.0, steps=None):
     """One pass over the data, in which the model is trained if it is in training mode, and only evaluated otherwise.
 
     Args:
         data: iterable of batches of grey images [batch, 784], 0..255.
         average: a `training.WeightAverage` to update after every optimiser step, if any.
         max_norm: the norm to clip the gradient at, of -log p(x) in nats averaged over the batch.
-        step: what to do with a batch, `train_step` or `evaluation_step` of this model unless given (a captured one).
+        steps: `training.Steps` of this model's `train_step` or `evaluation_step`, if they are not to be the plain ones.
 
     Returns:
         Bits per dimension averaged over all images; while training, with the weights of the moment.
     """
-    if step is None:
-        step = partial(train_step, model, optimizer, max_norm) if model.training else partial(evaluation_step, model)
+    if steps is None:
+        steps = training.Steps(partial(train_step, model, optimizer, max_norm) if model.training
+                               else partial(evaluation_step, model))
     sums, n_images = [], 0
-    for batch in data:
-        sums.append(step(batch))
+    for batch, log_px_nats in steps(data):
+        sums.append(log_px_nats)
         n_images += len(batch)
         if model.training and average is not None:
             average.update(model)
@@ -248,13 +249,13 @@ def run_epoch(model, data, optimizer, average=None, max_norm=5.0, steps=(None, N
     """
     train, val = data
     train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm, steps[0])
-    return train_bpd, evaluate(model if average is None else average.model, val, step=steps[1])
+    return train_bpd, evaluate(model if average is None else average.model, val, steps=steps[1])
 
 
-def evaluate(model, data, seed=0, step=None):
+def evaluate(model, data, seed=0, steps=None):
     """Bits per dimension over the whole split, without touching the weights or the run's random numbers."""
     with training.separate_random_numbers(seed, next(model.parameters()).device):
-        return epoch_iter(model.eval(), data, optimizer=None, step=step)
+        return epoch_iter(model.eval(), data, optimizer=None, steps=steps)
 
 
 def evaluate_shifted(model, data, seed=0):
@@ -337,9 +338,9 @@ def main(args):
     model = Model([N_PIXELS], args.n_flows, args.n_hidden).to(device)
     optimizer = training.adam(model, args.lr, device, args.no_graph)
     average = training.WeightAverage(model, args.ema_decay)
-    steps = (training.captured(partial(train_step, model, optimizer, args.max_norm), model, optimizer, device=device,
+    steps = (training.steps_on(device, partial(train_step, model, optimizer, args.max_norm), model, optimizer,
                                no_graph=args.no_graph),
-             training.captured(partial(evaluation_step, average.model), device=device, no_graph=args.no_graph))
+             training.steps_on(device, partial(evaluation_step, average.model), no_graph=args.no_graph))
 
     run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 

@@ -173,22 +173,22 @@ def evaluation_step(model, batch):
     return torch.stack(model.terms(batch)).sum(dim=1)
 
 
-def epoch_iter(model, data, optimizer, average=None, step=None):
+def epoch_iter(model, data, optimizer, average=None, steps=None):
     """One pass over the data, in which the model is trained if it is in training mode, and only evaluated otherwise.
 
     Args:
         data: iterable of binary image batches [batch, 784].
         average: a `training.WeightAverage` to update after every optimiser step, if any.
-        step: what to do with a batch, `train_step` or `evaluation_step` of this model unless given (a captured one).
+        steps: `training.Steps` of this model's `train_step` or `evaluation_step`, if they are not to be the plain ones.
 
     Returns:
         Nats: each term averaged over all images; while training, with the weights of the moment.
     """
-    if step is None:
-        step = partial(train_step, model, optimizer) if model.training else partial(evaluation_step, model)
+    if steps is None:
+        steps = training.Steps(partial(train_step, model, optimizer) if model.training else partial(evaluation_step, model))
     sums, n_images = [], 0
-    for batch in data:
-        sums.append(step(batch))
+    for batch, nats in steps(data):
+        sums.append(nats)
         n_images += len(batch)
         if model.training and average is not None:
             average.update(model)
@@ -208,14 +208,14 @@ def run_epoch(model, data, optimizer, average=None, steps=(None, None)):
     train_nats = epoch_iter(model.train(), train, optimizer, average, to_train)
     if model.protocol == 'report':
         return train_nats, epoch_iter(model, val, optimizer, average, to_train)
-    return train_nats, evaluate(model if average is None else average.model, val, step=to_evaluate)
+    return train_nats, evaluate(model if average is None else average.model, val, steps=to_evaluate)
 
 
-def evaluate(model, data, seed=0, step=None):
+def evaluate(model, data, seed=0, steps=None):
     """Averages over the whole split, as Nats, without touching the weights or the run's random numbers."""
     device = model.decoder.output.bias.device
     with training.separate_random_numbers(seed, device):
-        return epoch_iter(model.eval(), data, optimizer=None, step=step)
+        return epoch_iter(model.eval(), data, optimizer=None, steps=steps)
 
 
 @torch.no_grad()
@@ -317,8 +317,8 @@ def main(args):
     model = VAE(args.hidden_dim, args.zdim, args.protocol).to(device)
     optimizer = training.adam(model, args.lr, device, args.no_graph)
     average = training.WeightAverage(model, args.ema_decay)
-    steps = (training.captured(partial(train_step, model, optimizer), model, optimizer, device=device, no_graph=args.no_graph),
-             training.captured(partial(evaluation_step, average.model), device=device, no_graph=args.no_graph))
+    steps = (training.steps_on(device, partial(train_step, model, optimizer), model, optimizer, no_graph=args.no_graph),
+             training.steps_on(device, partial(evaluation_step, average.model), no_graph=args.no_graph))
 
     run = runs.Run(args, device, model=model, average=average, optimizer=optimizer, random=training.RandomState(device))
 

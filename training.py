@@ -6,6 +6,7 @@ Nothing here knows a model, a loss or a metric. What a run writes is in `runs.py
 import argparse
 import contextlib
 import copy
+import itertools
 import math
 import signal
 import sys
@@ -22,6 +23,7 @@ from runs import UserError
 MAY_GROW = ('epochs', 'n_epochs')  # settings a resumed run may raise
 # Settings it may change: where and how it runs, where the same data lie, how it is evaluated.
 MAY_DIFFER = ('device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples')
+STEPS_PER_LAUNCH = 10  # on CUDA: enough that the time between two launches does not show
 
 
 def number(kind, at_least=None, above=None, at_most=None, below=None):
@@ -201,52 +203,72 @@ def select_device(name):
     return torch.device(name)
 
 
-class CapturedStep:
-    """`step(batch)`, captured in a CUDA graph and replayed: one launch for all its kernels, which are small here.
+class Steps:
+    """A step, `step(batch)`, over many batches: called with an iterable of them, it yields each with its result.
 
-    It does what the step does, for batches of the first one's shape; others (the last of an epoch) go through the step itself.
-    So the step must not wait for the device, nor decide anything on the host that changes from batch to batch.
+    Up to n batches of one shape are drawn ahead, and stepped through in one go; what the caller does with a result comes after
+    all of these steps.
+    """
+
+    def __init__(self, step, n=1):
+        self.step = step
+        self.n = n
+
+    def __call__(self, batches):
+        for _, same in itertools.groupby(batches, key=lambda batch: batch.shape):
+            while group := list(itertools.islice(same, self.n)):
+                yield from zip(group, self.take(group))
+
+    def take(self, group):
+        """The results for a list of batches of one shape."""
+        return [self.step(batch) for batch in group]
+
+
+class CapturedSteps(Steps):
+    """Steps that are captured in a CUDA graph, n at a time, and replayed: one launch for all their kernels, which are small here.
+
+    There is a graph for every shape and number of batches met. A step must not wait for the device, nor decide anything on the
+    host that changes from batch to batch; its result is a tensor.
 
     Args:
-        step: maps a batch to a tensor.
-        parts: the modules and optimisers that it changes (Adam with `capturable=True`).
+        parts: the modules and optimisers that the step changes (Adam with `capturable=True`).
     """
 
     N_WARM_UP = 3
 
-    def __init__(self, step, *parts):
-        self.step = step
+    def __init__(self, step, n, parts):
+        super().__init__(step, n)
         self.parts = parts
-        self.graph = None
+        self.captured = {}  # (graph, its input, its output), by the input's shape
 
-    def __call__(self, batch):
-        if self.graph is None:
-            self._capture(batch)
-        if batch.shape != self.input.shape:
-            return self.step(batch)
-        self.input.copy_(batch)
-        self.graph.replay()
-        return self.output.clone()
+    def take(self, group):
+        shape = len(group), *group[0].shape
+        if shape not in self.captured:
+            self.captured[shape] = self._capture(torch.stack(group))
+        graph, input, output = self.captured[shape]
+        torch.stack(group, out=input)
+        graph.replay()
+        return output.clone()
 
-    def _capture(self, batch):
-        """Capture the step after a few real ones on a side stream, which allocate what it needs; then undo those."""
-        random = RandomState(batch.device)
+    def _capture(self, input):
+        """Capture the steps after a few real ones on a side stream, which allocate what they need; then undo those."""
+        random = RandomState(input.device)
         before = copy.deepcopy([part.state_dict() for part in (random, *self.parts)])
-        self.input = batch.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(self.N_WARM_UP):
-                self.step(self.input)
+                self.step(input[0])
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = self.step(self.input)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = torch.stack([self.step(batch) for batch in input])
         for part, state in zip((random, *self.parts), before):
             if isinstance(part, torch.optim.Optimizer):
                 _reset_in_place(part, state)
             else:
                 part.load_state_dict(state)  # copies into the same tensors
+        return graph, input, output
 
 
 def _reset_in_place(optimizer, state_dict):
@@ -258,13 +280,17 @@ def _reset_in_place(optimizer, state_dict):
             value.copy_(saved[name]) if name in saved else value.zero_()
 
 
-def captured(step, *parts, device, no_graph=False):
-    """`step` as a CapturedStep on CUDA, unless with `no_graph`; itself anywhere else."""
-    return CapturedStep(step, *parts) if device.type == 'cuda' and not no_graph else step
+def steps_on(device, step, *parts, no_graph=False):
+    """Steps that suit the device: on CUDA STEPS_PER_LAUNCH at a time and, unless with `no_graph`, captured.
+
+    `parts` are the modules and optimisers that the step changes.
+    """
+    n = STEPS_PER_LAUNCH if device.type == 'cuda' else 1
+    return CapturedSteps(step, n, parts) if device.type == 'cuda' and not no_graph else Steps(step, n)
 
 
 def adam(model, lr, device, no_graph=False):
-    """Adam (Kingma & Ba, ICLR 2015), in PyTorch's fused form, fit for `captured` where that captures."""
+    """Adam (Kingma & Ba, ICLR 2015), in PyTorch's fused form, fit to be captured where `steps_on` does that."""
     return torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=device.type == 'cuda' and not no_graph)
 
 
@@ -332,7 +358,7 @@ class WeightAverage:
 
 
 def progress_bar(n_batches, n_done=0):
-    """A tqdm bar over a whole training, counted in batches (or another unit); on a terminal live, in a log a new state every 30 s."""
+    """A tqdm bar over a whole training, counted in batches or any unit; on a terminal live, in a log a new state every 30 s."""
     return tqdm(total=n_batches, initial=n_done, mininterval=0.2 if sys.stderr.isatty() else 30,
                 bar_format='{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}', dynamic_ncols=True)
 

@@ -2,9 +2,10 @@
 
     python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [--scaling] [--json FILE]
 
-Each training has a process of its own, as in real use, and the two take turns, a few steps at a time, data loading included;
-the medians are compared. `fraction of peak` is the rate of this project's matrix products, were they all of a step, over
-that of a square 4096 product in the same precision. `--epoch` compares whole VAE epochs with their validation as well.
+Each training has a process of its own, as in real use, and the two take turns, a few steps at a time, data loading included,
+with a third that multiplies square matrices; medians are compared. `fraction of peak` is the rate of this project's matrix
+products, were they all of a step, over that of the square ones in the same precision. `--epoch` compares whole VAE epochs
+with their validation as well.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from datasets import N_PIXELS, Stream, bmnist, mnist
 from tests import plain
 
 ROUNDS = 5
-STEPS = {'vae': 120, 'nf': 8, 'gan': 80}  # per turn: long enough that taking turns costs nothing
+STEPS = {'vae': 100, 'nf': 6, 'gan': 60}  # per turn: long enough that taking turns costs nothing
+SQUARE = 4096
 
 
 def endless(batches):
@@ -43,8 +45,8 @@ def ours_vae(device, batch_size=128, hidden_dim=500):
     optimizer = training.adam(model, 1e-3, device)
     average = training.WeightAverage(model, 0.999)
     eager = partial(vae.train_step, model, optimizer)
-    steps = (training.captured(eager, model, optimizer, device=device),
-             training.captured(partial(vae.evaluation_step, average.model), device=device))
+    steps = (training.steps_on(device, eager, model, optimizer),
+             training.steps_on(device, partial(vae.evaluation_step, average.model)))
     batches = endless(train)
     return {'step': lambda n: vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average, steps[0]),
             'epoch': lambda _: vae.run_epoch(model, (train, val), optimizer, average, steps),
@@ -57,9 +59,9 @@ def ours_nf(device, batch_size=128, n_hidden=1024):
     optimizer = training.adam(model, 1e-3, device)
     average = training.WeightAverage(model, 0.999)
     eager = partial(nf.train_step, model, optimizer, 5.0)
-    step = training.captured(eager, model, optimizer, device=device)
+    steps = training.steps_on(device, eager, model, optimizer)
     batches = endless(train)
-    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average, step=step),
+    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average, steps=steps),
             'eager': lambda _: eager(next(batches))}
 
 
@@ -68,9 +70,9 @@ def ours_gan(device):
     generator, discriminator = gan.Generator().to(device), gan.Discriminator().to(device)
     optimizers = [training.adam(model, 2e-4, device) for model in (generator, discriminator)]
     eager = partial(gan.train_batch, generator, discriminator, optimizers)
-    step = training.captured(eager, generator, discriminator, *optimizers, device=device)
+    steps = training.steps_on(device, eager, generator, discriminator, *optimizers)
     batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))
-    return {'step': lambda n: torch.stack([step(batch) for batch in itertools.islice(batches, n)]).tolist(),
+    return {'step': lambda n: torch.stack([means for _, means in steps(itertools.islice(batches, n))]).tolist(),
             'eager': lambda _: eager(next(batches))}
 
 
@@ -102,6 +104,16 @@ def plain_gan(device, workers):
     return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
 
 
+def square_product(device):
+    a, b = torch.randn(2, SQUARE, SQUARE, device=device)
+
+    def multiply(n):
+        for _ in range(n):
+            (a @ b)[0, 0].item()  # waits for the device
+
+    return {'step': multiply}
+
+
 def gflop(function):
     """Floating-point operations of the matrix products that `function` calls, in 10^9."""
     with FlopCounterMode(display=False) as counter:
@@ -123,9 +135,9 @@ def gpu_busy(function):
     return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / wall
 
 
-def serve(pipe, make, arguments):
+def serve(pipe, make, device, arguments):
     """In a process of its own: make the training, then answer ('step' | 'epoch' | 'gflop' | 'busy' | 'memory', n) until None."""
-    functions = make(*arguments)
+    functions = make(training.select_device(device.type), *arguments)
     while (request := pipe.recv()) is not None:
         name, n = request
         if name == 'memory':
@@ -143,11 +155,11 @@ def serve(pipe, make, arguments):
 class Trainee:
     """A training in its own process, that trains when asked."""
 
-    def __init__(self, make, *arguments):
+    def __init__(self, make, device, *arguments):
         context = multiprocessing.get_context('spawn')
         self.pipe, theirs = context.Pipe()
         # Not a daemon: the plain loop's DataLoader may have worker processes.
-        self.process = context.Process(target=serve, args=(theirs, make, arguments))
+        self.process = context.Process(target=serve, args=(theirs, make, device, arguments))
         self.process.start()
 
     def ask(self, name, n=1):
@@ -159,24 +171,13 @@ class Trainee:
         self.process.join()
 
 
-def peak_gflops(device, n=4096):
-    """GFLOP/s of a square product of random float32 matrices: the best of five."""
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        times.append(time.perf_counter() - started)
-    return 2 * n ** 3 / 1e9 / min(times)
-
-
-def compare(ours, theirs, name, n, rounds):
-    """Median milliseconds (plain, ours) per unit of `name`, the two taking turns after one turn each to warm up."""
-    def turn(trainee):
+def compare(trainees, name, rounds):
+    """Median milliseconds per unit of `name` of each (trainee, units per turn), taking turns after one turn each to warm up."""
+    def turn(trainee, n):
         time.sleep(0.4)  # the other's threads spin for a while before they sleep
         return trainee.ask(name, n)
 
-    times = [(turn(theirs), turn(ours)) for _ in range(rounds + 1)][1:]
+    times = [[turn(*each) for each in trainees] for _ in range(rounds + 1)][1:]
     return [statistics.median(column) for column in zip(*times)]
 
 
@@ -210,22 +211,24 @@ def main():
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE')
     args = parser.parse_args()
     device = training.select_device(args.device)
-    peak = peak_gflops(device)
-    print(f'{runs.device_name(device)}; a square 4096 product runs at {peak:.0f} GFLOP/s')
-    results = {'device': runs.device_name(device), 'workers': args.workers, 'peak_gflops': peak}
+    print(runs.device_name(device))
+    results = {'device': runs.device_name(device), 'workers': args.workers}
+    square = Trainee(square_product, device)
     makers = {'vae': (ours_vae, plain_vae), 'nf': (ours_nf, plain_nf), 'gan': (ours_gan, plain_gan)}
     for name, (make_ours, make_plain) in makers.items():
         ours, theirs = Trainee(make_ours, device), Trainee(make_plain, device, args.workers)
-        plain_ms, ours_ms = compare(ours, theirs, 'step', STEPS[name], ROUNDS)
+        plain_ms, ours_ms, square_ms = compare([(theirs, STEPS[name]), (ours, STEPS[name]), (square, 1)], 'step', ROUNDS)
         gflop_per_step = ours.ask('gflop')
+        peak = 2 * SQUARE ** 3 / 1e9 / (square_ms / 1000)
         results[name] = row = {
             'plain_ms': plain_ms, 'ours_ms': ours_ms, 'ratio': plain_ms / ours_ms, 'gflop_per_step': gflop_per_step,
-            'fraction_of_peak': gflop_per_step / (ours_ms / 1000) / peak, 'peak_memory_mb': ours.ask('memory')}
+            'peak_gflops': peak, 'fraction_of_peak': gflop_per_step / (ours_ms / 1000) / peak,
+            'peak_memory_mb': ours.ask('memory')}
         print(f'{name:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   ratio {row["ratio"]:5.2f}   '
-              f'{gflop_per_step:6.2f} GFLOP a step   fraction of peak {row["fraction_of_peak"]:.2f}   '
-              f'peak memory {row["peak_memory_mb"]:.0f} MB')
+              f'{gflop_per_step:6.2f} GFLOP a step   {row["fraction_of_peak"]:.2f} of the {peak:.0f} GFLOP/s of a square '
+              f'{SQUARE} product   peak memory {row["peak_memory_mb"]:.0f} MB')
         if name == 'vae' and args.epoch:
-            plain_epoch, ours_epoch = (ms / 1000 for ms in compare(ours, theirs, 'epoch', 1, 3))
+            plain_epoch, ours_epoch = (ms / 1000 for ms in compare([(theirs, 1), (ours, 1)], 'epoch', 3))
             results['vae_epoch'] = {'plain_s': plain_epoch, 'ours_s': ours_epoch, 'ratio': plain_epoch / ours_epoch}
             print(f'     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, '
                   f'ratio {plain_epoch / ours_epoch:.2f}')
@@ -233,6 +236,7 @@ def main():
             row['gpu_busy'] = ours.ask('busy', STEPS[name])
             print(f'     time of the kernels over wall time {row["gpu_busy"]:.2f}')
         ours.close(), theirs.close()
+    square.close()
     if args.scaling:
         results['scaling'] = scaling(device)
     if args.json:

@@ -65,7 +65,7 @@ def trainees():
 
 def test_trainees_take_turns(trainees):
     ours, theirs = trainees
-    assert all(0 < ms < 10_000 for ms in benchmark.compare(ours, theirs, 'step', n=2, rounds=1))
+    assert all(0 < ms < 10_000 for ms in benchmark.compare([(theirs, 2), (ours, 3)], 'step', rounds=1))
     assert 100 < ours.ask('memory') < 3000
 
 

@@ -130,6 +130,42 @@ def test_one_generator_forward_serves_both_updates(networks, images):
     assert len(passes) == 1 and averages.shape == (4,) and averages.isfinite().all()
 
 
+@pytest.mark.parametrize('n_per_launch', [1, 3])
+def test_what_a_run_writes_and_when(tmp_path, monkeypatch, images, n_per_launch):
+    """Also where several steps are taken in one go, as on CUDA, lines and pictures are of exactly the batches they name."""
+    grey = (images + 1).mul(127.5).byte().repeat(8, 1)  # 10 batches of 12, and 8 images over
+    split = Namespace(images=grey)
+    monkeypatch.setattr(script, 'mnist', lambda *_: (Namespace(images=grey[:64]), Namespace(images=grey[64:]), split))
+    monkeypatch.setattr(script, 'PICTURES', (1, 7))
+    monkeypatch.setattr(script, 'PICTURE_EVERY', 4)
+    monkeypatch.setattr(script, 'finish', lambda *_: None)
+    monkeypatch.setattr(script.training, 'steps_on', lambda _, step, *__, **___: script.training.Steps(step, n_per_launch))
+    pictures = {}
+    monkeypatch.setattr(script.figures, 'save_grid',
+                        lambda path, panels, n_columns: pictures.update({path.name: next(iter(panels.values()))}))
+    args = script.parse_args(['--n_epochs', '1', '--batch_size', '12', '--save_interval', '3', '--device', 'cpu',
+                              '--out', str(tmp_path / 'run')])
+    script.main(args)
+
+    torch.manual_seed(0)
+    networks = generator, discriminator = Generator(), Discriminator()
+    optimizers = [torch.optim.Adam(model.parameters(), lr=2e-4, fused=True) for model in networks]
+    with script.training.separate_random_numbers(0, torch.device('cpu')):
+        fixed_latents = torch.randn(25, 100)
+    lines, averages, expected_pictures = [], [], {}
+    for batch, real in enumerate(itertools.islice(Stream(grey, 12), 10), start=1):
+        averages.append(script.train_batch(*networks, optimizers, real / 127.5 - 1))
+        if batch in (3, 6, 9, 10):
+            lines.append([batch, *torch.stack(averages).mean(dim=0).tolist()])
+            averages = []
+        if batch in (1, 4, 7, 8, 10):
+            expected_pictures[f'samples_{batch:06d}.png'] = script.generate(generator, fixed_latents)
+    written = runs.read_metrics(tmp_path / 'run')
+    assert [[line[key] for key in ('batch', 'g_loss', 'd_loss', 'd_real', 'd_fake')] for line in written] == lines
+    assert pictures.keys() == expected_pictures.keys()
+    assert all(torch.equal(pictures[name], images) for name, images in expected_pictures.items())
+
+
 def test_the_number_of_batches_is_the_report_s():
     batches = Stream(torch.zeros(60_000, 1, dtype=torch.uint8), 64)
     assert 200 * batches.n_images / batches.batch_size == script.REFERENCE_BATCHES

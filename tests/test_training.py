@@ -130,15 +130,19 @@ def test_weight_average_round_trip():
     assert torch.equal(averages[0].model.weight, averages[1].model.weight)
 
 
-class CapturedOnCpu(training.CapturedStep):
+class CapturedOnCpu(training.CapturedSteps):
     """Its graph does on the CPU what a CUDA graph does: the captured work once more, on the same tensors.
 
     Capturing itself changes nothing on CUDA; that it does so here is undone with the warm-up.
     """
 
-    def _capture(self, batch):
-        super()._capture(batch)
-        self.graph.replay = lambda: self.output.copy_(self.step(self.input))
+    def _capture(self, input):
+        step, batches = self.step, []
+        self.step = lambda batch: batches.append(batch) or step(batch)
+        graph, input, output = super()._capture(input)
+        self.step = step
+        graph.replay = lambda: output.copy_(torch.stack([step(batch) for batch in batches[self.N_WARM_UP:]]))
+        return graph, input, output
 
 
 @pytest.fixture
@@ -149,8 +153,8 @@ def fake_cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
 
 
-def train_small(capture, resumed):
-    """Losses of a small training with batch norm, noise, Adam and a short last batch, by the step or by its capture."""
+def train_small(make_steps, resumed):
+    """Losses of a small training with batch norm, noise, Adam and a short last batch, and all that it leaves."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -164,25 +168,61 @@ def train_small(capture, resumed):
 
     data = torch.rand(22, 5)
     losses = [step(batch) for batch in data.split(4)] if resumed else []
-    run = CapturedOnCpu(step, model, optimizer) if capture else step
+    steps = make_steps(step, (model, optimizer))
     for _ in range(3):
-        for batch in data.split(4):
-            losses.append(run(batch))
-    return torch.stack(losses), model.state_dict(), optimizer.state_dict()['state']
+        losses += [loss for _, loss in steps(data.split(4))]
+    return torch.stack(losses), model.state_dict(), optimizer.state_dict()['state'], torch.get_rng_state()
 
 
 @pytest.mark.parametrize('resumed', [False, True])
-def test_a_captured_step_trains_as_the_step_does(fake_cuda, resumed):
-    eager, captured = (train_small(capture, resumed) for capture in (False, True))
-    assert torch.equal(eager[0], captured[0])
-    for name in eager[1]:
-        assert torch.equal(eager[1][name], captured[1][name])
-    for n in eager[2]:
-        assert all(torch.equal(eager[2][n][key], captured[2][n][key]) for key in eager[2][n])
+@pytest.mark.parametrize('make_steps', [lambda step, parts: training.Steps(step, 3),
+                                        lambda step, parts: CapturedOnCpu(step, 1, parts),
+                                        lambda step, parts: CapturedOnCpu(step, 3, parts)])
+def test_steps_by_group_and_captured_train_as_the_step_does(fake_cuda, make_steps, resumed):
+    one_by_one, others = train_small(lambda step, parts: training.Steps(step), resumed), train_small(make_steps, resumed)
+    assert torch.equal(one_by_one[0], others[0])
+    for name in one_by_one[1]:
+        assert torch.equal(one_by_one[1][name], others[1][name])
+    for n in one_by_one[2]:
+        assert all(torch.equal(one_by_one[2][n][key], others[2][n][key]) for key in one_by_one[2][n])
+    assert torch.equal(one_by_one[3], others[3])
+
+
+@pytest.mark.parametrize('n, order', [(1, 'd0 s0 u0 d1 s1 u1 d2 s2 u2 d3 s3 u3'), (2, 'd0 d1 s0 s1 u0 u1 d2 d3 s2 u2 s3 u3')])
+def test_batches_are_drawn_when_their_group_is_due(n, order):
+    """Drawn, stepped on, used; that a batch is of another shape, and of the next group, shows only when it has been drawn."""
+    events = []
+
+    def batches():
+        for index, length in enumerate((4, 4, 4, 3)):
+            events.append(f'd{index}')
+            yield torch.full((length,), index)
+
+    def step(batch):
+        events.append(f's{batch[0]}')
+        return 10 * batch[0]
+
+    for batch, result in training.Steps(step, n)(batches()):
+        assert result == 10 * batch[0]
+        events.append(f'u{batch[0]}')
+    assert events == order.split()
+
+
+def test_graphs_are_made_once_a_shape(fake_cuda):
+    steps = CapturedOnCpu(lambda batch: batch.sum(), 3, ())
+    for _ in range(2):
+        assert [total.item() for _, total in steps(torch.ones(22, 5).split(4))] == 5 * [20] + [10]
+    assert set(steps.captured) == {(3, 4, 5), (2, 4, 5), (1, 2, 5)}
+
+
+def test_results_outlive_the_next_replay(fake_cuda):
+    steps = CapturedOnCpu(lambda batch: batch.sum(), 1, ())
+    assert [total.item() for total in list(zip(*steps(torch.arange(6.).split(2))))[1]] == [1, 5, 9]
 
 
 def test_steps_are_captured_on_cuda_only():
-    step = object()
-    assert training.captured(step, device=CPU) is step
-    assert training.captured(step, device=torch.device('cuda'), no_graph=True) is step
-    assert isinstance(training.captured(step, device=torch.device('cuda')), training.CapturedStep)
+    step, cuda = object(), torch.device('cuda')
+    for device, no_graph, kind, n in ((CPU, False, training.Steps, 1), (cuda, True, training.Steps, training.STEPS_PER_LAUNCH),
+                                      (cuda, False, training.CapturedSteps, training.STEPS_PER_LAUNCH)):
+        steps = training.steps_on(device, step, no_graph=no_graph)
+        assert (type(steps), steps.n) == (kind, n)
