@@ -26,7 +26,8 @@ def parse_args(argv=None):
         parser.add_optional_argument(f'--{name}', metavar='RUN', help=f'draw this run, not the newest: {kind.title}')
     parser.add_argument('--train', action='store_true', help='first train what is missing, or resume it')
     parser.add_argument('--quick', action='store_true', help='a small fraction of the length, and so on every picture')
-    parser.add_argument('--jobs', type=training.number(int, at_least=1), default=1, help='trainings to run side by side')
+    parser.add_optional_argument('--jobs', type=training.number(int, at_least=1), metavar='N', help='trainings to run side by '
+                                 'side (default: all on CUDA, where one leaves most of the device idle, otherwise 1)')
     parser.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto', help='where to train')
     parser.add_argument('--check', action='store_true', help='grade every run, draw nothing')
     args = parser.parse_args(argv)
@@ -83,7 +84,8 @@ def main(args):
     if args.train:
         short = [name for name in wanted if name not in chosen and not
                  any(run.length >= gallery.full_length(name, args.quick) for run in groups()[name][:1])]
-        trainings.train(short, found, args.runs, args.quick, args.device, args.jobs)
+        on_cuda = training.select_device(args.device).type == 'cuda'
+        trainings.train(short, found, args.runs, args.quick, args.device, args.jobs or (len(short) if on_cuda else 1))
         found, messages = gallery.find_runs(args.runs)
     for run in found:
         if not run.finished:

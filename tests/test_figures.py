@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread, imsave
 
 import figures
@@ -251,6 +252,17 @@ def test_a_failed_training_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(gallery.KINDS, 'vae', quick)
     with pytest.raises(UserError, match='training vae failed: a3_vae_template.py: error: no MNIST in absent'):
         trainings.train(['vae'], [], tmp_path, quick=True, device='cpu', jobs=1)
+
+
+@pytest.mark.parametrize('cuda, flags, jobs', [(False, [], 1), (True, [], 5), (True, ['--device', 'cpu'], 1),
+                                               (True, ['--jobs', '2'], 2)])
+def test_on_cuda_all_trainings_run_side_by_side(tmp_path, monkeypatch, cuda, flags, jobs):
+    monkeypatch.setattr('training.select_device', lambda name: torch.device('cuda' if cuda and name == 'auto' else 'cpu'))
+    asked = []
+    monkeypatch.setattr(trainings, 'train', lambda names, found, base, quick, device, jobs: asked.append((len(names), jobs)))
+    with pytest.raises(UserError, match='no finished run'):
+        main(parse_args(['--train', '--runs', str(tmp_path), *flags]))
+    assert asked == [(5, jobs)]
 
 
 def test_an_unfinished_training_goes_on(full_report):
