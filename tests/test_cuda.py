@@ -8,6 +8,7 @@ import torch
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+import runs
 import training
 from tests.test_command_lines import TINY, run_script
 
@@ -39,6 +40,18 @@ def test_a_captured_step_gives_the_losses_of_the_eager_one(name):
         torch.manual_seed(1)
         results.append(torch.stack([result for _, result in steps(scale(batch) for batch in batches)]))
     assert torch.allclose(*results, rtol=1e-3)
+
+
+@pytest.mark.parametrize('script', TINY)
+def test_a_run_without_graphs_has_the_same_metrics(tmp_path, script):
+    metrics = []
+    for name, flags in (('graph', []), ('no_graph', ['--no_graph'])):
+        process = run_script(script, *TINY[script], *flags, '--out', tmp_path / name, device='cuda')
+        assert process.returncode == 0, process.stderr
+        metrics.append([{key: value for key, value in line.items() if key != 'seconds'}
+                        for line in runs.read_metrics(tmp_path / name)])
+    for line, expected in zip(*metrics, strict=True):
+        assert line == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize('script', TINY)
