@@ -274,8 +274,8 @@ def main(args):
 
     def next_stop(batch):
         """The batch after which there is next something to write."""
-        every = (PICTURE_EVERY, args.save_interval)
-        return min(stop for stop in (*PICTURES, *(batch - batch % n + n for n in every), n_batches) if stop > batch)
+        multiples = [(batch // every + 1) * every for every in (PICTURE_EVERY, args.save_interval)]
+        return min(stop for stop in (*PICTURES, *multiples, n_batches) if stop > batch)
 
     averages = []
     started = time.perf_counter()

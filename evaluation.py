@@ -69,9 +69,15 @@ def train_classifier(device, n_epochs=N_EPOCHS):
 def load_classifier(device, cache=CACHE):
     """(Classifier in evaluation mode, its test accuracy) from the cache, or trained and put there.
 
-    The cached weights count only with the SHA-256 beside them.
+    The cached weights count only with the SHA-256 beside them. Of several processes one trains, and the others wait for it.
     """
-    checksum = cache.with_suffix('.json')
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    with runs.one_at_a_time(cache.parent) if cache.parent.is_dir() else contextlib.nullcontext():
+        return _load_or_train_classifier(device, cache, cache.with_suffix('.json'))
+
+
+def _load_or_train_classifier(device, cache, checksum):
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(checksum.read_text())
         if record['sha256'] == hashlib.sha256(cache.read_bytes()).hexdigest():
@@ -81,7 +87,6 @@ def load_classifier(device, cache=CACHE):
     print('training the classifier that samples are judged by (once, about two minutes on a CPU)', file=sys.stderr)
     model, accuracy = train_classifier(device)
     with contextlib.suppress(OSError):  # where nothing can be kept, it is trained again the next time
-        cache.parent.mkdir(parents=True, exist_ok=True)
         runs.write_whole(cache, lambda file: torch.save(model.state_dict(), file))
         record = {'sha256': hashlib.sha256(cache.read_bytes()).hexdigest(), 'test_accuracy': accuracy}
         runs.write_whole(checksum, lambda file: file.write(json.dumps(record).encode()))

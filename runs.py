@@ -19,8 +19,10 @@ import math
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -290,6 +292,40 @@ def _write_json(path, content):
     write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + '\n').encode()))
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """SIGINT and SIGTERM that arrive inside the block take effect after it (torch.save does not stand to be interrupted)."""
+    if threading.current_thread() is not threading.main_thread():  # signals never arrive in another
+        yield
+        return
+    arrived = []
+    handlers = {signum: signal.signal(signum, lambda signum, _: arrived.append(signum))
+                for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder):
+    """Wait until no other process is in such a block for this folder, where the file system has locks."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@undisturbed()
 def write_whole(path, write, previous=None):
     """Call write(file) on a file that takes the name `path` only when it is complete and on the disk.
 
@@ -305,10 +341,7 @@ def write_whole(path, write, previous=None):
             path.replace(previous)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides the write that failed, or that Ctrl-C interrupted.
-        failure = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(failure, KeyboardInterrupt):
-            raise failure from None
+        failure = error if isinstance(error, OSError) else error.__context__  # torch.save hides the write that failed
         if not isinstance(failure, OSError):
             raise
         raise OSError(failure.errno, failure.strerror, str(path)) from error

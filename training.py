@@ -23,7 +23,7 @@ from runs import UserError
 MAY_GROW = ('epochs', 'n_epochs')  # settings a resumed run may raise
 # Settings it may change: where and how it runs, where the same data lie, how it is evaluated.
 MAY_DIFFER = ('device', 'data_dir', 'no_graph', 'importance_samples', 'quality_samples')
-STEPS_PER_LAUNCH = 10  # on CUDA: enough that the time between two launches does not show
+STEPS_PER_LAUNCH = 10  # on CUDA: divides the 390 whole batches of an epoch
 
 
 def number(kind, at_least=None, above=None, at_most=None, below=None):
@@ -206,8 +206,8 @@ def select_device(name):
 class Steps:
     """A step, `step(batch)`, over many batches: called with an iterable of them, it yields each with its result.
 
-    Up to n batches of one shape are drawn ahead, and stepped through in one go; what the caller does with a result comes after
-    all of these steps.
+    Up to n batches of one shape are drawn ahead, and stepped through in one go: what the caller does with a result, such as
+    updating a `WeightAverage`, comes after all of these steps.
     """
 
     def __init__(self, step, n=1):
@@ -220,7 +220,7 @@ class Steps:
                 yield from zip(group, self.take(group))
 
     def take(self, group):
-        """The results for a list of batches of one shape."""
+        """The results for a list of batches of one shape, as an iterable."""
         return [self.step(batch) for batch in group]
 
 
@@ -251,7 +251,11 @@ class CapturedSteps(Steps):
         return output.clone()
 
     def _capture(self, input):
-        """Capture the steps after a few real ones on a side stream, which allocate what they need; then undo those."""
+        """Capture the steps, which does not execute them, after a few real ones; then undo those.
+
+        The real ones make what is made at the first step and must not be captured: Adam's moments, cuBLAS's workspaces. Like
+        the capture they run on a stream of their own, as PyTorch's notes on CUDA graphs demand.
+        """
         random = RandomState(input.device)
         before = copy.deepcopy([part.state_dict() for part in (random, *self.parts)])
         side = torch.cuda.Stream()
@@ -277,7 +281,10 @@ def _reset_in_place(optimizer, state_dict):
     for n, parameter in enumerate(parameters):
         saved = state_dict['state'].get(n, {})
         for name, value in optimizer.state[parameter].items():
-            value.copy_(saved[name]) if name in saved else value.zero_()
+            if name in saved:
+                value.copy_(saved[name])
+            else:
+                value.zero_()
 
 
 def steps_on(device, step, *parts, no_graph=False):
@@ -343,7 +350,7 @@ class WeightAverage:
         self.model = copy.deepcopy(model).eval() if decay else model
 
     def update(self, model):
-        """To be called after each optimiser step."""
+        """To be called once for each optimiser step, if several are taken in one go after those."""
         self.n_steps += 1
         if self.decay and self.n_steps % self.every == 0:
             decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps)) ** self.every
@@ -364,7 +371,7 @@ def progress_bar(n_batches, n_done=0):
 
 
 def counted(batches, bar):
-    """The batches, each counted on the bar once it has been used."""
+    """The batches, each counted on the bar when the next one is asked for."""
     for batch in batches:
         yield batch
         bar.update()

@@ -31,6 +31,8 @@ def parse_args(argv=None):
     parser.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto', help='where to train')
     parser.add_argument('--check', action='store_true', help='grade every run, draw nothing')
     args = parser.parse_args(argv)
+    if not args.train and (args.jobs is not None or args.device != 'auto'):
+        parser.error('--jobs and --device are of trainings: they need --train')
     args.runs = Path(args.runs or ('runs/quick' if args.quick else 'runs'))
     args.out = Path(args.out or (args.runs / 'figures' if args.quick else HERE))
     return args

@@ -47,10 +47,6 @@ class Job:
             raise UserError(f'training {self.name} failed: {last[-1]}')
         return status == 0
 
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
 
 
 def train(names, found, base, quick, device, jobs):
@@ -79,7 +75,9 @@ def train(names, found, base, quick, device, jobs):
                 bar.update(done + sum(job.minutes * share for job, share in shares) - bar.n)
         finally:
             for job in active:
-                job.stop()
+                job.process.terminate()
+            for job in active:
+                job.process.wait()
 
 
 def _start_or_resume(name, found, base, quick):

@@ -57,10 +57,9 @@ def test_plain_gan_steps(images):
 
 @pytest.fixture
 def trainees():
-    started = [benchmark.Trainee(benchmark.ours_vae, torch.device('cpu')), benchmark.Trainee(benchmark.plain_vae, torch.device('cpu'), 0)]
-    yield started
-    for trainee in started:
-        trainee.close()
+    device = torch.device('cpu')
+    with benchmark.Trainee(benchmark.ours_vae, device) as ours, benchmark.Trainee(benchmark.plain_vae, device, 0) as theirs:
+        yield ours, theirs
 
 
 def test_trainees_take_turns(trainees):

@@ -1,5 +1,7 @@
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import evaluation
+import runs
 from evaluation import Classifier
 
 CPU = torch.device('cpu')
@@ -105,6 +108,22 @@ def test_the_classifier_is_trained_once_and_its_cache_is_checked(tmp_path, monke
     assert len(trained) == 4
     (tmp_path / 'file').write_text('')
     assert evaluation.load_classifier(CPU, tmp_path / 'file' / 'classifier.pt')[1] == 0.55  # nowhere to keep it
+
+
+@pytest.mark.skipif(runs.fcntl is None, reason='needs locks on folders')
+def test_of_several_trainings_that_end_together_one_trains_the_classifier(tmp_path, monkeypatch):
+    trained = []
+
+    def train(device):
+        trained.append(device)
+        time.sleep(0.3)
+        return Classifier(), 0.5
+
+    monkeypatch.setattr(evaluation, 'train_classifier', train)
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: evaluation.load_classifier(CPU, tmp_path / 'cache' / 'classifier.pt'), range(4)))
+    assert len(trained) == 1
+    assert all(torch.equal(model.output.weight, loaded[0][0].output.weight) for model, _ in loaded)
 
 
 def test_the_classifier_learns(monkeypatch):

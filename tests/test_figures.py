@@ -265,6 +265,12 @@ def test_on_cuda_all_trainings_run_side_by_side(tmp_path, monkeypatch, cuda, fla
     assert asked == [(5, jobs)]
 
 
+@pytest.mark.parametrize('flags', [['--jobs', '2'], ['--device', 'cpu', '--check']])
+def test_flags_of_trainings_need_one(flags):
+    with pytest.raises(UserError, match='they need --train'):
+        parse_args(flags)
+
+
 def test_an_unfinished_training_goes_on(full_report):
     for name in ('nf', 'vae'):
         (full_report / name / 'result.json').unlink()

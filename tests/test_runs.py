@@ -115,25 +115,46 @@ def test_a_checkpoint_is_whole_or_not_written(tmp_path, monkeypatch, error):
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
 
-@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), Interrupted(signal.SIGTERM)])
-def test_what_stopped_a_write_behind_torch_save_s_error_is_what_is_raised(tmp_path, error):
-    class Stopping:
-        """A file that takes one kilobyte."""
-        def __init__(self, file):
-            self.file = file
+class Watched:
+    """A file that calls `at_one_kilobyte()` when it has grown to that."""
+    def __init__(self, file, at_one_kilobyte):
+        self.file, self.at_one_kilobyte = file, at_one_kilobyte
 
-        def write(self, data):
-            if self.file.tell() + len(data) > 1024:
-                raise error
-            return self.file.write(data)
+    def write(self, data):
+        if self.file.tell() + len(data) > 1024:
+            self.at_one_kilobyte()
+        return self.file.write(data)
 
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
-    with pytest.raises(type(error), match=getattr(error, 'strerror', None)) as raised:
-        runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, Stopping(file)))
-    assert getattr(raised.value, 'filename', str(tmp_path / 'x.pt')) == str(tmp_path / 'x.pt')
-    assert not list(tmp_path.iterdir())
+
+def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path):
+    def full():
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError, match='No space left on device') as raised:
+        runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save({'a': torch.zeros(10_000)}, Watched(file, full)))
+    assert raised.value.filename == str(tmp_path / 'x.pt') and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_a_file_is_written(tmp_path, signum):
+    def interrupt(signum, _):
+        raise Interrupted(signum)
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Interrupted) as raised:
+            runs.write_whole(tmp_path / 'x.pt', lambda file: torch.save(
+                {'a': torch.zeros(10_000)}, Watched(file, lambda: signal.raise_signal(signum))))
+        assert all(signal.getsignal(each) is interrupt for each in before)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert raised.value.signum == signum
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pt']
+    assert torch.equal(torch.load(tmp_path / 'x.pt')['a'], torch.zeros(10_000))
 
 
 def test_checkpoints_cost_about_two_percent(tmp_path, monkeypatch):
