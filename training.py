@@ -292,8 +292,9 @@ def steps_on(device, step, *parts, no_graph=False):
 
     `parts` are the modules and optimisers that the step changes.
     """
-    n = STEPS_PER_LAUNCH if device.type == 'cuda' else 1
-    return CapturedSteps(step, n, parts) if device.type == 'cuda' and not no_graph else Steps(step, n)
+    if device.type != 'cuda':
+        return Steps(step)
+    return Steps(step, STEPS_PER_LAUNCH) if no_graph else CapturedSteps(step, STEPS_PER_LAUNCH, parts)
 
 
 def adam(model, lr, device, no_graph=False):

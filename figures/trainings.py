@@ -48,7 +48,6 @@ class Job:
         return status == 0
 
 
-
 def train(names, found, base, quick, device, jobs):
     """Train one run of each named kind in the folder `base`, `jobs` at a time; an unfinished run of a kind goes on.
 
