@@ -1,14 +1,24 @@
+"""What several test files need."""
+
 from pathlib import Path
 
 import pytest
 
+from datasets import read_mnist
+
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def shared_data():
-    """Data that must not enter the repository; the tests that need it skip where it is absent."""
-    folder = ROOT.parent / 'shared' / 'data'
+    """Data that must not enter the repository; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
     if not folder.exists():
-        pytest.skip('needs data that is not in the repository')
+        pytest.skip("needs data that is not in the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def arrays():
+    """MNIST as uint8 arrays, by name."""
+    return read_mnist()

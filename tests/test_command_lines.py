@@ -1,178 +1,209 @@
-"""The three scripts as a user runs them, at a small size, and what each writes."""
+"""The three scripts as a user runs them, at a small size, and the files that each writes."""
 
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-import runs
+from harness import records
+from harness.checkpoints import NEWEST, PREVIOUS
 from tests.conftest import ROOT
+from tests.processes import GAN, NF, SCRIPTS, VAE, run, run_script, run_together
 
 TINY = {
-    'a3_vae_template.py': ['--epochs', '2', '--zdim', '2', '--hidden_dim', '8', '--batch_size', '2000',
-                           '--importance_samples', '3', '--quality_samples', '0'],
-    'a3_nf_template.py': ['--epochs', '2', '--n_flows', '1', '--n_hidden', '8', '--batch_size', '2000',
-                          '--importance_samples', '2', '--quality_samples', '0'],
-    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '10', '--quality_samples', '0'],
+    VAE: "--epochs 2 --zdim 2 --hidden_dim 8 --batch_size 2000 --importance_samples 3",
+    NF: "--epochs 2 --n_flows 1 --n_hidden 8 --batch_size 2000 --importance_samples 2",
+    GAN: "--n_epochs 1 --batch_size 2048 --save_interval 10",
 }
+TINY = {script: [*flags.split(), "--quality_samples", "0"] for script, flags in TINY.items()}
+EVERY_RUN = {"config.json", "metrics.jsonl", "result.json", NEWEST, PREVIOUS}
 
 
-def run_script(name, *flags, device='cpu'):
-    return subprocess.run([sys.executable, ROOT / name, *flags, '--device', device], capture_output=True, text=True,
-                          timeout=300)
-
-
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """{script: (completed process, run folder)} of one tiny run each."""
+    """{script: (completed process, run folder)} of one tiny run each, from a shell."""
     runs = {}
-    for name, flags in TINY.items():
-        folder = tmp_path_factory.mktemp('runs') / 'run'
-        runs[name] = run_script(name, *flags, '--out', str(folder)), folder
+    for script, flags in TINY.items():
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        runs[script] = run_script(script, *flags, "--out", folder), folder
     return runs
 
 
-@pytest.mark.parametrize('name', TINY)
-def test_every_run_folder(finished, name):
-    process, folder = finished[name]
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def metrics_of(folder):
+    """The lines without the time they took."""
+    return [line | {"seconds": None} for line in records.read_metrics(folder)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_run_folder_has_its_config_result_checkpoint_and_pictures(finished, script):
+    process, folder = finished[script]
     assert process.returncode == 0, process.stderr
-    assert f'run folder: {folder}' in process.stdout and 'not' in process.stdout  # not comparable, not reached
-    config = json.loads((folder / 'config.json').read_text())
-    assert config['script'] == name and config['arguments']['device'] == 'cpu' and config['arguments']['out'] == str(folder)
-    result = json.loads((folder / 'result.json').read_text())
-    assert all(row.keys() == {'quantity', 'unit', 'at', 'value', 'reference', 'verdict'} for row in result['graded'])
-    assert all(isinstance(row['at'], int) for row in result['graded'])
-    assert {row['verdict'] for row in result['graded']} <= {'pass', 'falls short', 'not comparable', 'not reached'}
-    torch.load(folder / 'checkpoint.pt', weights_only=True)
-    for picture in folder.glob('*.png'):
+    assert f"run folder: {folder}" in process.stdout and "not comparable" in process.stdout
+    config = json.loads((folder / "config.json").read_text())
+    assert config["script"] == script
+    arguments = config["arguments"]
+    assert arguments["device"] == "cpu" and arguments["out"] == str(folder)
+    graded = result_of(folder)["graded"]
+    keys = {"quantity", "unit", "at", "value", "reference", "verdict"}
+    assert graded and all(row.keys() == keys and isinstance(row["at"], int) for row in graded)
+    verdicts = {"pass", "falls short", "not comparable", "not reached"}
+    assert {row["verdict"] for row in graded} <= verdicts
+    torch.load(folder / NEWEST, weights_only=True)
+    for picture in folder.glob("*.png"):
         Image.open(picture).verify()
-    assert not list(folder.glob('*.partial'))
+    assert not list(folder.glob("*.partial"))
 
 
-def test_vae_files(finished):
-    _, folder = finished['a3_vae_template.py']
-    assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'elbo.png', 'elbo.pdf',
-        *(f'{kind}_{epoch:03d}.png' for kind in ('samples', 'manifold') for epoch in (0, 1, 2))}
-    lines = runs.read_metrics(folder)
-    assert [line['epoch'] for line in lines] == [1, 2]
-    assert lines[0].keys() == {'epoch', 'train_neg_elbo_nats', 'val_neg_elbo_nats', 'val_recon_nats', 'val_kl_nats',
-                               'val_report_nats', 'seconds'}
+def test_a_vae_run_has_these_files_and_numbers(finished):
+    _, folder = finished[VAE]
+    pictures = {f"{kind}_{n:03d}.png" for kind in ("samples", "manifold") for n in (0, 1, 2)}
+    assert content_of(folder).keys() == EVERY_RUN | pictures | {"elbo.png", "elbo.pdf"}
+    lines = records.read_metrics(folder)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert list(lines[0]) == [
+        "epoch",
+        "train_neg_elbo_nats",
+        "val_neg_elbo_nats",
+        "val_recon_nats",
+        "val_kl_nats",
+        "val_report_nats",
+        "seconds",
+    ]
     for line in lines:
-        assert line['val_neg_elbo_nats'] == pytest.approx(line['val_recon_nats'] + line['val_kl_nats'])
-    assert lines[1]['train_neg_elbo_nats'] < lines[0]['train_neg_elbo_nats'] < 560
-    assert json.loads((folder / 'result.json').read_text())['test'].keys() == {
-        'neg_elbo_nats', 'recon_nats', 'kl_nats', 'report_nats'}
+        parts = line["val_recon_nats"] + line["val_kl_nats"]
+        assert line["val_neg_elbo_nats"] == pytest.approx(parts)
+    assert lines[1]["train_neg_elbo_nats"] < lines[0]["train_neg_elbo_nats"] < 560
+    result = result_of(folder)
+    assert result["test"].keys() == {"neg_elbo_nats", "recon_nats", "kl_nats", "report_nats"}
+    assert result["latent"].keys() == {
+        "active_units",
+        "mutual_information_nats",
+        "marginal_kl_nats",
+    }
+    assert result["likelihood"]["importance_samples"] == 3
 
 
-def test_nf_files(finished):
-    _, folder = finished['a3_nf_template.py']
-    assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'bpd.png', 'bpd.pdf',
-        'samples_by_temperature.png', *(f'samples_{epoch:03d}.png' for epoch in (0, 1, 2))}
-    lines = runs.read_metrics(folder)
-    assert [line['epoch'] for line in lines] == [1, 2]
-    assert lines[0].keys() == {'epoch', 'train_bpd', 'val_bpd', 'val_bpd_shifted', 'seconds'}
-    assert lines[1]['train_bpd'] < lines[0]['train_bpd'] < 27  # an untrained flow, the identity, has 27.7
-    result = json.loads((folder / 'result.json').read_text())
-    assert result['test'].keys() == {'bpd', 'bpd_shifted'}
-    assert result['inverse_error']['pixels'] < 0.01
+def test_a_flow_s_run_has_these_files_and_numbers(finished):
+    _, folder = finished[NF]
+    pictures = {f"samples_{name}.png" for name in ("000", "001", "002", "by_temperature")}
+    assert content_of(folder).keys() == EVERY_RUN | pictures | {"bpd.png", "bpd.pdf"}
+    lines = records.read_metrics(folder)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert list(lines[0]) == ["epoch", "train_bpd", "val_bpd", "val_bpd_shifted", "seconds"]
+    # An untrained flow, the identity, has 27.7.
+    assert lines[1]["train_bpd"] < lines[0]["train_bpd"] < 27
+    result = result_of(folder)
+    assert result["test"].keys() == {"bpd", "bpd_shifted"}
+    assert result["inverse_error"].keys() == {"pixels", "logit"}
+    assert result["inverse_error"]["pixels"] < 0.01
+    assert result["likelihood"]["bpd"] < result["likelihood"]["one_draw_bpd"]
 
 
-def test_gan_files(finished):
-    _, folder = finished['a3_gan_template.py']
-    assert {path.name for path in folder.iterdir()} == {
-        'config.json', 'metrics.jsonl', 'result.json', *runs.CHECKPOINTS, 'loss.png', 'loss.pdf', 'samples_000001.png',
-        'samples_000029.png', 'samples_fresh.png', 'interpolation_report.png', 'interpolation_pair.png'}
-    lines = runs.read_metrics(folder)
-    assert [line['batch'] for line in lines] == [10, 20, 29]
-    assert lines[0].keys() == {'batch', 'g_loss', 'd_loss', 'd_real', 'd_fake', 'seconds'}
+def test_a_gan_run_has_these_files_and_numbers(finished):
+    _, folder = finished[GAN]
+    samples = {f"samples_{name}.png" for name in ("000001", "000029", "fresh")}
+    lines_between = {f"interpolation_{name}.png" for name in ("report", "pair")}
+    curves = {"loss.png", "loss.pdf"}
+    assert content_of(folder).keys() == EVERY_RUN | samples | lines_between | curves
+    lines = records.read_metrics(folder)
+    assert [line["batch"] for line in lines] == [10, 20, 29]
+    assert list(lines[0]) == ["batch", "g_loss", "d_loss", "d_real", "d_fake", "seconds"]
+    keys = {"mean_distance", "mean_distance_real", "repeats"}
+    assert result_of(folder)["samples"].keys() == keys
 
 
-def test_the_same_seed_gives_the_same_numbers(finished, tmp_path):
-    name = 'a3_vae_template.py'
-    _, folder = finished[name]
-    for seed, same in (('0', True), ('1', False)):
-        process = run_script(name, *TINY[name], '--seed', seed, '--out', str(tmp_path / seed))
-        assert process.returncode == 0, process.stderr
-        again = [line | {'seconds': None} for line in runs.read_metrics(tmp_path / seed)]
-        assert (again == [line | {'seconds': None} for line in runs.read_metrics(folder)]) == same
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    seeds = {"first": 0, "again": 0, "other": 1}
+    commands = [(VAE, *TINY[VAE], "--seed", s, "--out", tmp_path / n) for n, s in seeds.items()]
+    for status, output in run_together(tmp_path, *commands):
+        assert status == 0, output
+    first, again, other = (metrics_of(tmp_path / name) for name in seeds)
+    assert first == again != other
 
 
-@pytest.mark.parametrize('name', TINY)
-def test_evaluate(finished, tmp_path, name):
-    """Evaluating a run anew gives what its end gave, and changes nothing else; with other draws it gives other bounds."""
-    folder = tmp_path / 'run'
-    shutil.copytree(finished[name][1], folder)
-    before = json.loads((folder / 'result.json').read_text())
-    metrics = (folder / 'metrics.jsonl').read_bytes()
-    process = run_script(name, '--evaluate', folder)
-    assert process.returncode == 0, process.stderr
-    assert json.loads((folder / 'result.json').read_text()) | {'finished': None} == before | {'finished': None}
-    assert (folder / 'metrics.jsonl').read_bytes() == metrics
-    if 'gan' not in name:
-        assert before['likelihood'] and run_script(name, '--evaluate', folder, '--importance_samples', '0').returncode == 0
-        assert json.loads((folder / 'result.json').read_text())['likelihood'] == before['likelihood']
-    for flags, words in ((['--seed', '3'], 'its --seed is 0, not 3'), (['--resume', folder], 'one at a time')):
-        process = run_script(name, '--evaluate', folder, *flags)
-        assert process.returncode == 2 and words in process.stderr
-    (folder / 'result.json').unlink()
-    process = run_script(name, '--evaluate', folder)
-    assert process.returncode == 1 and 'is unfinished: go on with --resume' in process.stderr
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluating_again_gives_what_the_end_of_the_run_gave(tmp_path, script):
+    """And changes nothing else."""
+    folder = tmp_path / "run"
+    status, output = run(tmp_path, script, *TINY[script], "--out", folder)
+    assert status == 0, output
+    before, result = content_of(folder), result_of(folder)
+    status, output = run(tmp_path, script, "--evaluate", folder)
+    assert status == 0, output
+    assert result_of(folder) | {"finished": None} == result | {"finished": None}
+    assert content_of(folder) | {"result.json": None} == before | {"result.json": None}
+    if script != GAN:  # what is not evaluated again stays
+        likelihood = result["likelihood"]
+        status, output = run(tmp_path, script, "--evaluate", folder, "--importance_samples", 0)
+        assert status == 0 and likelihood and result_of(folder)["likelihood"] == likelihood
 
 
-def test_gan_generate(finished, tmp_path):
-    _, folder = finished['a3_gan_template.py']
-    process = run_script('a3_gan_template.py', '--generate', str(folder), '--n', '7')
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.strip() == str(folder / 'generated_n7_seed0.png')
-    Image.open(folder / 'generated_n7_seed0.png').verify()
-    (folder / 'generated_n7_seed0.png').unlink()
+def test_a_gan_draws_images_from_a_finished_run(finished, tmp_path):
+    shutil.copytree(finished[GAN][1], tmp_path / "run")
+    picture = tmp_path / "run" / "generated_n7_seed0.png"
+    status, output = run(tmp_path, GAN, "--generate", tmp_path / "run", "--n", 7)
+    assert (status, output.strip()) == (0, str(picture))
+    Image.open(picture).verify()
 
 
 BAD = [
-    ('a3_vae_template.py', ['--zdim', '0'], 2, '--zdim'),
-    ('a3_vae_template.py', ['--epochs', '-1'], 2, '--epochs'),
-    ('a3_vae_template.py', ['--device', 'tpu'], 2, '--device'),
-    ('a3_vae_template.py', ['--out', str(ROOT / 'training.py' / 'run')], 1, 'cannot be made'),
-    ('a3_vae_template.py', ['--binarize', 'larochelle'], 1, 'binarized_mnist_train.amat'),
-    ('a3_vae_template.py', ['--data_dir', 'absent'], 1, 'no MNIST in absent'),
-    ('a3_nf_template.py', ['--batch_size', '0'], 2, '--batch_size'),
-    ('a3_nf_template.py', ['--max_norm', 'nan'], 2, '--max_norm'),
-    ('a3_nf_template.py', ['--lr', '1e20', *TINY['a3_nf_template.py']], 1, 'is not finite at epoch 1'),
-    ('a3_gan_template.py', ['--batch_size', '1'], 2, 'batch norm'),
-    ('a3_gan_template.py', ['--batch_size', '60001', '--n_epochs', '1'], 1, 'fewer images'),
-    ('a3_gan_template.py', ['--generate', 'absent'], 1, 'not a run folder'),
+    (VAE, ["--zdim", "0"], 2, "--zdim"),
+    (VAE, ["--epochs", "-1"], 2, "--epochs"),
+    (VAE, ["--device", "tpu"], 2, "--device"),
+    (VAE, ["--out", ROOT / "pyproject.toml" / "run"], 1, "cannot be made"),
+    (VAE, ["--binarize", "larochelle"], 1, "binarized_mnist_train.amat"),
+    (VAE, ["--data_dir", "absent"], 1, "no MNIST in absent"),
+    (VAE, ["--resume", "absent"], 1, "not a run folder"),
+    (NF, ["--batch_size", "0"], 2, "--batch_size"),
+    (NF, ["--max_norm", "nan"], 2, "--max_norm"),
+    (NF, ["--lr", "1e20", *TINY[NF]], 1, "is not finite at epoch 1"),
+    (GAN, ["--batch_size", "1"], 2, "--batch_size"),
+    (GAN, ["--batch_size", "60001", "--n_epochs", "1"], 2, "--batch_size"),
+    (GAN, ["--generate", "absent"], 1, "not a run folder"),
 ]
 
 
-@pytest.mark.parametrize('name, flags, status, words', BAD, ids=[' '.join(flags[:2]) for _, flags, _, _ in BAD])
-def test_bad_input_ends_in_one_line(tmp_path, name, flags, status, words):
-    out = [] if '--out' in flags else ['--out', str(tmp_path / 'run')]
-    process = run_script(name, *flags, *out)
-    assert process.returncode == status
-    line = re.sub(r'.*\r', '', process.stderr).strip()  # after the progress bar
-    assert words in line and '\n' not in line.splitlines()[-1] and 'Traceback' not in process.stderr
-    assert line.splitlines()[-1].startswith(f'{name}: error: ')
+@pytest.mark.parametrize(
+    "script, flags, status, words", BAD, ids=[f"{row[0]} {row[1][0]}" for row in BAD]
+)
+def test_bad_input_ends_in_one_line(tmp_path, script, flags, status, words):
+    out = [] if {"--out", "--resume"} & {*flags} else ["--out", tmp_path / "run"]
+    found, output = run(tmp_path, script, *out, *flags)
+    lines = re.sub(r".*\r", "", output).strip().splitlines()  # after the progress bar
+    assert found == status and words in lines[-1] and "Traceback" not in output
+    assert lines[-1].startswith(f"{script}: error: ")
+    assert len(lines) == 1 or "--lr" in flags
+
+
+def test_a_wrong_command_line_ends_in_one_line_on_stderr():
+    process = run_script(VAE, "--zdim", "0")
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr.startswith(f"{VAE}: error: argument --zdim: must be a whole number")
+    assert process.stderr.count("\n") == 1
 
 
 def test_a_taken_folder_is_not_written_over(finished, tmp_path):
-    name = 'a3_nf_template.py'
-    _, folder = finished[name]
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    process = run_script(name, '--epochs', '1', *TINY[name][2:], '--out', str(folder))
-    assert process.returncode == 0 and f'run folder: {folder}-2' in process.stdout
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    _, folder = finished[NF]
+    before = content_of(folder)
+    status, output = run(tmp_path, NF, *TINY[NF], "--epochs", 1, "--out", folder)
+    assert status == 0 and f"run folder: {folder}-2" in output
+    assert content_of(folder) == before
 
 
-def test_help_gives_the_defaults():
-    process = run_script('a3_vae_template.py', '--help')
-    assert process.returncode == 0
-    for words in ('--zdim', 'default: 20', 'default: 100', '--binarize', '--protocol', '--ema_decay'):
-        assert words in process.stdout
-    assert 'None' not in process.stdout
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_gives_the_defaults(tmp_path, script):
+    status, output = run(tmp_path, script, "--help")
+    assert status == 0 and "None" not in output
+    for words in ("default: 10000", "--resume", "--evaluate", "--out", "--no_graph"):
+        assert words in output

@@ -1,79 +1,38 @@
-"""Runs that are stopped, starved of disk or spoilt, as processes of their own: each must go on as if nothing had been.
-
-Children of a fork server that has imported PyTorch already, they start in a fraction of a second.
-"""
+"""Runs that are stopped, starved of disk or spoilt: each must go on as if nothing had been."""
 
 import json
-import multiprocessing
 import os
 import random
-import resource
-import runpy
 import shutil
 import signal
-import sys
 import time
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import a3_vae_template
-import runs
+from harness import records
+from harness.errors import UserError
 from tests.conftest import ROOT
+from tests.processes import GAN, NF, SCRIPTS, VAE, Process, run, wait_for
 
 SHORT = {
-    'a3_vae_template.py': ['--epochs', '6', '--zdim', '3', '--hidden_dim', '16', '--batch_size', '1000',
-                           '--importance_samples', '2', '--quality_samples', '0'],
-    'a3_nf_template.py': ['--epochs', '3', '--n_flows', '1', '--n_hidden', '16', '--batch_size', '1000',
-                          '--importance_samples', '1', '--quality_samples', '0'],
-    'a3_gan_template.py': ['--n_epochs', '1', '--batch_size', '2048', '--save_interval', '5', '--quality_samples', '0'],
+    VAE: "--epochs 6 --zdim 3 --hidden_dim 16 --batch_size 1000 --importance_samples 2",
+    NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 1000 --importance_samples 1",
+    GAN: "--n_epochs 1 --batch_size 2048 --save_interval 5",
 }
-context = multiprocessing.get_context('forkserver')
-context.set_forkserver_preload(['a3_vae_template', 'a3_nf_template', 'a3_gan_template'])
-
-
-def _run(script, flags, output, file_size):
-    with open(output, 'w') as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-    if file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a fork server ignores it
-    sys.argv = [script, *map(str, flags), '--device', 'cpu']
-    runpy.run_path(str(ROOT / script), run_name='__main__')
-
-
-class Process:
-    """`python script *flags`, started; `join` returns (exit status, its output)."""
-
-    def __init__(self, folder, script, *flags, file_size=None):
-        self.output = folder / f'{script}.{time.monotonic_ns()}.log'
-        self.process = context.Process(target=_run, args=(script, flags, self.output, file_size))
-        self.process.start()
-
-    def join(self):
-        self.process.join(300)
-        return self.process.exitcode, self.output.read_text()
-
-
-def run(folder, script, *flags, **limits):
-    return Process(folder, script, *flags, **limits).join()
-
-
-def wait_for(path, what=lambda content: content):
-    deadline = time.monotonic() + 120
-    while not (path.exists() and what(path.read_bytes())):
-        assert time.monotonic() < deadline, f'{path} does not come'
-        time.sleep(0.005)
+SHORT = {script: [*flags.split(), "--quality_samples", "0"] for script, flags in SHORT.items()}
 
 
 def final_state(folder):
     """Everything a run ends with, but for what time it took."""
-    checkpoint = torch.load(folder / 'checkpoint.pt', weights_only=True)
-    metrics = [line | {'seconds': None} for line in runs.read_metrics(folder)]
-    assert metrics == [line | {'seconds': None} for line in checkpoint.pop('metrics')]
-    result = json.loads((folder / 'result.json').read_text()) | {'finished': None}
-    pictures = {path.name: path.read_bytes() for path in folder.glob('*.png')}
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    metrics = [line | {"seconds": None} for line in records.read_metrics(folder)]
+    assert metrics == [line | {"seconds": None} for line in checkpoint.pop("metrics")]
+    result = json.loads((folder / "result.json").read_text()) | {"finished": None}
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     return checkpoint, metrics, result, pictures
 
 
@@ -92,14 +51,14 @@ def assert_same(one, other):
         assert one == other
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """{script: (folder of an uninterrupted run, seconds it took)}."""
-    base, folders = tmp_path_factory.mktemp('finished'), {}
-    run(base, 'a3_vae_template.py', *SHORT['a3_vae_template.py'], '--epochs', '1', '--out', base / 'warm_up')
+    base, folders = tmp_path_factory.mktemp("finished"), {}
+    run(base, VAE, *SHORT[VAE], "--epochs", "1", "--out", base / "warm_up")
     for script, flags in SHORT.items():
         started = time.monotonic()
-        status, output = run(base, script, *flags, '--out', base / script)
+        status, output = run(base, script, *flags, "--out", base / script)
         assert status == 0, output
         folders[script] = base / script, time.monotonic() - started
     return folders
@@ -107,23 +66,22 @@ def finished(tmp_path_factory):
 
 def killed(tmp_path, script, moment):
     """The folder of a run that got SIGKILL after `moment` seconds."""
-    folder = tmp_path / 'run'
-    process = Process(tmp_path, script, *SHORT[script], '--out', folder)
+    folder = tmp_path / "run"
+    process = Process(tmp_path, script, *SHORT[script], "--out", folder)
     process.process.join(moment)
-    process.process.kill()
-    process.join()
+    process.kill()
     return folder
 
 
 def go_on(tmp_path, script, folder):
-    """Finish a killed run as a user would: resume it, or start it again if it was killed before its first checkpoint."""
-    if (folder / 'result.json').exists():
+    """Finish a killed run as a user would: resume it, or start it again without a checkpoint."""
+    if (folder / "result.json").exists():
         return folder
-    status, output = run(tmp_path, script, '--resume', folder)
-    if status == 1 and ('holds no checkpoint' in output or 'is not a run folder' in output):
-        assert not (folder / 'checkpoint.pt').exists()
+    status, output = run(tmp_path, script, "--resume", folder)
+    if status == 1 and ("holds no checkpoint" in output or "is not a run folder" in output):
+        assert not (folder / "checkpoint.pt").exists()
         shutil.rmtree(folder, ignore_errors=True)
-        status, output = run(tmp_path, script, *SHORT[script], '--out', folder)
+        status, output = run(tmp_path, script, *SHORT[script], "--out", folder)
     assert status == 0, output
     return folder
 
@@ -139,114 +97,149 @@ def kill_and_compare(tmp_path, script, finished, n_kills, seed):
         shutil.rmtree(work)
 
 
-@pytest.mark.parametrize('script', SHORT)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_runs_end_as_if_nothing_had_been(tmp_path, script, finished):
     kill_and_compare(tmp_path, script, finished, n_kills=1, seed=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('script', SHORT)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_twenty_times(tmp_path, script, finished):
     kill_and_compare(tmp_path, script, finished, n_kills=20, seed=2)
 
 
-@pytest.mark.parametrize('script', ['a3_vae_template.py', 'a3_nf_template.py'])
+@pytest.mark.parametrize("script", [VAE, NF])
 def test_a_run_stopped_at_every_checkpoint_goes_on_exactly(tmp_path, script, finished):
-    """Each process trains on from the checkpoint of the one before, and is killed after its next line."""
-    folder, process = tmp_path / 'run', None
-    n_lines = len(runs.read_metrics(finished[script][0]))
-    process = Process(tmp_path, script, *SHORT[script], '--out', folder)
+    """Each process continues from the checkpoint of the last, and is killed after its next line."""
+    folder = tmp_path / "run"
+    n_lines = len(records.read_metrics(finished[script][0]))
+    process = Process(tmp_path, script, *SHORT[script], "--out", folder)
     for line in range(1, n_lines):
-        wait_for(folder / 'metrics.jsonl', lambda content: content.count(b'\n') >= line)
-        process.process.kill()
-        process.join()
-        process = Process(tmp_path, script, '--resume', folder)
+        wait_for(folder / "metrics.jsonl", lambda content: content.count(b"\n") >= line)
+        process.kill()
+        process = Process(tmp_path, script, "--resume", folder)
     status, output = process.join()
     assert status == 0, output
     assert_same(final_state(folder), final_state(finished[script][0]))
-    assert len(json.loads((folder / 'config.json').read_text())['resumed']) >= 1
+    assert len(json.loads((folder / "config.json").read_text())["resumed"]) >= 1
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, finished):
-    script = 'a3_vae_template.py'
-    for flags in ((*SHORT[script], '--epochs', 3, '--out', tmp_path / 'run'), ('--resume', tmp_path / 'run', '--epochs', 6)):
+    script = VAE
+    for flags in (
+        (*SHORT[script], "--epochs", 3, "--out", tmp_path / "run"),
+        ("--resume", tmp_path / "run", "--epochs", 6),
+    ):
         status, output = run(tmp_path, script, *flags)
         assert status == 0, output
-    assert_same(final_state(tmp_path / 'run')[:3], final_state(finished[script][0])[:3])
-    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    assert config['arguments']['epochs'] == 6 and config['resumed'][0]['from'] == 3
+    assert_same(final_state(tmp_path / "run")[:3], final_state(finished[script][0])[:3])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["arguments"]["epochs"] == 6 and config["resumed"][0]["from"] == 3
 
 
-@pytest.mark.parametrize('script, signum, status', [
-    *((script, signal.SIGTERM, 143) for script in SHORT), ('a3_vae_template.py', signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "script, signum, status",
+    [*((script, signal.SIGTERM, 143) for script in SCRIPTS), (VAE, signal.SIGINT, 130)],
+)
 def test_signals_stop_a_run_in_order(tmp_path, script, signum, status):
-    folder = tmp_path / 'run'
-    process = Process(tmp_path, script, *SHORT[script], '--out', folder)
-    wait_for(folder / 'metrics.jsonl')
+    folder = tmp_path / "run"
+    process = Process(tmp_path, script, *SHORT[script], "--out", folder)
+    wait_for(folder / "metrics.jsonl")
     os.kill(process.process.pid, signum)
     ended_with, output = process.join()
-    assert ended_with == status and 'Traceback' not in output
-    assert output.splitlines()[-1].endswith(f'go on with: python {ROOT / script} --resume {folder}')
-    assert list(folder.glob('*.pdf')) and not (folder / 'result.json').exists() and not list(folder.glob('*.partial'))
-    torch.load(folder / 'checkpoint.pt', weights_only=True)
+    assert ended_with == status and "Traceback" not in output
+    assert output.splitlines()[-1].endswith(f"go on with: python {ROOT / script} --resume {folder}")
+    assert list(folder.glob("*.pdf")) and not (folder / "result.json").exists()
+    assert not list(folder.glob("*.partial"))
+    torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(tmp_path, finished):
-    script = 'a3_vae_template.py'
+    script = VAE
     # Room for the first checkpoint, which has no moments of Adam yet, but not for the next.
-    folder = tmp_path / 'run'
-    status, output = run(tmp_path, script, *SHORT[script], '--out', folder, file_size=350_000)
-    assert status == 1 and 'Traceback' not in output
-    assert f'error: {folder / "checkpoint.pt"}: File too large; last checkpoint in {folder}' in output.splitlines()[-1]
-    assert not list(folder.glob('*.partial'))
-    status, output = run(tmp_path, script, '--resume', folder)
+    folder = tmp_path / "run"
+    status, output = run(tmp_path, script, *SHORT[script], "--out", folder, file_size=350_000)
+    assert status == 1 and "Traceback" not in output
+    words = f"error: {folder / 'checkpoint.pt'}: File too large; last checkpoint in {folder}"
+    assert words in output.splitlines()[-1]
+    assert not list(folder.glob("*.partial"))
+    status, output = run(tmp_path, script, "--resume", folder)
     assert status == 0, output
     assert_same(final_state(folder), final_state(finished[script][0]))
 
 
-@pytest.mark.parametrize('script', SHORT)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_folder_removed_during_the_run(tmp_path, script):
-    folder = tmp_path / 'run'
-    process = Process(tmp_path, script, *SHORT[script], '--out', folder)
-    wait_for(folder / 'metrics.jsonl')
-    os.rename(folder, tmp_path / 'gone')  # removing it file by file would race with the run
+    folder = tmp_path / "run"
+    process = Process(tmp_path, script, *SHORT[script], "--out", folder)
+    wait_for(folder / "metrics.jsonl")
+    os.rename(folder, tmp_path / "gone")  # removing it file by file would race with the run
     status, output = process.join()
-    assert status == 1 and 'Traceback' not in output
-    assert str(folder) in output.splitlines()[-1] and 'No such file or directory' in output.splitlines()[-1]
-    torch.load(tmp_path / 'gone' / 'checkpoint.pt', weights_only=True)
+    assert status == 1 and "Traceback" not in output
+    last_line = output.splitlines()[-1]
+    assert str(folder) in last_line and "No such file or directory" in last_line
+    torch.load(tmp_path / "gone" / "checkpoint.pt", weights_only=True)
 
 
 def test_resume_refuses_what_would_change_the_training(tmp_path, finished):
-    folder, _ = finished['a3_vae_template.py']
+    folder, _ = finished[VAE]
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for flags, words in (
-            ([], 'is finished'), (['--lr', '0.1'], "its --lr is 0.001, not 0.1"),
-            (['--seed', '3'], 'its --seed is 0, not 3'), (['--epochs', '2'], 'has --epochs 6, which may only grow'),
-            (['--zdim', '3', '--binarize', 'dynamic'], 'its --binarize is static, not dynamic'),
-            (['--out', 'elsewhere'], f'its --out is {folder}, not elsewhere')):
-        status, output = run(tmp_path, 'a3_vae_template.py', '--resume', folder, *flags)
-        assert status in (1, 2) and words in output and output.count('\n') == 1
-    status, output = run(tmp_path, 'a3_nf_template.py', '--resume', folder)
-    assert status == 1 and 'is a run of \'a3_vae_template.py\', not of a3_nf_template.py' in output
+        ([], "is finished"),
+        (["--lr", "0.1"], "its --lr is 0.001, not 0.1"),
+        (["--seed", "3"], "its --seed is 0, not 3"),
+        (["--epochs", "2"], "has --epochs 6, which may only grow"),
+        (["--zdim", "3", "--binarize", "dynamic"], "its --binarize is static, not dynamic"),
+        (["--out", "elsewhere"], f"its --out is {folder}, not elsewhere"),
+    ):
+        status, output = run(tmp_path, VAE, "--resume", folder, *flags)
+        assert status in (1, 2) and words in output and output.count("\n") == 1
+    status, output = run(tmp_path, NF, "--resume", folder)
+    assert status == 1 and "is a run of 'a3_vae_template.py', not of a3_nf_template.py" in output
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.lists(st.integers(), max_size=2)
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.lists(st.integers(), max_size=2)
+)
+
+
+NAMES = [
+    "zdim",
+    "lr",
+    "binarize",
+    "seed",
+    "device",
+    "epochs",
+    "out",
+    "help",
+    "resume",
+    "generate",
+    "new",
+]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(['zdim', 'lr', 'binarize', 'seed', 'device', 'epochs', 'out', 'help', 'resume', 'generate', 'new']), SCALAR)
-def test_a_spoilt_setting_is_an_error_or_passes_the_parser(tmp_path_factory, monkeypatch, finished, name, value):
-    folder = tmp_path_factory.getbasetemp() / 'spoilt'
+@given(st.sampled_from(NAMES), SCALAR)
+def test_a_spoilt_setting_is_an_error_or_passes_the_parser(
+    tmp_path_factory, monkeypatch, finished, name, value
+):
+    folder = tmp_path_factory.getbasetemp() / "spoilt"
     folder.mkdir(exist_ok=True)
-    config = json.loads((finished['a3_vae_template.py'][0] / 'config.json').read_text())
-    config['arguments'][name] = value
-    (folder / 'config.json').write_text(json.dumps(config))
-    monkeypatch.setattr('sys.argv', ['a3_vae_template.py'])
+    config = json.loads((finished[VAE][0] / "config.json").read_text())
+    config["arguments"][name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.argv", ["a3_vae_template.py"])
     try:
-        args = a3_vae_template.parse_args(['--resume', str(folder)])
-    except runs.UserError as error:
-        assert str(error).startswith(f'{folder / "config.json"}: ') and '\n' not in str(error)
+        args = a3_vae_template.parse_args(["--resume", str(folder)])
+    except UserError as error:
+        assert str(error).startswith(f"{folder / 'config.json'}: ") and "\n" not in str(error)
     else:
-        assert type(args.zdim) is type(args.seed) is type(args.epochs) is int and type(args.lr) is float
+        assert type(args.zdim) is type(args.seed) is type(args.epochs) is int
+        assert type(args.lr) is float
         assert args.binarize in a3_vae_template.BINARIZATIONS and args.zdim > 0 and args.lr > 0

@@ -1,0 +1,200 @@
+"""Reading MNIST and Larochelle's binarisation; every file is checked to the last bit."""
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+N_PIXELS = 784  # 28 x 28
+
+SHAPES = {
+    "x_train": (60_000, 28, 28),
+    "y_train": (60_000,),
+    "x_test": (10_000, 28, 28),
+    "y_test": (10_000,),
+}
+IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+# SHA-256 of each array's bytes, row by row.
+MNIST_SHA256 = {
+    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
+
+# SHA-256 of the uniform draws behind the static binarisation (see `static_draw`).
+STATIC_DRAW_SHA256 = "97df49202683a78f8b54152b64a9effa709e4f9dd1e12af8c7ac253e4d8f2cce"
+
+# Larochelle & Murray, "The Neural Autoregressive Distribution Estimator" (AISTATS 2011):
+# file, number of images, SHA-256 of all bits of the file packed by numpy.packbits.
+LAROCHELLE = {
+    "train": (
+        "binarized_mnist_train.amat",
+        50_000,
+        "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906",
+    ),
+    "val": (
+        "binarized_mnist_valid.amat",
+        10_000,
+        "a256ac44ae26be720fad8616a05ed6ecfd1619930d9a208379bb2a4405df5b6d",
+    ),
+    "test": (
+        "binarized_mnist_test.amat",
+        10_000,
+        "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2",
+    ),
+}
+
+
+class DataError(Exception):
+    """A data file is missing or wrong; the message names the file in one line."""
+
+
+def static_draw() -> np.ndarray:
+    """The draws behind the static binarisation, uint8 [70000, 784], uniform on 0..254.
+
+    So `draw < pixel` has probability pixel / 255 exactly. numpy promises that RandomState's
+    streams never change; the checksum holds it to that.
+
+    Raises:
+        DataError: this numpy draws other numbers.
+    """
+    draw = np.random.RandomState(0).randint(0, 255, size=(70_000, N_PIXELS), dtype=np.uint8)
+    if hashlib.sha256(draw).hexdigest() != STATIC_DRAW_SHA256:
+        raise DataError(
+            f"numpy {np.__version__} draws other random numbers than those behind the static "
+            "binarisation; use another numpy release"
+        )
+    return draw
+
+
+def read_mnist(data_dir: str | None = None) -> dict[str, np.ndarray]:
+    """MNIST as uint8 arrays `x_train`, `y_train`, `x_test`, `y_test`, of the shapes in SHAPES.
+
+    Args:
+        data_dir: folder with `mnist.npz` or the four IDX files; None is the copy in this package.
+
+    Raises:
+        DataError: a file is missing, unreadable, of the wrong shape, or differs from MNIST.
+    """
+    folder = Path(data_dir) if data_dir is not None else Path(__file__).parent
+    arrays = _read_arrays(folder)
+    for key, array in arrays.items():
+        if hashlib.sha256(array).hexdigest() != MNIST_SHA256[key]:
+            raise DataError(
+                f"{folder}: {key} is not MNIST's (its SHA-256 is another): the file is damaged, "
+                "or of another data set"
+            )
+    return arrays
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    if folder.is_file():
+        raise DataError(f"{folder} is a file: name the folder that holds it")
+    archive = folder / "mnist.npz"
+    if archive.exists():
+        return _read_npz(archive)
+    paths = {
+        key: next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+        for key, name in IDX_FILES.items()
+    }
+    if not any(paths.values()):
+        raise DataError(
+            f"no MNIST in {folder}: expected mnist.npz, or the IDX files "
+            f"{', '.join(IDX_FILES.values())} (plain or .gz)"
+        )
+    for key, path in paths.items():
+        if path is None:
+            raise DataError(
+                f"{folder / IDX_FILES[key]} is missing (plain or .gz): MNIST is four IDX files"
+            )
+    return {key: _read_idx(path, SHAPES[key]) for key, path in paths.items()}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in SHAPES}
+    except KeyError as error:
+        raise DataError(f"{path} is not MNIST: {error.args[0]}") from None
+    except Exception as error:  # numpy and zipfile raise almost anything for foreign bytes
+        raise DataError(f"{path} is not an .npz archive, or truncated or corrupt") from error
+    for key, array in arrays.items():
+        if array.dtype != np.uint8 or array.shape != SHAPES[key]:
+            raise DataError(
+                f"{path}: {key} is {array.dtype} {array.shape}, expected uint8 {SHAPES[key]}"
+            )
+    return arrays
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a file in LeCun's IDX format: 0, 0, 8 (uint8), number of axes, their lengths, bytes."""
+    n_bytes = int(np.prod(shape))
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            # One byte more than expected is enough to see that a file is too long.
+            content = file.read(len(header) + n_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read (truncated or corrupt): {_one_line(error)}"
+        ) from None
+    if not content.startswith(header):
+        raise DataError(
+            f"{path} is not an IDX file of uint8 {shape}: it starts with "
+            f"{content[: len(header)].hex()}, expected {header.hex()}"
+        )
+    if len(content) != len(header) + n_bytes:
+        size = "truncated" if len(content) < len(header) + n_bytes else "too long"
+        raise DataError(f"{path} is {size}: expected {n_bytes} bytes after the header")
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
+
+
+def read_larochelle(data_dir: str | None, split: str) -> np.ndarray:
+    """Larochelle's fixed binarisation of one split: uint8 0/1 [n, 784], in file order.
+
+    Args:
+        data_dir: folder with the three `.amat` files.
+        split: 'train', 'val' or 'test'.
+
+    Raises:
+        DataError: the file is missing, not lines of 784 digits 0 or 1, or has another checksum.
+    """
+    name, n_images, sha256 = LAROCHELLE[split]
+    if data_dir is None:
+        raise DataError(
+            f"the larochelle binarisation needs {name} and its two companions: "
+            "name the folder that holds them with --data_dir"
+        )
+    path = Path(data_dir) / name
+    expected = f"{n_images:,} lines of 784 space-separated 0/1"
+    try:
+        content = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: expected {expected} (Hugo Larochelle's {name}) in {data_dir}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_one_line(error)}") from None
+    bits = content[content > ord(" ")] - ord("0")
+    if bits.size != n_images * N_PIXELS or bits.max() > 1:
+        raise DataError(
+            f"{path} is not Larochelle's {name} (truncated or foreign): expected {expected}"
+        )
+    if hashlib.sha256(np.packbits(bits)).hexdigest() != sha256:
+        raise DataError(
+            f"{path} is not Larochelle's {name}: the SHA-256 of its packed bits is not {sha256}"
+        )
+    return bits.reshape(n_images, N_PIXELS)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

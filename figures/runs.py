@@ -1,0 +1,138 @@
+"""Finding, reading and choosing runs."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from figures.kinds import GAN, NF, SCRIPTS, VAE, Kind, epochs_of
+from harness import cli, records
+from harness.errors import UserError
+
+# Each script logs one metric that the others don't.
+MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
+# Arguments that leave the training as it is, and the seed.
+NOT_OF_TRAINING = {"seed", "out", "resume", "evaluate", "generate", "n", *cli.MAY_DIFFER}
+
+
+class StoredRun(NamedTuple):
+    """A run as its files describe it.
+
+    An unfinished run has no `results`. Without a `config.json` a run has default arguments and
+    counts as finished.
+    """
+
+    folder: Path
+    script: str
+    args: Namespace
+    history: list[dict]
+    results: dict[str, dict]
+    config: dict
+    finished: bool
+
+    @property
+    def n_epochs(self) -> int:
+        """The epochs it was started for."""
+        return epochs_of(self.args)
+
+    @property
+    def counter(self) -> str:
+        """'epoch' or 'batch'."""
+        return next(iter(self.history[-1]))
+
+    @property
+    def count(self) -> int:
+        """Epochs or batches done."""
+        return records.count_of(self.history)
+
+    @property
+    def length(self) -> str:
+        """Epochs or batches done, in words."""
+        return f"{self.count:,} {'batches' if self.counter == 'batch' else 'epochs'}"
+
+    def graded(self) -> list[dict]:
+        """The graded rows, from its files alone."""
+        return SCRIPTS[self.script].grade(self.args, self.history, self.results)
+
+
+Runs = list[StoredRun]  # in figures and tables: runs that differ only in their seed
+Groups = dict[str, Runs]  # by kind
+
+
+def read_run(folder: Path | str) -> StoredRun:
+    """Read a run folder, with or without a `config.json`.
+
+    Raises:
+        UserError: a file is missing or damaged, or no script of this project wrote it.
+    """
+    folder = Path(folder)
+    foreign = not (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
+    config = {} if foreign else records.read_config(folder)
+    history = records.read_metrics(folder)
+    if not history:
+        raise UserError(f"{folder} is unfinished: there is no line in its metrics.jsonl yet")
+    script = next((script for key, script in MARKS.items() if key in history[0]), None)
+    if script is None or not foreign and config["script"] != script:
+        whose = config.get("script", "a script of this project")
+        raise UserError(f"{folder}: metrics.jsonl holds no metrics of {whose}")
+    parse_args = SCRIPTS[script].parse_args
+    args = parse_args([]) if foreign else cli.settings_of(folder, script, parse_args)
+    finished = foreign or (folder / "result.json").exists()
+    results = records.read_results(folder)
+    run = StoredRun(folder, script, args, history, results, config, finished)
+    try:
+        run.graded()
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{folder}: a value is missing from its metrics: {error}") from error
+    return run
+
+
+def find_runs(base: Path) -> tuple[Runs, list[str]]:
+    """All readable runs under `base`, oldest first, and messages about the others."""
+    found, messages = [], []
+    files = {*base.rglob("metrics.jsonl"), *base.rglob("config.json")}
+    for folder in sorted({file.parent for file in files}):
+        try:
+            found.append(read_run(folder))
+        except UserError as error:
+            messages.append(str(error))
+    found.sort(key=lambda run: str(run.config.get("started", "")))
+    return found, messages
+
+
+def unfinished_message(run: StoredRun) -> str:
+    """The length of an unfinished run, and the command that resumes it."""
+    return (
+        f"{run.folder} is unfinished ({run.counter} {run.count:,}); "
+        f"go on with: python {run.script} --resume {run.folder}"
+    )
+
+
+def is_of_kind(run: StoredRun, kind: Kind) -> bool:
+    """Whether a run's command was that of the kind, apart from length and seed."""
+    if run.script != kind.script:
+        return False
+    actual, wanted = _settings(run.args), _settings(kind.args())
+    return all(actual[name] == wanted[name] for name in wanted if name not in cli.MAY_GROW)
+
+
+def newest_of_kind(found: Runs, kind: Kind) -> Runs:
+    """The newest finished run of a kind, then those that differ from it only in their seed.
+
+    Runs of full length take precedence over newer, shorter ones.
+    """
+    finished = [run for run in found if run.finished and is_of_kind(run, kind)]
+    if not finished:
+        return []
+    newest = max(reversed(finished), key=lambda run: run.n_epochs >= kind.n_epochs())
+    same = [run for run in finished if _all_but_seed(run) == _all_but_seed(newest)]
+    by_seed = {run.args.seed: run for run in same}  # the newest run of each
+    del by_seed[newest.args.seed]
+    return [newest, *(by_seed[seed] for seed in sorted(by_seed))]
+
+
+def _settings(args: Namespace) -> dict:
+    return {name: value for name, value in vars(args).items() if name not in NOT_OF_TRAINING}
+
+
+def _all_but_seed(run: StoredRun) -> tuple:
+    return run.count, _settings(run.args)

@@ -1,0 +1,82 @@
+"""Choosing a device, and its random numbers."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn as nn
+
+from harness.errors import UserError
+
+no_graph = False  # set by `select_device` for the whole process
+
+
+def select_device(name: str, eager: bool = False) -> torch.device:
+    """The device for 'auto' (CUDA, else MPS, else CPU), 'cuda', 'mps' or 'cpu'.
+
+    On CUDA it also sets, for the whole process, TF32 matrix products and, with `eager`, that
+    `steps.captured` makes no graphs.
+
+    Raises:
+        UserError: the device is not available.
+    """
+    global no_graph
+    no_graph = eager
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    best = next(device for device, available in present.items() if available)
+    if name == "auto":
+        name = best
+    if not present[name]:
+        raise UserError(
+            f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
+            f"use --device {best}"
+        )
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return torch.device(name)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's parameters."""
+    return next(module.parameters()).device
+
+
+class RandomState:
+    """The state of every random generator that a run on `device` draws from.
+
+    It has `state_dict` and `load_state_dict`, and so is a part of a checkpoint.
+    """
+
+    def __init__(self, device: torch.device):
+        self.generators = {"cpu": torch}
+        if device.type != "cpu":
+            self.generators[device.type] = getattr(torch, device.type)
+
+    def state_dict(self) -> dict:
+        """A state per kind of device."""
+        return {name: generator.get_rng_state() for name, generator in self.generators.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the state of each kind of device that `state` holds."""
+        for name, generator in self.generators.items():
+            if name in state:
+                generator.set_rng_state(state[name])
+
+
+@contextlib.contextmanager
+def separate_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from `seed` inside the block, then continue the run's own stream.
+
+    Pictures and evaluations therefore never change the training, and repeat exactly.
+    """
+    random = RandomState(device)
+    state = random.state_dict()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.load_state_dict(state)

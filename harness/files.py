@@ -1,0 +1,110 @@
+"""Files that are whole or absent, and locks on folders."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks on folders
+    fcntl = None
+
+
+@contextlib.contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delay SIGINT and SIGTERM to the end of the block; an interrupted torch.save may abort."""
+    if threading.current_thread() is not threading.main_thread():  # signals arrive only there
+        yield
+        return
+    arrived = []
+    handlers = {
+        signum: signal.signal(signum, lambda signum, _: arrived.append(signum))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+@delayed_signals()
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None) -> None:
+    """Call write(file) on a temporary file, flush it to disk and rename it to `path`.
+
+    Args:
+        path: the file's name, taken only when the content is complete.
+        write: writes the content.
+        previous: the new name of the file that stood at `path`, if it is to be kept.
+
+    Raises:
+        OSError: the disk is full, the folder is gone, ...; its filename is `path`.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the failed write behind a RuntimeError.
+        failure = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(failure, OSError):
+            raise
+        raise OSError(failure.errno, failure.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON with `write_whole`."""
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def try_lock(folder: Path) -> int | None:
+    """Lock `folder` for this process until it ends.
+
+    Returns:
+        The descriptor that holds the lock; None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this folder."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,178 @@
+"""Graded rows: numbers of a run beside their references, with a verdict each.
+
+A script states its rows as data; `fill_rows` fills them from the run's files alone.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+from harness.records import count_of
+
+TAIL = 0.1  # `tail_mean` averages over the last tenth of a run
+
+
+class Row(NamedTuple):
+    """What is graded.
+
+    Attributes:
+        quantity, unit: its name and unit in the table.
+        value: called as value(history, results, at) with the lines of `metrics.jsonl`, the
+            results in `result.json` and `at`; returns None if the run has no such value yet.
+        reference: what the value is compared with.
+        at: the epoch or batch of the value; None is the end of the run.
+        source: whose number the reference is.
+        low, high: the bounds of a pass; no `high` means the reference.
+        optional: leave the row out if there is no value.
+    """
+
+    quantity: str
+    unit: str
+    value: Callable[[list[dict], dict, int], float | None]
+    reference: float
+    at: int | None = None
+    source: str = ""
+    low: float = -math.inf
+    high: float | None = None
+    optional: bool = False
+
+    def star(self) -> tuple[int, float, str]:
+        """The reference as a point of a plot: (at, reference, label)."""
+        return self.at, self.reference, f"{self.source}, {self.reference:.2f}"
+
+    def passes(self, value: float) -> bool:
+        """Whether the value is within the bounds."""
+        return self.low <= value <= (self.reference if self.high is None else self.high)
+
+
+def at_most(quantity: str, unit: str, value: Callable, bound: float, at: int | None = None) -> Row:
+    """A row that says its upper bound."""
+    return Row(f"{quantity}, at most", unit, value, bound, at)
+
+
+def at_least(quantity: str, unit: str, value: Callable, bound: float, at: int | None = None) -> Row:
+    """A row that says its lower bound."""
+    return Row(f"{quantity}, at least", unit, value, bound, at, low=bound, high=math.inf)
+
+
+def rows_at(references: dict[int, float], quantity: str, unit: str, key: str) -> list[Row]:
+    """A row of the metric `key` for each epoch or batch and its reference."""
+    return [Row(quantity, unit, metric(key), value, at) for at, value in references.items()]
+
+
+def between(
+    quantity: str,
+    unit: str,
+    value: Callable,
+    reference: float,
+    low: float,
+    high: float,
+    at: int | None = None,
+) -> Row:
+    """A row that says both of its bounds."""
+    return Row(f"{quantity}, {low:g} to {high:g}", unit, value, reference, at, low=low, high=high)
+
+
+def optional(rows: list[Row]) -> list[Row]:
+    """The same rows, each left out if it has no value."""
+    return [row._replace(optional=True) for row in rows]
+
+
+def metric(key: str) -> Callable:
+    """The metric of the line whose count is `at`."""
+
+    def value(history, results, at):
+        return next((line.get(key) for line in history if count_of([line]) == at), None)
+
+    return value
+
+
+def tail_mean(key: str) -> Callable:
+    """The metric's mean over the last tenth of the run, once the run has reached `at`."""
+
+    def value(history, results, at):
+        last = count_of(history)
+        tail = [line[key] for line in history if count_of([line]) > (1 - TAIL) * last]
+        return sum(tail) / len(tail) if last >= at else None
+
+    return value
+
+
+def result(part: str, key: str) -> Callable:
+    """The number `key` of the result `part`, once the run has reached `at`."""
+
+    def value(history, results, at):
+        return results.get(part, {}).get(key) if count_of(history) >= at else None
+
+    return value
+
+
+def ratio(a: Callable, b: Callable) -> Callable:
+    """a / b; None if one of them is None."""
+    return _combined(operator.truediv, a, b)
+
+
+def distance(a: Callable, b: Callable) -> Callable:
+    """|a - b|; None if one of them is None."""
+    return _combined(lambda a, b: abs(a - b), a, b)
+
+
+def _combined(function: Callable, *parts: Callable) -> Callable:
+    def value(history, results, at):
+        values = [part(history, results, at) for part in parts]
+        return None if None in values else function(*values)
+
+    return value
+
+
+def fill_rows(
+    rows: list[Row], settings: dict[str, tuple], args, history: list[dict], results: dict
+) -> list[dict]:
+    """Fill the rows with a run's values and verdicts, as they stand in `result.json`.
+
+    Args:
+        rows: what is graded.
+        settings: by argument, the values with which a run can be compared with the references.
+        args: the run's arguments.
+        history, results: the run's metrics and results.
+    """
+    comparable = all(vars(args)[name] in values for name, values in settings.items())
+    graded = []
+    for row in rows:
+        at = count_of(history) if row.at is None else row.at
+        value = row.value(history, results, at)
+        if row.optional and value is None:
+            continue
+        if not comparable:
+            verdict = "not comparable"
+        elif value is None:
+            verdict = "not reached"
+        else:
+            verdict = "pass" if row.passes(value) else "falls short"
+        graded.append(
+            {
+                "quantity": row.quantity,
+                "unit": row.unit,
+                "at": at,
+                "value": value,
+                "reference": row.reference,
+                "verdict": verdict,
+            }
+        )
+    return graded
+
+
+def table(graded: list[dict], counter: str) -> str:
+    """The graded rows as aligned text; `counter` ('epoch' or 'batch') is what `at` counts."""
+    rows = [("quantity", "unit", f"at {counter}", "this run", "reference", "verdict")]
+    for row in graded:
+        value = "-" if row["value"] is None else f"{row['value']:.3f}"
+        at, reference = f"{row['at']:,}", f"{row['reference']:.3f}"
+        rows.append((row["quantity"], row["unit"], at, value, reference, row["verdict"]))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    align = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust)
+    return "\n".join(
+        "  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,78 @@
+"""The scripts in processes of their own, as a user runs them or from a fork server.
+
+A child of the fork server has PyTorch already, so it starts in a fraction of a second. It uses one
+thread: with several, some processors and releases of PyTorch end one training in one of two
+results, and a test that compares two runs would fail now and then.
+"""
+
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from tests.conftest import ROOT
+
+VAE, NF, GAN = SCRIPTS = ("a3_vae_template.py", "a3_nf_template.py", "a3_gan_template.py")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([script.removesuffix(".py") for script in SCRIPTS])
+
+
+def run_script(script, *flags, device="cpu"):
+    """`python script *flags` from a shell: the completed process."""
+    command = [sys.executable, ROOT / script, *map(str, flags), "--device", device]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def _run(script, flags, output, file_size):
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a fork server ignores it
+    torch.set_num_threads(1)
+    sys.argv = [script, *map(str, flags), "--device", "cpu"]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+class Process:
+    """`script *flags`, started by the fork server; output goes to a log in `folder`."""
+
+    def __init__(self, folder, script, *flags, file_size=None):
+        self.output = folder / f"{script}.{time.monotonic_ns()}.log"
+        self.process = CONTEXT.Process(target=_run, args=(script, flags, self.output, file_size))
+        self.process.start()
+
+    def join(self):
+        """(exit status, output) once it has ended."""
+        self.process.join(300)
+        return self.process.exitcode, self.output.read_text()
+
+    def kill(self):
+        self.process.kill()
+        self.process.join()
+
+
+def run(folder, script, *flags, **limits):
+    """(exit status, output) of `script *flags`."""
+    return Process(folder, script, *flags, **limits).join()
+
+
+def run_together(folder, *commands):
+    """[(exit status, output)] of several commands (script, *flags) side by side."""
+    started = [Process(folder, *command) for command in commands]
+    return [process.join() for process in started]
+
+
+def wait_for(path, what=lambda content: content):
+    """Wait until the file is there and what(its content) is true."""
+    deadline = time.monotonic() + 120
+    while not (path.exists() and what(path.read_bytes())):
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(0.005)

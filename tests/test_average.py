@@ -1,0 +1,60 @@
+"""The moving average of the weights."""
+
+import pytest
+import torch
+
+from harness.average import WeightAverage
+
+
+def filled(value):
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    return model
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_the_docstring_s_by_hand(every):
+    model, expected = filled(5.0), 5.0
+    average = WeightAverage(model, decay=0.6, every=every)
+    for step, value in enumerate([1.0, 4.0, -2.0, 8.0, 0.5, 3.0, 7.0, 7.0, -1.0], start=1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update()
+        if step % every == 0:
+            decay = min(0.6, (1 + step) / (10 + step)) ** every
+            expected = decay * expected + (1 - decay) * value
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert model.weight.item() == -1.0 and average.n_steps == 9
+
+
+def test_without_a_decay_the_model_itself_is_evaluated():
+    model = filled(1.0)
+    average = WeightAverage(model, decay=0.0)
+    average.update()
+    assert average.model is model and average.n_steps == 1
+
+
+def test_the_averaged_model_is_in_evaluation_mode_and_its_buffers_stay():
+    model = torch.nn.BatchNorm1d(2).train()
+    average = WeightAverage(model, decay=0.5, every=1)
+    model(torch.tensor([[0.0, 3.0], [2.0, 5.0]]))
+    average.update()
+    assert model.training and not average.model.training
+    assert torch.equal(average.model.running_mean, torch.zeros(2))
+
+
+def test_an_average_continues_from_its_state():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 2)
+    one, other = (WeightAverage(model, 0.9, every=2) for _ in range(2))
+    for step in range(1, 6):
+        with torch.no_grad():
+            model.weight.add_(step)
+        one.update()
+        if step == 3:
+            other.load_state_dict(one.state_dict())
+        elif step > 3:
+            other.update()
+    assert other.n_steps == 5
+    assert torch.equal(one.model.weight, other.model.weight)

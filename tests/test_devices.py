@@ -1,0 +1,70 @@
+"""Choosing a device, and random numbers that don't disturb a run."""
+
+import pytest
+import torch
+
+from harness import devices
+from harness.devices import RandomState, device_of, select_device, separate_random_numbers
+from harness.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_separate_random_numbers_leave_the_stream_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(4)
+    torch.manual_seed(1)
+    first = torch.rand(2)
+    with separate_random_numbers(7, CPU):
+        inside = torch.rand(2)
+    assert torch.equal(torch.cat([first, torch.rand(2)]), expected)
+    with separate_random_numbers(7, CPU):
+        assert torch.equal(torch.rand(2), inside)
+
+
+def test_separate_random_numbers_end_with_an_error_too():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt), separate_random_numbers(7, CPU):
+        torch.rand(2)
+        raise KeyboardInterrupt
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_random_state_is_restored_and_other_devices_are_ignored():
+    random = RandomState(CPU)
+    state = random.state_dict()
+    expected = torch.rand(3)
+    random.load_state_dict(state | {"cuda": None})  # of a run on another device
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_absent_device_is_refused_with_one_that_is_there():
+    with pytest.raises(UserError, match="--device cuda: .* use --device"):
+        select_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "cuda, mps, expected",
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_is_the_fastest_device_there_is(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    precision = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precision.append)
+    assert select_device("auto") == torch.device(expected)
+    assert precision == (["high"] if cuda else [])
+
+
+def test_eager_holds_until_the_next_choice(monkeypatch):
+    monkeypatch.setattr(devices, "no_graph", False)
+    select_device("cpu", eager=True)
+    assert devices.no_graph
+    select_device("cpu")
+    assert not devices.no_graph
+
+
+def test_the_device_of_a_module_is_that_of_its_parameters():
+    assert device_of(torch.nn.Linear(1, 1, device="meta")) == torch.device("meta")

@@ -1,0 +1,102 @@
+"""Importance-weighted bounds where log p(x) is known."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
+
+
+def gaussian_weights(x, n):
+    """log p(x|z) for draws of z ~ N(0, 1), with p(x|z) = N(z, 1): so p(x) = N(0, 2)."""
+    return Normal(torch.randn(len(x), n), 1.0).log_prob(x)
+
+
+def test_the_estimate_is_log_px_and_the_bound_is_below_it():
+    torch.manual_seed(0)
+    x = torch.randn(200, 1)
+    result = importance_weighted(gaussian_weights, x.split(64), n_samples=5000)
+    log_px = Normal(0.0, math.sqrt(2)).log_prob(x)
+    elbo = Normal(0.0, 1.0).log_prob(x) - 0.5  # E log N(x; z, 1)
+    assert result["neg_log_px_nats"] == pytest.approx(-log_px.mean().item(), abs=0.005)
+    assert result["neg_elbo_nats"] == pytest.approx(-elbo.mean().item(), abs=0.005)
+    gap = result["neg_elbo_nats"] - result["neg_log_px_nats"]
+    assert result["gap_nats"] == pytest.approx(gap)
+    standard_error = log_px.std().item() / math.sqrt(200)
+    assert result["standard_error_nats"] == pytest.approx(standard_error, rel=0.05)
+    assert result["importance_samples"] == 5000
+
+
+def test_bounds_tighten_with_the_number_of_draws():
+    torch.manual_seed(0)
+    x = torch.randn(2000, 1)
+    bounds = [
+        importance_weighted(gaussian_weights, [x], n_samples)["neg_log_px_nats"]
+        for n_samples in (1, 2, 4, 12, 60)
+    ]
+    assert bounds == sorted(bounds, reverse=True) and bounds[0] > bounds[-1] + 0.2
+
+
+def test_one_draw_is_the_elbo():
+    torch.manual_seed(0)
+    result = importance_weighted(gaussian_weights, [torch.randn(30, 1)], n_samples=1)
+    assert result["gap_nats"] == pytest.approx(0, abs=1e-12)
+    assert result["neg_log_px_nats"] == pytest.approx(result["neg_elbo_nats"])
+
+
+def test_tiny_weights_do_not_underflow():
+    result = importance_weighted(lambda x, n: torch.full((len(x), n), -5e4), [torch.zeros(4)], 3)
+    assert result["neg_log_px_nats"] == pytest.approx(5e4)
+
+
+@pytest.mark.parametrize("n_samples, max_rows", [(5, 12), (30, 12), (7, 1)])
+def test_chunks_bound_the_memory_and_count_every_draw(n_samples, max_rows):
+    calls = []
+
+    def log_weights(batch, n):
+        calls.append((len(batch), n))
+        return torch.full((len(batch), n), -1.0)
+
+    batches = torch.zeros(9).split(2)  # batches of 2, 2, 2, 2 and 1
+    result = importance_weighted(log_weights, batches, n_samples, max_rows)
+    assert all(n_rows * n <= max(max_rows, n_rows) for n_rows, n in calls)
+    assert sum(n_rows * n for n_rows, n in calls) == 9 * n_samples
+    assert result["neg_log_px_nats"] == pytest.approx(1)
+
+
+def test_noise_is_new_in_every_draw():
+    def log_px(batch):
+        return batch + torch.rand(len(batch))
+
+    images = torch.arange(4.0)
+    weights = repeated(log_px)(images, 5)
+    assert weights.shape == (4, 5) and torch.equal(
+        weights.floor(), torch.arange(4.0)[:, None].expand(4, 5)
+    )
+    assert len(weights.unique()) == 20
+
+
+def test_a_bit_per_dimension_is_log_2_nats_for_each():
+    torch.manual_seed(0)
+    nats = importance_weighted(gaussian_weights, [torch.randn(30, 1)], n_samples=7)
+    bits = per_dimension(nats, 10)
+    assert bits.keys() == {"bpd", "standard_error", "one_draw_bpd", "gap", "importance_samples"}
+    keys = ("neg_log_px_nats", "standard_error_nats", "neg_elbo_nats", "gap_nats")
+    for bit, nat in zip(bits, keys):
+        assert bits[bit] * 10 * math.log(2) == pytest.approx(nats[nat])
+    assert bits["importance_samples"] == 7
+
+
+def test_the_inverse_error_is_the_largest_of_each_layer():
+    def layer(scale, error):
+        def call(x, ldj, reverse):
+            return (x / scale + error if reverse else x * scale), ldj
+
+        return call
+
+    layers = {"first": layer(2.0, 0.25), "second": layer(4.0, 1.0)}
+    errors = inverse_error(layers, torch.tensor([[1.0, -3.0], [0.5, 2.0]]))
+    # The second layer's error of 1 is halved on its way back through the first.
+    assert errors == {"second": 1.0, "first": 0.75}

@@ -1,0 +1,293 @@
+"""A run: its folder, its loop, its checkpoints, and how it ends."""
+
+import argparse
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import files, records
+from harness import run as run_module
+from harness.errors import UserError
+from harness.run import Run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dir/script.py"])
+
+
+def make_run(folder, draw_curves=lambda folder, history: None, parts=None, **settings):
+    args = argparse.Namespace(**{"out": folder, "resume": None, "evaluate": None} | settings)
+    return Run(args, CPU, draw_curves, **parts or {})
+
+
+def release(run):
+    """Let another run of this process have the folder, as the end of a process does."""
+    os.close(run._folder_lock)
+
+
+def three_epochs(folder):
+    """A run of three epochs whose weight is the epoch's number."""
+    model = torch.nn.Linear(1, 1)
+    run = make_run(folder, parts={"model": model})
+    for epoch in run.count_to(3):
+        torch.nn.init.constant_(model.weight, epoch)
+        run.log(epoch=epoch, loss=1 / epoch)
+    release(run)
+    return run
+
+
+def config_of(run):
+    return json.loads((run.folder / "config.json").read_text())
+
+
+def test_a_run_folder_is_never_written_over(tmp_path):
+    made = [make_run(tmp_path / "a" / "run") for _ in range(3)]
+    assert [run.folder.name for run in made] == ["run", "run-2", "run-3"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    assert make_run(tmp_path / "notes").folder.name == "notes-2"
+    (tmp_path / "empty").mkdir()
+    assert make_run(tmp_path / "empty").folder.name == "empty"
+
+
+def test_runs_started_together_get_a_folder_each(tmp_path, monkeypatch):
+    with ThreadPoolExecutor(8) as pool:
+        claim = run_module._claim_folder
+        folders = list(pool.map(lambda _: claim(tmp_path / "run"), range(24)))
+    assert len(set(folders)) == 24
+    # The worst moment: each run sees an empty folder, as the others have not written to it yet.
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))
+    names = [claim(tmp_path / "race").name for _ in range(3)]
+    assert names == ["race", "race-2", "race-3"]
+
+
+def test_a_folder_without_a_name_of_its_own_gets_one_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert make_run(".").folder == tmp_path / "mine-2"
+
+
+def test_an_impossible_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/run cannot be made"):
+        make_run(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks on folders")
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="is being trained by another process"):
+        make_run(None, resume=run.folder)
+
+
+def test_the_config_records_what_made_the_run(tmp_path):
+    config = config_of(make_run(tmp_path / "run", lr=0.1))
+    assert config["script"] == "script.py" and config["command"] == "python dir/script.py"
+    assert config["arguments"] == {"lr": 0.1, "out": str(tmp_path / "run"), "device": "cpu"}
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "device", "started"} <= config.keys()
+
+
+def test_metrics_are_appended_and_must_be_finite(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = [{"epoch": 1, "loss": 2.5}, {"epoch": 2, "loss": 1.5}]
+    for line in lines:
+        run.log(**line)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(UserError, match="loss is not finite at epoch 3"):
+            run.log(epoch=3, loss=bad)
+    written = records.read_metrics(run.folder)
+    assert written == run.history and run.count == 2
+    assert [line | {"seconds": 0} for line in lines] == [line | {"seconds": 0} for line in written]
+
+
+def test_seconds_are_those_since_the_last_line(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: clock[0])
+    run = make_run(tmp_path / "run")
+    clock[0] += 50  # getting ready
+    for epoch in run.count_to(6):
+        clock[0] += epoch
+        if epoch % 2 == 0:
+            run.log(epoch=epoch, loss=0.0)
+            clock[0] += 7  # pictures, say
+    assert [line["seconds"] for line in run.history] == [1 + 2, 3 + 4, 5 + 6]
+
+
+def test_the_loop_counts_what_is_left_to_do_and_ends_with_a_checkpoint_and_curves(tmp_path):
+    drawn = []
+    run = make_run(tmp_path / "run", lambda folder, history: drawn.append((folder, len(history))))
+    for epoch in run.count_to(3):
+        assert not drawn
+        run.log(epoch=epoch, loss=1.0)
+    assert drawn == [(run.folder, 3)]
+    checkpoint = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+    assert len(checkpoint["metrics"]) == 3
+    release(run)
+    resumed = make_run(None, resume=run.folder)
+    assert resumed.count == 3 and list(resumed.count_to(5)) == [4, 5]
+
+
+def test_a_checkpoint_is_written_only_after_a_line(tmp_path, monkeypatch):
+    """Between two lines a checkpoint would lose the sums that the next line averages."""
+    run, saved = make_run(tmp_path / "run"), []
+    monkeypatch.setattr(run, "save_checkpoint", lambda last: saved.append((run.count, last)))
+    for batch in run.count_to(7):
+        if batch in (3, 6, 7):
+            run.log(batch=batch, loss=1.0)
+    assert saved == [(3, False), (6, False), (7, True)]
+
+
+def test_batches_of_an_epoch_move_the_bar_and_are_left_as_they_are(tmp_path):
+    run, batches = make_run(tmp_path / "run"), [torch.full((2,), n) for n in range(4)]
+    for epoch in run.count_to(2):
+        seen = []
+        for n, batch in enumerate(run.counted(batches)):
+            assert run._bar.n == pytest.approx(epoch - 1 + n / 4)
+            seen.append(batch)
+        assert all(one is other for one, other in zip(seen, batches, strict=True))
+    assert run._bar.n == pytest.approx(2)
+
+
+def test_checkpoints_cost_about_two_percent(tmp_path, monkeypatch):
+    clock = [0.0]
+    run, spent = make_run(tmp_path / "run"), 0.0
+
+    def slow_fsync(_):
+        clock[0] += 2.0
+
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(files.os, "fsync", slow_fsync)
+    run._next_checkpoint = 0.0
+    for _ in range(1000):
+        clock[0] += 1.0
+        before = clock[0]
+        run.save_checkpoint(last=False)
+        spent += clock[0] - before
+    assert 0.01 < spent / clock[0] <= 0.025
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("bug")])
+def test_a_checkpoint_is_whole_or_not_written(tmp_path, monkeypatch, error):
+    run = make_run(tmp_path / "run", parts={"model": torch.nn.Linear(3, 2)})
+    run.log(epoch=1, loss=1.0)
+    run.save_checkpoint(last=True)
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+
+    def fail_halfway(state, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail_halfway)
+    with pytest.raises(type(error)) as raised:
+        run.save_checkpoint(last=True)
+    if isinstance(error, OSError):
+        assert raised.value.filename == str(run.folder / "checkpoint.pt")
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+
+
+def test_resuming_cuts_the_metrics_back_to_the_checkpoint(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "loss": 0.25}\n{"epoch": 5, "lo')
+    (folder / "result.json").write_text("{}")
+    model = torch.nn.Linear(1, 1)
+    run = make_run(None, resume=folder, parts={"model": model}, lr=0.1)
+    assert model.weight.item() == 3 and [line["epoch"] for line in run.history] == [1, 2, 3]
+    assert records.read_metrics(folder) == run.history
+    assert not (folder / "result.json").exists()  # the run is no longer finished
+    assert [start["from"] for start in config_of(run)["resumed"]] == [3]
+    release(run)
+    again = config_of(make_run(None, resume=folder, parts={"model": model}, lr=0.1))
+    assert [start["from"] for start in again["resumed"]] == [3, 3]
+    assert again["arguments"] == {"lr": 0.1, "out": str(folder), "device": "cpu"}
+
+
+def test_resuming_restores_the_random_numbers(tmp_path):
+    torch.manual_seed(0)
+    run = three_epochs(tmp_path / "run")
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    make_run(None, resume=run.folder, parts={"model": torch.nn.Linear(1, 1)})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluating_trains_nothing_and_changes_only_the_result(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model, drawn = torch.nn.Linear(1, 1), []
+    run = make_run(None, drawn.append, {"model": model}, evaluate=folder)
+    assert model.weight.item() == 3 and list(run.count_to(5)) == [] and not drawn
+    run.finish([], {"test": {"loss": 1.0}})
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.pop("result.json") and after == before
+
+
+def test_a_finished_run_s_damaged_checkpoint_is_not_replaced_by_the_one_before(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    (folder / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        make_run(None, evaluate=folder)
+
+
+@pytest.mark.parametrize("early", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_run_that_ends_early_draws_its_curves_and_says_how_to_continue(tmp_path, early):
+    drawn = []
+    run = make_run(tmp_path / "run", lambda folder, history: drawn.append(len(history)))
+    with pytest.raises(type(early)), run:
+        raise early
+    assert not drawn  # there was nothing to draw
+    run.log(epoch=1, loss=1.0)
+    with pytest.raises(type(early)) as raised, run:
+        raise early
+    command = f"python dir/script.py --resume {run.folder}"
+    assert drawn == [1] and raised.value.__notes__[-1].endswith(f"go on with: {command}")
+
+
+def test_curves_that_cannot_be_drawn_do_not_hide_the_error(tmp_path):
+    def draw_curves(folder, history):
+        raise OSError(28, "No space left on device")
+
+    run = make_run(tmp_path / "run", draw_curves)
+    run.log(epoch=1, loss=1.0)
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+
+
+def test_user_errors_are_not_followed_by_the_command_to_resume(tmp_path):
+    with pytest.raises(UserError) as raised, make_run(tmp_path / "run"):
+        raise UserError("use another")
+    assert not hasattr(raised.value, "__notes__")
+
+
+def test_the_result_holds_graded_rows_and_results(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    run.log(epoch=1, loss=1.0)
+    row = {"quantity": "loss", "unit": "nats", "at": 1, "value": 1.0, "reference": 2.0}
+    assert run.earlier_results() == {}
+    run.finish([row | {"verdict": "pass"}], {"test": {"loss": 1.5}})
+    content = json.loads((run.folder / "result.json").read_text())
+    assert content["graded"] == [row | {"verdict": "pass"}] and content["finished"]
+    assert run.earlier_results() == records.read_results(run.folder) == {"test": {"loss": 1.5}}
+    printed = capsys.readouterr().out
+    assert "loss      nats" in printed and "test: loss 1.5" in printed
+    assert printed.endswith(f"run folder: {run.folder}\n")
+
+
+def test_an_old_run_without_random_states_is_refused_in_one_line(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        del checkpoint["random"]
+        torch.save(checkpoint, folder / name)
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        make_run(None, resume=folder, parts={"model": torch.nn.Linear(1, 1)})
