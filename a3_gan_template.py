@@ -32,6 +32,7 @@ from datasets import N_PIXELS, Stream, mnist
 from harness import checkpoints, cli, graded, latent, plots, records
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import at_least, at_most, between, result, tail_mean
+from harness.linear import Linear
 from harness.run import Run
 from harness.sample_quality import diversity, grey_digits, sample_quality
 from harness.steps import adam, captured
@@ -77,11 +78,11 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         self.layers = nn.Sequential(
-            *(nn.Linear(latent_dim, 128), nn.LeakyReLU(0.2)),
-            *(nn.Linear(128, 256), nn.BatchNorm1d(256), nn.LeakyReLU(0.2)),
-            *(nn.Linear(256, 512), nn.BatchNorm1d(512), nn.LeakyReLU(0.2)),
-            *(nn.Linear(512, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2)),
-            *(nn.Linear(1024, N_PIXELS), nn.Tanh()),
+            *(Linear(latent_dim, 128), nn.LeakyReLU(0.2)),
+            *(Linear(128, 256), nn.BatchNorm1d(256), nn.LeakyReLU(0.2)),
+            *(Linear(256, 512), nn.BatchNorm1d(512), nn.LeakyReLU(0.2)),
+            *(Linear(512, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2)),
+            *(Linear(1024, N_PIXELS), nn.Tanh()),
         )
 
     def forward(self, z):
@@ -95,9 +96,9 @@ class Discriminator(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Linear(N_PIXELS, 512), nn.LeakyReLU(0.2)),
-            *(nn.Linear(512, 256), nn.LeakyReLU(0.2)),
-            nn.Linear(256, 1),
+            *(Linear(N_PIXELS, 512), nn.LeakyReLU(0.2)),
+            *(Linear(512, 256), nn.LeakyReLU(0.2)),
+            Linear(256, 1),
         )
 
     def logits(self, images):

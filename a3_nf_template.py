@@ -29,9 +29,10 @@ from harness import cli, likelihood, plots, records
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import Row, fill_rows, metric, rows_at
+from harness.linear import Linear
 from harness.run import Run
 from harness.sample_quality import grey_digits, sample_quality
-from harness.steps import adam, captured, mean_over_images
+from harness.steps import adam, captured, clipped_step, mean_over_images
 
 # The report's validation bits per dimension by epoch: the curve of its Figure 14 (1, 10), its text
 # (40, 100). It validated on shifted images, so `val_bpd_shifted` compares like with like.
@@ -76,9 +77,9 @@ class Coupling(nn.Module):
         self.register_buffer("kept", kept, persistent=False)
         self.register_buffer("changed", changed, persistent=False)
         self.nn = nn.Sequential(
-            *(nn.Linear(len(kept), n_hidden), nn.ReLU()),
-            *(nn.Linear(n_hidden, n_hidden), nn.ReLU()),
-            nn.Linear(n_hidden, 2 * len(changed)),  # log-scale head, translation head
+            *(Linear(len(kept), n_hidden), nn.ReLU()),
+            *(Linear(n_hidden, n_hidden), nn.ReLU()),
+            Linear(n_hidden, 2 * len(changed)),  # log-scale head, translation head
         )
         nn.init.zeros_(self.nn[-1].weight)
         nn.init.zeros_(self.nn[-1].bias)
@@ -177,8 +178,7 @@ def train_step(model, optimizer, max_norm, batch):
     log_px_nats = model(batch)
     optimizer.zero_grad()
     (-log_px_nats.mean()).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    optimizer.step()
+    clipped_step(optimizer, max_norm)
     return log_px_nats.detach().sum()
 
 

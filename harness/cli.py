@@ -15,7 +15,14 @@ from harness.errors import Interrupted, UsageError, UserError
 
 MAY_GROW = ("epochs", "n_epochs")  # settings that --resume may raise
 # Settings it may change: where the run goes on, where its data lie, how it is evaluated.
-MAY_DIFFER = ("device", "data_dir", "no_graph", "importance_samples", "quality_samples")
+MAY_DIFFER = (
+    "device",
+    "data_dir",
+    "no_graph",
+    "proposal",
+    "importance_samples",
+    "quality_samples",
+)
 
 
 def number(

@@ -1,14 +1,20 @@
 """Importance-weighted estimates of log p(x), and the numerical error of an inverse."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from harness.progress import progress_bar
 
+# images -> n -> n independent log-weights for each image, in nats: [batch, n]
+LogWeights = Callable[[torch.Tensor], Callable[[int], torch.Tensor]]
+
+
+@torch.no_grad()
 def importance_weighted(
-    log_weights: Callable[[torch.Tensor, int], torch.Tensor],
-    batches: Iterable[torch.Tensor],
+    log_weights: LogWeights,
+    batches: Sequence[torch.Tensor],
     n_samples: int,
     max_rows: int = 4096,
 ) -> dict[str, float]:
@@ -19,44 +25,53 @@ def importance_weighted(
     autoencoders", ICLR 2016, Equation 8 and Theorem 1).
 
     Args:
-        log_weights: called as log_weights(batch, n); n independent log-weights for each image of
-            the batch, in nats: [len(batch), n].
+        log_weights: of the draws from a proposal, log p(x, z) - log q(z).
         batches: images.
         n_samples: weights per image.
         max_rows: images times draws in one call, at least one draw per image.
 
     Returns:
         `neg_log_px_nats`; its standard error over the images; `neg_elbo_nats`, the mean of the
-        same draws' log-weights, negated; the gap between the two; and `importance_samples`.
+        same draws' log-weights, negated, and the gap between the two; `effective_sample_size`, the
+        median over images of (sum w)^2 / sum w^2 (Kong 1992); `half_difference_nats`, by how much
+        the estimates from two halves of the draws differ; and `importance_samples`.
     """
-    print(f"estimating log p(x) with {n_samples:,} draws per image")
-    bounds, log_px = [], []
-    for batch in batches:
-        n_draws = max(1, max_rows // len(batch))
-        draws = [
-            log_weights(batch, min(n_draws, n_samples - start))
-            for start in range(0, n_samples, n_draws)
-        ]
-        weights = torch.cat(draws, dim=1).double()
-        bounds.append(weights.mean(dim=1))
-        log_px.append(torch.logsumexp(weights, dim=1) - math.log(n_samples))
+    bounds, log_px, sizes, halves = [], [], [], []
+    with progress_bar(len(batches), desc=f"log p(x), {n_samples:,} draws per image") as bar:
+        for batch in batches:
+            draw, n_draws = log_weights(batch), max(1, max_rows // len(batch))
+            starts = range(0, n_samples, n_draws)
+            draws = [draw(min(n_draws, n_samples - start)) for start in starts]
+            weights = torch.cat(draws, dim=1).cpu().double()
+            bounds.append(weights.mean(dim=1))
+            log_px.append(_log_mean(weights))
+            sizes.append(torch.softmax(weights, dim=1).square().sum(dim=1).reciprocal())
+            half = max(1, n_samples // 2)
+            halves.append(_log_mean(weights[:, :half]) - _log_mean(weights[:, -half:]))
+            bar.update()
     bound, log_px = torch.cat(bounds), torch.cat(log_px)
     return {
         "neg_log_px_nats": -log_px.mean().item(),
         "standard_error_nats": (log_px.std() / math.sqrt(len(log_px))).item(),
         "neg_elbo_nats": -bound.mean().item(),
         "gap_nats": (log_px - bound).mean().item(),
+        "effective_sample_size": torch.cat(sizes).median().item(),
+        "half_difference_nats": torch.cat(halves).mean().abs().item(),
         "importance_samples": n_samples,
     }
 
 
-def repeated(log_px: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
-    """Log-weights for `importance_weighted` from a function that draws its noise itself.
+def _log_mean(log_weights: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
+
+
+def repeated(log_px: Callable[[torch.Tensor], torch.Tensor]) -> LogWeights:
+    """Log-weights from a function that draws its noise itself.
 
     Args:
         log_px: images -> log p(x, noise) - log q(noise) in nats, [batch], new noise in every call.
     """
-    return lambda batch, n: torch.stack([log_px(batch) for _ in range(n)], dim=1)
+    return lambda batch: lambda n: torch.stack([log_px(batch) for _ in range(n)], dim=1)
 
 
 def per_dimension(nats: dict[str, float], n_dimensions: int) -> dict[str, float]:
@@ -67,6 +82,8 @@ def per_dimension(nats: dict[str, float], n_dimensions: int) -> dict[str, float]
         "standard_error": nats["standard_error_nats"] / bits,
         "one_draw_bpd": nats["neg_elbo_nats"] / bits,
         "gap": nats["gap_nats"] / bits,
+        "effective_sample_size": nats["effective_sample_size"],
+        "half_difference": nats["half_difference_nats"] / bits,
         "importance_samples": nats["importance_samples"],
     }
 

@@ -19,6 +19,18 @@ def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
     )
 
 
+def clipped_step(optimizer: torch.optim.Adam, max_norm: float) -> None:
+    """A step of fused Adam with the gradient's norm clipped at `max_norm`.
+
+    Adam itself divides the gradients, in the pass that it makes over them anyway.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
+    optimizer.found_inf = torch.zeros_like(norm)
+    optimizer.step()
+
+
 def mean_over_images(
     step: Callable[[torch.Tensor], torch.Tensor],
     data: Iterable[torch.Tensor],

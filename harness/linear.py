@@ -1,0 +1,79 @@
+"""A linear layer that uses a CPU's full vector width."""
+
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+
+def _prefers_onednn() -> bool:
+    """Whether the processor is AMD's with AVX-512, and PyTorch has oneDNN's product.
+
+    PyTorch multiplies float32 matrices with MKL, which is slower than oneDNN there and as fast on
+    Intel's processors. The choice depends on the machine alone, never on a measurement, so that a
+    machine repeats its digits.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    processor = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return (
+        "AuthenticAMD" in processor
+        and "avx512f" in processor
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+USE_ONEDNN = _prefers_onednn()
+
+
+class Linear(nn.Linear):
+    """An `nn.Linear` with bias whose products go through oneDNN where that is faster.
+
+    That is in float32, with rows of inputs, on some CPUs. Everywhere else, and inside the
+    transforms of `torch.func`, it is `nn.Linear` unchanged.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input @ weight.T + bias, for input [..., in_features]."""
+        if USE_ONEDNN and _is_plain(input):
+            return _OneDnnLinear.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def _is_plain(input: torch.Tensor) -> bool:
+    return (
+        input.dtype == torch.float32
+        and input.device.type == "cpu"
+        and input.dim() >= 2
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b.T + bias."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias):
+        ctx.save_for_backward(input, weight)
+        return _product(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        input, weight = ctx.saved_tensors
+        to_input, to_weight, to_bias = ctx.needs_input_grad
+        rows, inputs = gradient.flatten(0, -2), input.flatten(0, -2)
+        if not to_input:
+            input_gradient = None
+        elif torch.is_grad_enabled():  # oneDNN's product has no gradient of its own
+            input_gradient = gradient @ weight
+        else:
+            input_gradient = _product(gradient, weight.T)
+        return (
+            input_gradient,
+            # Here MKL is as fast: the sum is over the few rows of a batch.
+            rows.T @ inputs if to_weight else None,
+            rows.sum(dim=0) if to_bias else None,
+        )
