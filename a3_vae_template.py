@@ -25,7 +25,7 @@ from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import Row, fill_rows, metric, result
 from harness.run import Run
-from harness.sample_quality import grey_digits, sample_quality
+from harness.sample_quality import sample_quality
 from harness.steps import adam, captured, mean_over_images
 
 # Graded rows by protocol. The report's number is not an ELBO: see `report_kl`.
@@ -214,7 +214,7 @@ def log_importance_weights(model, input, n_samples):
     return log_px_given_z + (0.5 * (eps.square() - z.square()) + log_std).sum(dim=2)
 
 
-def test_results(args, model, val, test):
+def test_results(args, model, test):
     """Results of a trained model on the test split: dicts of numbers, by name."""
     images = test.images.float()
     nats = evaluate(model, test)._asdict()
@@ -227,10 +227,9 @@ def test_results(args, model, val, test):
             results["likelihood"] = likelihood.importance_weighted(log_weights, batches, n)
         if args.quality_samples:
             draws, means = model.sample(args.quality_samples)
-            other_real, real = grey_digits(images.device)
-            results["quality_of_means"] = sample_quality(means, real, other_real)
+            results["quality_of_means"] = sample_quality(means)
             # Draws are bits, so they are compared with bits.
-            results["quality_of_draws"] = sample_quality(draws, images, val.images.float())
+            results["quality_of_draws"] = sample_quality(draws, args.binarize)
     return results
 
 
@@ -270,7 +269,7 @@ def main(args):
             run.log(epoch=epoch, train_neg_elbo_nats=train_nats.neg_elbo, **val_nats)
             if epoch in (1, 5, 10, args.epochs) or epoch % 20 == 0:
                 save_pictures(average.model, epoch, run.folder, args.seed)
-        results = run.earlier_results() | test_results(args, average.model, val, test)
+        results = run.earlier_results() | test_results(args, average.model, test)
         run.finish(grade(args, run.history, results), results)
 
 
