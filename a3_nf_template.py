@@ -31,7 +31,7 @@ from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import Row, fill_rows, metric, rows_at
 from harness.linear import Linear
 from harness.run import Run
-from harness.sample_quality import grey_digits, sample_quality
+from harness.sample_quality import sample_quality
 from harness.steps import adam, captured, clipped_step, mean_over_images
 
 # The report's validation bits per dimension by epoch: the curve of its Figure 14 (1, 10), its text
@@ -228,8 +228,7 @@ def test_results(args, model, test):
             results["likelihood"] = likelihood.per_dimension(nats, N_PIXELS)
         if args.quality_samples:
             images = model.sample(args.quality_samples) / 255
-            other_real, real = grey_digits(images.device)
-            results["quality"] = sample_quality(images, real, other_real)
+            results["quality"] = sample_quality(images)
     return results
 
 

@@ -16,7 +16,7 @@ from figures.report import FIGURES
 from figures.runs import StoredRun, find_runs, newest_of_kind, read_run, unfinished_message
 from figures.trainings import train
 from harness import cli, graded
-from harness.devices import select_device
+from harness.devices import n_cores, select_device
 from harness.errors import UserError
 
 HERE = Path(__file__).parent
@@ -46,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--jobs",
         type=cli.number(int, at_least=1),
         metavar="N",
-        help="trainings to run side by side (default: on CUDA all, otherwise 1)",
+        help="trainings to run side by side, which share the cores (default: on CUDA all, on a "
+        "CPU one per core)",
     )
     parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
     parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")
@@ -105,8 +106,8 @@ def train_missing(args: Namespace, names: list[str]) -> None:
         newest = newest_of_kind(found, KINDS[name])[:1]
         if not any(run.n_epochs >= KINDS[name].n_epochs(args.quick) for run in newest):
             missing.append(name)
-    on_cuda = select_device(args.device).type == "cuda"
-    n_jobs = args.jobs or (len(missing) if on_cuda else 1)
+    side_by_side = {"cuda": len(missing), "cpu": n_cores()}
+    n_jobs = args.jobs or side_by_side.get(select_device(args.device).type, 1)
     train(missing, found, args.runs, args.quick, args.device, n_jobs)
 
 

@@ -13,7 +13,9 @@ TEST_VALUES = (
     ("likelihood", "standard_error_nats", "standard error of test -log p(x) (nats)"),
     ("likelihood", "bpd", "test, importance-weighted (bits/dim)"),
     ("likelihood", "standard_error", "standard error of that (bits/dim)"),
-    ("likelihood", "gap_nats", "gap of the bound to -log p(x) on test images (nats)"),
+    ("likelihood", "encoder_gap_nats", "gap of the bound to -log p(x) on test images (nats)"),
+    ("likelihood", "gap_nats", "the same for the proposal's own bound (nats)"),
+    ("likelihood", "effective_sample_size", "effective sample size of -log p(x), median"),
     ("likelihood", "gap", "test, gap of one draw to the importance-weighted bound (bits/dim)"),
     ("latent", "active_units", "active latent units"),
 )

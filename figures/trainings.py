@@ -1,6 +1,7 @@
 """Trains the runs that are missing, each in a process of its own, under one progress bar."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from datasets import N_TRAIN, N_VALIDATION
 from figures.kinds import KINDS
 from figures.runs import Runs, is_of_kind, read_run
+from harness.devices import n_cores
 from harness.errors import UserError
 from harness.progress import progress_bar
 from harness.run import candidates
@@ -20,11 +22,15 @@ N_IMAGES = N_TRAIN + N_VALIDATION  # in an epoch of the GAN
 def train(names: list[str], found: Runs, base: Path, quick: bool, device: str, n_jobs: int) -> None:
     """Train one run of each kind in `names`, `n_jobs` at a time; unfinished ones are resumed.
 
+    Trainings side by side share the cores: threads of two trainings that wait for each other on
+    the same core are many times slower.
+
     Raises:
         UserError: a training has failed. The others are stopped; the next call resumes them.
     """
     base.mkdir(parents=True, exist_ok=True)
     on_device = [] if device == "auto" else ["--device", device]
+    n_threads = max(1, n_cores() // n_jobs)
     waiting, active, done = list(names), [], 0.0
     with progress_bar(sum(KINDS[name].minutes for name in names)) as bar:
         try:
@@ -32,7 +38,7 @@ def train(names: list[str], found: Runs, base: Path, quick: bool, device: str, n
                 while waiting and len(active) < n_jobs:
                     name = waiting.pop(0)
                     folder, flags = _start_or_resume(name, found, base, quick)
-                    active.append(_Job(name, folder, [*flags, *on_device]))
+                    active.append(_Job(name, folder, [*flags, *on_device], n_threads))
                 time.sleep(0.2)
                 for job in [job for job in active if job.finished()]:
                     active.remove(job)
@@ -61,13 +67,16 @@ def _start_or_resume(name: str, found: Runs, base: Path, quick: bool) -> tuple[P
 class _Job:
     """A training in a process of its own. Its output goes to a file beside the run folder."""
 
-    def __init__(self, name: str, folder: Path, flags: list[str]):
+    def __init__(self, name: str, folder: Path, flags: list[str], n_threads: int):
         self.name, self.folder = name, folder
         self.minutes = KINDS[name].minutes
         self.log = folder.with_suffix(".log")
         command = [sys.executable, str(ROOT / KINDS[name].script), *flags]
+        environment = {"OMP_NUM_THREADS": str(n_threads)} | os.environ
         with open(self.log, "w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
 
     def share(self) -> float:
         """The share of the training that is done, by its metrics: 0 to 1."""

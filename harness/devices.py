@@ -1,6 +1,7 @@
 """Choosing a device, and its random numbers."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -38,6 +39,13 @@ def select_device(name: str, eager: bool = False) -> torch.device:
     if name == "cuda":
         torch.set_float32_matmul_precision("high")
     return torch.device(name)
+
+
+def n_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_of(module: nn.Module) -> torch.device:

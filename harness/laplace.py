@@ -59,7 +59,7 @@ def posterior_mode(
     Returns:
         The mode [batch, z_dim] and the lower triangular L with H = L L^T, [batch, z_dim, z_dim].
     """
-    lengths = torch.tensor(STEP_LENGTHS, device=z.device)[:, None]
+    lengths = torch.tensor(STEP_LENGTHS, dtype=z.dtype, device=z.device)[:, None]
     for _ in range(N_NEWTON_STEPS):
         gradient, factor = _derivatives(decoder, images, z)
         step = torch.cholesky_solve(gradient[..., None], factor).transpose(1, 2)
@@ -75,7 +75,7 @@ def _derivatives(decoder, images, z):
     means = torch.sigmoid(decoder.logits(z))
     gradient = torch.einsum("bd,bzd->bz", images - means, jacobian) - z
     weighted = (means * (1 - means)).sqrt()[:, None] * jacobian
-    identity = torch.eye(z.shape[1], device=z.device)
+    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     return gradient, torch.linalg.cholesky(weighted @ weighted.transpose(1, 2) + identity)
 
 
@@ -109,12 +109,12 @@ def encoder_weights(decoder: Decoder, encode: Encode) -> LogWeights:
 
 def _gaussian_weights(decoder, images, mean, factor):
     """n -> log p(x, z) - log q(z) for n draws of z ~ N(mean, (L L^T)^-1), [batch, n]; L: factor."""
-    identity = torch.eye(mean.shape[1], device=mean.device)
+    identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
     to_offset = torch.linalg.solve_triangular(factor.transpose(1, 2), identity, upper=True)
     log_scale = factor.diagonal(dim1=1, dim2=2).log().sum(dim=1, keepdim=True)
 
     def draw(n):
-        eps = torch.randn(len(mean), n, mean.shape[1], device=mean.device)
+        eps = torch.randn(len(mean), n, mean.shape[1], dtype=mean.dtype, device=mean.device)
         z = mean[:, None] + eps @ to_offset.transpose(1, 2)
         log_q = log_scale - 0.5 * (eps.square() + math.log(2 * math.pi)).sum(dim=2)
         return log_joint(decoder, images, z) - log_q

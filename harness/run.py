@@ -14,6 +14,7 @@ import importlib.metadata
 import itertools
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -25,10 +26,14 @@ from pathlib import Path
 import torch
 
 from harness import checkpoints, files, graded, records
-from harness.devices import RandomState
+from harness.devices import RandomState, n_cores
 from harness.errors import UserError
 from harness.progress import progress_bar
 
+CROWDED = (
+    "\nother processes share these cores, and threads that wait for each other train many times "
+    "slower: start each of several runs with OMP_NUM_THREADS=1"
+)
 CHECKPOINT_COST = 0.02  # the share of a run's time that writing checkpoints may take
 
 
@@ -62,6 +67,7 @@ class Run:
         self._next_checkpoint = 0.0
         self._interval_started = time.perf_counter()
         self._bar = None
+        self._may_be_crowded = device.type == "cpu" and torch.get_num_threads() > 1
         if args.evaluate is not None:
             self.folder = Path(args.evaluate)
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
@@ -134,6 +140,9 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         self.history.append(line)
+        if self._may_be_crowded and _crowded():
+            self._may_be_crowded = False  # one line is enough
+            print(CROWDED, file=sys.stderr)
         if self._bar is not None:
             self._bar.set_description(f"{counter} {count:,}", refresh=False)
             shown = ", ".join(f"{key} {value:.4g}" for key, value in values[:2])
@@ -228,6 +237,13 @@ def device_name(device: torch.device) -> str:
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     threads = torch.get_num_threads()
     return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _crowded() -> bool:
+    """Whether clearly more threads want to run than there are cores, by the load average."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return False
+    return os.getloadavg()[0] > 1.5 * n_cores()
 
 
 def _claim_folder(folder: Path) -> Path:

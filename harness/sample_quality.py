@@ -4,65 +4,114 @@ Each metric comes with its floor: the value that real images get. Images are row
 [0, 1]. Features and classes are those of the classifier in `harness.judge`.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from scipy.linalg import eigh, eigvalsh
 
-from datasets import mnist
+from datasets import bmnist, mnist
 from harness import judge
 
 N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
 ROWS = 1000  # rows of a distance matrix that are computed at once
 
+KINDS = ("grey", "static", "threshold")  # of real images; the judge's record has floors for each
 
-def grey_digits(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+
+def kind_of(binarize: str | None) -> str:
+    """The kind of real images that models of a binarisation are compared with, one of KINDS.
+
+    None is grey. 'static', 'dynamic' and 'larochelle' all draw bits with the pixels' intensities
+    as probabilities, so the static bits stand for all three.
+    """
+    if binarize is None:
+        return "grey"
+    return "threshold" if binarize == "threshold" else "static"
+
+
+def real_images(kind: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """(validation images, test images) of MNIST, [10000, 784] in [0, 1] each."""
-    _, val, test = mnist(device=device)
-    return val.images.float() / 255, test.images.float() / 255
+    if kind == "grey":
+        _, val, test = mnist(device=device)
+        return val.images.float() / 255, test.images.float() / 255
+    _, val, test = bmnist(device=device, binarize=kind)
+    return val.images.float(), test.images.float()
 
 
-def sample_quality(
-    images: torch.Tensor, real: torch.Tensor, other_real: torch.Tensor
-) -> dict[str, float]:
-    """All metrics of generated images, and the floor of each: the metric of `other_real`.
+def sample_quality(images: torch.Tensor, binarize: str | None = None) -> dict[str, float]:
+    """All metrics of generated images against the test images, and the floor of each.
 
-    The floor is what a perfect model would reach. The Parzen bandwidth is chosen on `other_real`;
-    for the floor, half of `other_real` are the windows and the other half chooses the bandwidth.
+    The floor is what a perfect model would reach: the metric of the validation images. Floors
+    come from the judge's record; `floors` computes them. The Parzen bandwidth is chosen on the
+    validation images.
 
     Args:
         images: generated, [n, 784].
-        real: the test images, [m, 784].
-        other_real: the validation images, [k, 784].
+        binarize: None compares with grey images; 'static', ... with binary ones (`kind_of`).
 
     Returns:
         A dict of numbers: in nats where the name says so, otherwise dimensionless.
     """
-    classifier, accuracy = judge.load_classifier(images.device)
-    features, classes = judge.features_and_classes(classifier, images)
-    real_features, _ = judge.features_and_classes(classifier, real)
-    other_features, _ = judge.features_and_classes(classifier, other_real)
-    precision, recall = precision_recall(real_features, features)
-    precision_floor, recall_floor = precision_recall(real_features, other_features)
-    parzen_nats, parzen_error = parzen(images, other_real, real)
-    half = len(other_real) // 2
-    parzen_floor, _ = parzen(other_real[half:], other_real[:half], real)
+    record = judge.read_record()
+    classifier = judge.load_classifier(images.device)
+    kind = kind_of(binarize)
+    validation, test = real_images(kind, images.device)
+    with _full_precision():
+        features, classes = judge.features_and_classes(classifier, images)
+        test_features, _ = judge.features_and_classes(classifier, test)
+        precision, recall = precision_recall(test_features, features)
+        parzen_nats, parzen_error = parzen(images, validation, test)
+    floor = record["floors"][kind]
     return {
-        "frechet_distance": frechet_distance(features, real_features),
-        "frechet_floor": frechet_distance(other_features, real_features),
+        "frechet_distance": frechet_distance(features, test_features),
+        "frechet_floor": floor["frechet_floor"],
         "precision": precision,
-        "precision_floor": precision_floor,
+        "precision_floor": floor["precision_floor"],
         "recall": recall,
-        "recall_floor": recall_floor,
+        "recall_floor": floor["recall_floor"],
         **class_shares(classes),
         "parzen_nats": parzen_nats,
         "parzen_standard_error": parzen_error,
-        "parzen_floor_nats": parzen_floor,
+        "parzen_floor_nats": floor["parzen_floor_nats"],
         "n_samples": len(images),
-        "classifier_accuracy": accuracy,
+        "classifier_accuracy": record["test_accuracy"],
     }
+
+
+def floors(
+    classifier: judge.Classifier, validation: torch.Tensor, test: torch.Tensor
+) -> dict[str, float]:
+    """The metrics of real images: of the validation images against the test images.
+
+    For Parzen windows the second half of the validation images are the samples, and the first
+    half chooses the bandwidth.
+    """
+    features, _ = judge.features_and_classes(classifier, validation)
+    test_features, _ = judge.features_and_classes(classifier, test)
+    precision, recall = precision_recall(test_features, features)
+    half = len(validation) // 2
+    parzen_nats, _ = parzen(validation[half:], validation[:half], test)
+    return {
+        "frechet_floor": frechet_distance(features, test_features),
+        "precision_floor": precision,
+        "recall_floor": recall,
+        "parzen_floor_nats": parzen_nats,
+    }
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 on CUDA: a distance of near images is a small difference of large products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -99,22 +148,29 @@ def precision_recall(
     al., "Improved precision and recall metric for assessing generative models", NeurIPS 2019,
     Equations 1 and 2).
     """
-    return _share_within(generated, real, k), _share_within(real, generated, k)
+    real_radii, generated_radii = _radii(real, k), _radii(generated, k)
+    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for rows, radii in zip(generated.split(ROWS), generated_radii.split(ROWS)):
+        distances = torch.cdist(rows, real)
+        precise.append((distances <= real_radii).any(dim=1))
+        recalled |= (distances <= radii[:, None]).any(dim=0)
+    return _share(torch.cat(precise)), _share(recalled)
 
 
-def _share_within(queries: torch.Tensor, points: torch.Tensor, k: int) -> float:
-    def radii_of(rows):
-        # The smallest distance is that of a point to itself.
-        return torch.cdist(rows, points).kthvalue(k + 1, dim=1).values
+def _radii(points: torch.Tensor, k: int) -> torch.Tensor:
+    """The distance of each point to its k-th nearest neighbour, [n]."""
+    # The smallest distance is that of a point to itself.
+    nearest = [torch.cdist(rows, points).topk(k + 1, largest=False) for rows in points.split(ROWS)]
+    return torch.cat([distances[:, k] for distances, _ in nearest])
 
-    radii = torch.cat([radii_of(rows) for rows in points.split(ROWS)])
-    within = [(torch.cdist(rows, points) <= radii).any(dim=1) for rows in queries.split(ROWS)]
-    return torch.cat(within).float().mean().item()
+
+def _share(true: torch.Tensor) -> float:
+    return true.cpu().double().mean().item()
 
 
 def class_shares(classes: torch.Tensor) -> dict[str, float]:
     """Shares of the rarest and the commonest of ten classes, and their entropy (at most log 10)."""
-    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    shares = torch.bincount(classes.cpu(), minlength=10).double() / len(classes)
     return {
         "smallest_class": shares.min().item(),
         "largest_class": shares.max().item(),
@@ -122,21 +178,24 @@ def class_shares(classes: torch.Tensor) -> dict[str, float]:
     }
 
 
-def parzen_log_likelihood(
-    samples: torch.Tensor, images: torch.Tensor, bandwidth: float
+def parzen_log_likelihoods(
+    samples: torch.Tensor, images: torch.Tensor, bandwidths: Sequence[float]
 ) -> torch.Tensor:
-    """Log of the mean over the samples of N(image; sample, bandwidth^2 I) in nats: [n].
+    """Log of the mean over the samples of N(image; sample, bandwidth^2 I) in nats: [bandwidths, n].
 
     Goodfellow et al., "Generative adversarial nets" (NeurIPS 2014), Section 5.
     """
-    n, d = samples.shape
-    log_normalizer = math.log(n) + d / 2 * math.log(2 * math.pi * bandwidth**2)
+    n_samples, d = samples.shape
 
-    def log_sum(rows):
-        squares = torch.cdist(rows, samples).square()
-        return torch.logsumexp(-squares / (2 * bandwidth**2), dim=1)
+    def log_sums(rows):
+        squares = torch.cdist(rows, samples).square_()
+        return torch.stack([torch.logsumexp(squares * (-0.5 / s**2), dim=1) for s in bandwidths])
 
-    return torch.cat([log_sum(rows) for rows in images.split(ROWS)]) - log_normalizer
+    log_normalizers = [
+        math.log(n_samples) + d / 2 * math.log(2 * math.pi * s**2) for s in bandwidths
+    ]
+    sums = torch.cat([log_sums(rows) for rows in images.split(ROWS)], dim=1)
+    return sums - sums.new_tensor(log_normalizers)[:, None]
 
 
 def parzen(
@@ -146,22 +205,34 @@ def parzen(
 
     The bandwidth is the best one on the first 1,000 validation images.
     """
-
-    def score(bandwidth):
-        return parzen_log_likelihood(samples, validation[:1000], bandwidth).mean().item()
-
-    best = max(BANDWIDTHS, key=score)
-    log_likelihoods = parzen_log_likelihood(samples, test, best).double()
+    scores = parzen_log_likelihoods(samples, validation[:1000], BANDWIDTHS).mean(dim=1)
+    best = BANDWIDTHS[scores.argmax().item()]
+    (log_likelihoods,) = parzen_log_likelihoods(samples, test, [best]).cpu().double()
     standard_error = log_likelihoods.std() / math.sqrt(len(test))
     return log_likelihoods.mean().item(), standard_error.item()
 
 
-def diversity(images: torch.Tensor) -> tuple[float, int]:
-    """Mean Euclidean distance of two images, and how many images repeat an earlier one.
+def diversity(images: torch.Tensor) -> dict[str, float]:
+    """How different generated images [n, 784] are from each other.
 
-    Args:
-        images: [n, 784]; two are the same if they are the same in 8 bits per pixel.
+    Returns:
+        `mean_distance`, the mean Euclidean distance of two images; `repeats`, how many images
+        repeat an earlier one in 8 bits per pixel; and `mean_distance_real`, of the test images.
     """
-    n = len(images)
-    total = sum(torch.cdist(rows, images).sum().item() for rows in images.split(ROWS))
-    return total / (n * (n - 1)), n - len((images * 255).round().unique(dim=0))
+    rounded = (images * 255).round().byte()
+    return {
+        "mean_distance": mean_distance(images),
+        "repeats": len(images) - len(rounded.unique(dim=0)),
+        "mean_distance_real": judge.read_record()["mean_distance_real"],
+    }
+
+
+@_full_precision()
+def mean_distance(images: torch.Tensor) -> float:
+    """The mean Euclidean distance of two different rows of [n, d]."""
+    total = 0.0
+    for start in range(0, len(images), ROWS):
+        rows, later = images[start : start + ROWS], images[start + ROWS :]
+        # Each pair counts twice: within the rows they are both there.
+        total += torch.cdist(rows, rows).sum().item() + 2 * torch.cdist(rows, later).sum().item()
+    return total / (len(images) * (len(images) - 1))

@@ -32,7 +32,7 @@ from datasets import N_PIXELS, Stream, bmnist, mnist
 from tests import plain
 
 ROUNDS = 4
-STEPS = {'vae': 100, 'nf': 6, 'gan': 60}  # per turn: long enough that taking turns costs nothing
+STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
 SQUARE = 4096
 
 
@@ -46,12 +46,18 @@ def ours_vae(device, batch_size=128, hidden_dim=500):
     optimizer = training.adam(model, 1e-3, device)
     average = training.WeightAverage(model, 0.999)
     eager = partial(vae.train_step, model, optimizer)
-    steps = (training.steps_on(device, eager, model, optimizer),
-             training.steps_on(device, partial(vae.evaluation_step, average.model)))
+    steps = (
+        training.steps_on(device, eager, model, optimizer),
+        training.steps_on(device, partial(vae.evaluation_step, average.model)),
+    )
     batches = endless(train)
-    return {'step': lambda n: vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average, steps[0]),
-            'epoch': lambda _: vae.run_epoch(model, (train, val), optimizer, average, steps),
-            'eager': lambda _: eager(next(batches))}
+    return {
+        "step": lambda n: vae.epoch_iter(
+            model.train(), itertools.islice(batches, n), optimizer, average, steps[0]
+        ),
+        "epoch": lambda _: vae.run_epoch(model, (train, val), optimizer, average, steps),
+        "eager": lambda _: eager(next(batches)),
+    }
 
 
 def ours_nf(device, batch_size=128, n_hidden=1024):
@@ -62,8 +68,12 @@ def ours_nf(device, batch_size=128, n_hidden=1024):
     eager = partial(nf.train_step, model, optimizer, 5.0)
     steps = training.steps_on(device, eager, model, optimizer)
     batches = endless(train)
-    return {'step': lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average, steps=steps),
-            'eager': lambda _: eager(next(batches))}
+    return {
+        "step": lambda n: nf.epoch_iter(
+            model, itertools.islice(batches, n), optimizer, average, steps=steps
+        ),
+        "eager": lambda _: eager(next(batches)),
+    }
 
 
 def ours_gan(device):
@@ -73,13 +83,21 @@ def ours_gan(device):
     eager = partial(gan.train_batch, generator, discriminator, optimizers)
     steps = training.steps_on(device, eager, generator, discriminator, *optimizers)
     batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))
-    return {'step': lambda n: torch.stack([means for _, means in steps(itertools.islice(batches, n))]).tolist(),
-            'eager': lambda _: eager(next(batches))}
+    return {
+        "step": lambda n: torch.stack(
+            [means for _, means in steps(itertools.islice(batches, n))]
+        ).tolist(),
+        "eager": lambda _: eager(next(batches)),
+    }
 
 
 def plain_vae(device, workers):
-    train, val, _ = (plain.loader(255 * split.images, 128, [plain.to_tensor], shuffle=split.shuffle, workers=workers)
-                     for split in bmnist())
+    train, val, _ = (
+        plain.loader(
+            255 * split.images, 128, [plain.to_tensor], shuffle=split.shuffle, workers=workers
+        )
+        for split in bmnist()
+    )
     step, batches = plain.vae_step(device), endless(train)
 
     def epoch(_):
@@ -90,19 +108,28 @@ def plain_vae(device, workers):
                     step(batch)
         step.model.train()
 
-    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)], 'epoch': epoch}
+    return {
+        "step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)],
+        "epoch": epoch,
+    }
 
 
 def plain_nf(device, workers):
-    batches = endless(plain.loader(mnist()[0].images, 128, [plain.random_affine, plain.to_tensor], workers=workers))
+    batches = endless(
+        plain.loader(
+            mnist()[0].images, 128, [plain.random_affine, plain.to_tensor], workers=workers
+        )
+    )
     step = plain.nf_step(device)
-    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+    return {"step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
 
 
 def plain_gan(device, workers):
-    batches = endless(plain.loader(mnist()[0].images, 64, [plain.to_tensor, plain.normalize], workers=workers))
+    batches = endless(
+        plain.loader(mnist()[0].images, 64, [plain.to_tensor, plain.normalize], workers=workers)
+    )
     step = plain.gan_step(device)
-    return {'step': lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+    return {"step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
 
 
 def square_product(device):
@@ -113,7 +140,7 @@ def square_product(device):
             product = a @ b
         product[0, 0].item()  # waits for the device
 
-    return {'step': multiply}
+    return {"step": multiply}
 
 
 def gflop(function):
@@ -142,12 +169,12 @@ def serve(pipe, make, device, arguments):
     functions = make(training.select_device(device.type), *arguments)
     while (request := pipe.recv()) is not None:
         name, n = request
-        if name == 'memory':
+        if name == "memory":
             pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        elif name == 'gflop':
-            pipe.send(gflop(lambda: functions['eager'](1)))
-        elif name == 'busy':
-            pipe.send(gpu_busy(lambda: functions['step'](n)))
+        elif name == "gflop":
+            pipe.send(gflop(lambda: functions["eager"](1)))
+        elif name == "busy":
+            pipe.send(gpu_busy(lambda: functions["step"](n)))
         else:
             started = time.perf_counter()
             functions[name](n)
@@ -158,7 +185,7 @@ class Trainee:
     """A training in its own process, that trains when asked."""
 
     def __init__(self, make, device, *arguments):
-        context = multiprocessing.get_context('spawn')
+        context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # Not a daemon: the plain loop's DataLoader may have worker processes.
         self.process = context.Process(target=serve, args=(theirs, make, device, arguments))
@@ -179,6 +206,7 @@ class Trainee:
 
 def compare(trainees, name, rounds):
     """Median milliseconds per unit of `name` of each (trainee, units per turn), taking turns after one turn each to warm up."""
+
     def turn(trainee, n):
         time.sleep(0.2)  # the other's threads spin for a while before they sleep
         return trainee.ask(name, n)
@@ -190,63 +218,100 @@ def compare(trainees, name, rounds):
 def scaling(device):
     """Microseconds per training image of the VAE and the flow by batch size and by width; rows of a table, printed."""
     rows = []
-    print('      batch  width   us per image   GFLOP/s')
-    for name, make, width, default in (('vae', ours_vae, 'hidden_dim', 500), ('nf', ours_nf, 'n_hidden', 1024)):
+    print("      batch  width   us per image   GFLOP/s")
+    for name, make, width, default in (
+        ("vae", ours_vae, "hidden_dim", 500),
+        ("nf", ours_nf, "n_hidden", 1024),
+    ):
         sizes = [(batch, default) for batch in (64, 128, 512, 2048, 8192)]
         sizes += [(128, units) for units in (500, 1000, 2000, 4000) if units != default]
         for batch_size, units in sizes:
             # About as much work as 20 steps of the default size.
             n = max(1, 20 * 128 * default // (batch_size * units))
             with Trainee(make, device, batch_size, units) as ours:
-                ours.ask('step', 1)
-                milliseconds, gflop_per_step = ours.ask('step', n), ours.ask('gflop')
-            rows.append({'model': name, 'batch_size': batch_size, width: units, 'us_per_image': 1000 * milliseconds / batch_size,
-                         'gflops': 1000 * gflop_per_step / milliseconds})
-            print(f'{name:4} {batch_size:6} {units:6} {rows[-1]["us_per_image"]:14.1f} {rows[-1]["gflops"]:9.0f}')
+                ours.ask("step", 1)
+                milliseconds, gflop_per_step = ours.ask("step", n), ours.ask("gflop")
+            rows.append(
+                {
+                    "model": name,
+                    "batch_size": batch_size,
+                    width: units,
+                    "us_per_image": 1000 * milliseconds / batch_size,
+                    "gflops": 1000 * gflop_per_step / milliseconds,
+                }
+            )
+            print(
+                f"{name:4} {batch_size:6} {units:6} {rows[-1]['us_per_image']:14.1f} {rows[-1]['gflops']:9.0f}"
+            )
     return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--device', choices=('auto', 'cuda', 'mps', 'cpu'), default='auto')
-    parser.add_argument('--workers', type=int, default=0, help="worker processes of the plain loop's DataLoader")
-    parser.add_argument('--epoch', action='store_true', help='time one whole VAE epoch as well')
-    parser.add_argument('--scaling', action='store_true', help='time per image by batch size (64 to 8192) and width (500 to '
-                        '4000) as well')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures to FILE')
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="worker processes of the plain loop's DataLoader"
+    )
+    parser.add_argument("--epoch", action="store_true", help="time one whole VAE epoch as well")
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="time per image by batch size (64 to 8192) and width (500 to 4000) as well",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     args = parser.parse_args()
     device = training.select_device(args.device)
     print(runs.device_name(device))
-    results = {'device': runs.device_name(device), 'workers': args.workers}
-    makers = {'vae': (ours_vae, plain_vae), 'nf': (ours_nf, plain_nf), 'gan': (ours_gan, plain_gan)}
-    many = 20 if device.type == 'cuda' else 1  # a launch or two would be no measure there
+    results = {"device": runs.device_name(device), "workers": args.workers}
+    makers = {"vae": (ours_vae, plain_vae), "nf": (ours_nf, plain_nf), "gan": (ours_gan, plain_gan)}
+    many = 20 if device.type == "cuda" else 1  # a launch or two would be no measure there
     for name, (make_ours, make_plain) in makers.items():
         n = STEPS[name]
-        with (Trainee(make_ours, device) as ours, Trainee(make_plain, device, args.workers) as theirs,
-              Trainee(square_product, device) as square):
-            plain_ms, ours_ms, square_ms = compare([(theirs, n), (ours, many * n), (square, many)], 'step', ROUNDS)
-            gflop_per_step = ours.ask('gflop')
-            peak = 2 * SQUARE ** 3 / 1e9 / (square_ms / 1000)
+        with (
+            Trainee(make_ours, device) as ours,
+            Trainee(make_plain, device, args.workers) as theirs,
+            Trainee(square_product, device) as square,
+        ):
+            plain_ms, ours_ms, square_ms = compare(
+                [(theirs, n), (ours, many * n), (square, many)], "step", ROUNDS
+            )
+            gflop_per_step = ours.ask("gflop")
+            peak = 2 * SQUARE**3 / 1e9 / (square_ms / 1000)
             results[name] = row = {
-                'plain_ms': plain_ms, 'ours_ms': ours_ms, 'ratio': plain_ms / ours_ms, 'gflop_per_step': gflop_per_step,
-                'peak_gflops': peak, 'fraction_of_peak': gflop_per_step / (ours_ms / 1000) / peak,
-                'peak_memory_mb': ours.ask('memory')}
-            print(f'{name:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   ratio {row["ratio"]:5.2f}   '
-                  f'{gflop_per_step:6.2f} GFLOP a step   {row["fraction_of_peak"]:.2f} of the {peak:.0f} GFLOP/s of a square '
-                  f'{SQUARE} product   peak memory {row["peak_memory_mb"]:.0f} MB')
-            if name == 'vae' and args.epoch:
-                plain_epoch, ours_epoch = (ms / 1000 for ms in compare([(theirs, 1), (ours, 1)], 'epoch', 3))
-                results['vae_epoch'] = {'plain_s': plain_epoch, 'ours_s': ours_epoch, 'ratio': plain_epoch / ours_epoch}
-                print(f'     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, '
-                      f'ratio {plain_epoch / ours_epoch:.2f}')
-            if device.type == 'cuda':
-                row['gpu_busy'] = ours.ask('busy', many * n)
-                print(f'     time of the kernels over wall time {row["gpu_busy"]:.2f}')
+                "plain_ms": plain_ms,
+                "ours_ms": ours_ms,
+                "ratio": plain_ms / ours_ms,
+                "gflop_per_step": gflop_per_step,
+                "peak_gflops": peak,
+                "fraction_of_peak": gflop_per_step / (ours_ms / 1000) / peak,
+                "peak_memory_mb": ours.ask("memory"),
+            }
+            print(
+                f"{name:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   ratio {row['ratio']:5.2f}   "
+                f"{gflop_per_step:6.2f} GFLOP a step   {row['fraction_of_peak']:.2f} of the {peak:.0f} GFLOP/s of a square "
+                f"{SQUARE} product   peak memory {row['peak_memory_mb']:.0f} MB"
+            )
+            if name == "vae" and args.epoch:
+                plain_epoch, ours_epoch = (
+                    ms / 1000 for ms in compare([(theirs, 1), (ours, 1)], "epoch", 3)
+                )
+                results["vae_epoch"] = {
+                    "plain_s": plain_epoch,
+                    "ours_s": ours_epoch,
+                    "ratio": plain_epoch / ours_epoch,
+                }
+                print(
+                    f"     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, "
+                    f"ratio {plain_epoch / ours_epoch:.2f}"
+                )
+            if device.type == "cuda":
+                row["gpu_busy"] = ours.ask("busy", many * n)
+                print(f"     time of the kernels over wall time {row['gpu_busy']:.2f}")
     if args.scaling:
-        results['scaling'] = scaling(device)
+        results["scaling"] = scaling(device)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + '\n')
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

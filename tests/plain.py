@@ -27,7 +27,9 @@ def to_tensor(image):
 
 def normalize(image, mean=(0.5,), std=(0.5,)):
     """A float tensor [1, 28, 28], shifted and scaled by channel."""
-    mean, std = (torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std))
+    mean, std = (
+        torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std)
+    )
     return image.clone().sub_(mean).div_(std)
 
 
@@ -35,7 +37,9 @@ def random_affine(image, translate=0.05):
     """A PIL image moved by up to that fraction of its side, by whole pixels, along each axis."""
     limit = translate * image.size[0]
     right, down = (round(torch.empty(1).uniform_(-limit, limit).item()) for _ in range(2))
-    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down), Image.Resampling.NEAREST)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down), Image.Resampling.NEAREST
+    )
 
 
 class ImageDataset(Dataset):
@@ -62,11 +66,16 @@ class ImageDataset(Dataset):
 
 
 def loader(images, batch_size, transforms, shuffle=True, workers=0):
-    return DataLoader(ImageDataset(images, transforms), batch_size, shuffle=shuffle, num_workers=workers,
-                      persistent_workers=workers > 0)
+    return DataLoader(
+        ImageDataset(images, transforms),
+        batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
 
 
-def vae_step(device='cpu'):
+def vae_step(device="cpu"):
     """One training step of the VAE, on binary images in [0, 1]."""
     model = vae.VAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -76,8 +85,8 @@ def vae_step(device='cpu'):
         mean, log_std = model.encoder(images)
         std = torch.exp(log_std)
         means = model.decoder(mean + std * torch.randn_like(std))
-        recon = F.binary_cross_entropy(means, images, reduction='sum') / len(images)
-        kl = 0.5 * torch.sum(std ** 2 + mean ** 2 - 2 * log_std - 1) / len(images)
+        recon = F.binary_cross_entropy(means, images, reduction="sum") / len(images)
+        kl = 0.5 * torch.sum(std**2 + mean**2 - 2 * log_std - 1) / len(images)
         loss = recon + kl
         if model.training:
             optimizer.zero_grad()
@@ -92,8 +101,10 @@ def vae_step(device='cpu'):
 class MaskedCoupling(nn.Module):
     def __init__(self, mask, n_hidden=1024):
         super().__init__()
-        self.register_buffer('mask', mask)
-        self.nn = nn.Sequential(nn.Linear(784, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_hidden), nn.ReLU())
+        self.register_buffer("mask", mask)
+        self.nn = nn.Sequential(
+            nn.Linear(784, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_hidden), nn.ReLU()
+        )
         self.log_scale, self.translation = nn.Linear(n_hidden, 784), nn.Linear(n_hidden, 784)
         for head in (self.log_scale, self.translation):
             nn.init.zeros_(head.weight)
@@ -107,19 +118,23 @@ class MaskedCoupling(nn.Module):
         return z, ldj + log_scale.sum(dim=1)
 
 
-def nf_step(device='cpu'):
+def nf_step(device="cpu"):
     """One training step of the flow, on shifted images in [0, 1]."""
-    layers = nn.ModuleList(MaskedCoupling(mask) for _ in range(4) for mask in (get_mask(), 1 - get_mask())).to(device)
+    layers = nn.ModuleList(
+        MaskedCoupling(mask) for _ in range(4) for mask in (get_mask(), 1 - get_mask())
+    ).to(device)
     optimizer = torch.optim.Adam(layers.parameters(), lr=1e-3)
 
     def step(images):
         images = images.to(device).view(-1, 784) * 255
         z = (images + torch.rand_like(images)) / 256 * (1 - 1e-5) + 0.5e-5
-        ldj = torch.sum(-torch.log(z) - torch.log(1 - z), dim=1) + 784 * (math.log(1 - 1e-5) - math.log(256))
+        ldj = torch.sum(-torch.log(z) - torch.log(1 - z), dim=1) + 784 * (
+            math.log(1 - 1e-5) - math.log(256)
+        )
         z = torch.log(z) - torch.log(1 - z)
         for layer in layers:
             z, ldj = layer(z, ldj)
-        loss = -(torch.sum(-0.5 * z ** 2 - 0.5 * math.log(2 * math.pi), dim=1) + ldj).mean()
+        loss = -(torch.sum(-0.5 * z**2 - 0.5 * math.log(2 * math.pi), dim=1) + ldj).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(layers.parameters(), 5.0)
@@ -129,7 +144,7 @@ def nf_step(device='cpu'):
     return step
 
 
-def gan_step(device='cpu'):
+def gan_step(device="cpu"):
     """One training step of the GAN, on images in [-1, 1]."""
     generator, discriminator = gan.Generator().to(device), gan.Discriminator().to(device)
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=2e-4)
@@ -137,15 +152,21 @@ def gan_step(device='cpu'):
 
     def step(images):
         images = images.to(device).view(-1, 784)
-        ones, zeros = torch.ones(len(images), 1, device=device), torch.zeros(len(images), 1, device=device)
+        ones, zeros = (
+            torch.ones(len(images), 1, device=device),
+            torch.zeros(len(images), 1, device=device),
+        )
         optimizer_g.zero_grad()
-        g_loss = F.binary_cross_entropy(discriminator(generator(torch.randn(len(images), 100, device=device))), ones)
+        g_loss = F.binary_cross_entropy(
+            discriminator(generator(torch.randn(len(images), 100, device=device))), ones
+        )
         g_loss.backward()
         optimizer_g.step()
         optimizer_d.zero_grad()
         fake = generator(torch.randn(len(images), 100, device=device)).detach()
-        d_loss = (F.binary_cross_entropy(discriminator(images), 0.9 * ones)
-                  + F.binary_cross_entropy(discriminator(fake), zeros))
+        d_loss = F.binary_cross_entropy(discriminator(images), 0.9 * ones) + F.binary_cross_entropy(
+            discriminator(fake), zeros
+        )
         d_loss.backward()
         optimizer_d.step()
         return g_loss.item(), d_loss.item()

@@ -32,13 +32,13 @@ def test_a_failed_training_is_named_with_its_last_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "flags", "n_jobs"),
     [
-        (False, [], 1),
+        (False, [], 3),
         (True, [], 5),
-        (True, ["--device", "cpu"], 1),
+        (True, ["--device", "cpu"], 3),
         (True, ["--jobs", "2"], 2),
     ],
 )
-def test_on_cuda_all_trainings_run_side_by_side(tmp_path, monkeypatch, cuda, flags, n_jobs):
+def test_trainings_run_side_by_side_all_on_cuda_and_one_per_core_on_a_cpu(tmp_path, monkeypatch, cuda, flags, n_jobs):
     def select_device(name):
         return torch.device("cuda" if cuda and name == "auto" else "cpu")
 
@@ -46,6 +46,7 @@ def test_on_cuda_all_trainings_run_side_by_side(tmp_path, monkeypatch, cuda, fla
         asked.append((len(names), n_jobs))
 
     asked = []
+    monkeypatch.setattr(command_line, "n_cores", lambda: 3)
     monkeypatch.setattr(command_line, "select_device", select_device)
     monkeypatch.setattr(command_line, "train", train)
     with pytest.raises(UserError, match="no finished run"):
@@ -56,10 +57,11 @@ def test_on_cuda_all_trainings_run_side_by_side(tmp_path, monkeypatch, cuda, fla
 class FakeProcess:
     """Ends the second time it is asked; counts those that run at the same time."""
 
-    commands, running, most = [], 0, 0
+    commands, threads, running, most = [], set(), 0, 0
 
-    def __init__(self, command, **_):
+    def __init__(self, command, env, **_):
         FakeProcess.commands.append(command)
+        FakeProcess.threads.add(env["OMP_NUM_THREADS"])
         FakeProcess.running += 1
         FakeProcess.most = max(FakeProcess.most, FakeProcess.running)
         self.asked = 0
@@ -76,6 +78,9 @@ class FakeProcess:
 def test_from_nothing_the_five_kinds_are_trained_n_at_a_time(tmp_path, monkeypatch, quick):
     monkeypatch.setattr(FakeProcess, "commands", [])
     monkeypatch.setattr(FakeProcess, "most", 0)
+    monkeypatch.setattr(FakeProcess, "threads", set())
+    monkeypatch.setattr(trainings, "n_cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     # Only this module's name, not the module that all share.
     fake = Namespace(Popen=FakeProcess, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(trainings, "subprocess", fake)
@@ -83,6 +88,7 @@ def test_from_nothing_the_five_kinds_are_trained_n_at_a_time(tmp_path, monkeypat
     base = tmp_path / "runs"
     trainings.train(WANTED, [], base, quick=quick, device="cpu", n_jobs=2)
     assert FakeProcess.most == 2 and len(FakeProcess.commands) == 5
+    assert FakeProcess.threads == {"3"}  # each one's share of seven cores
     for name, (python, script, *flags) in zip(WANTED, FakeProcess.commands):
         kind = KINDS[name]
         assert (python, script) == (sys.executable, str(ROOT / kind.script))

@@ -116,25 +116,6 @@ def test_a_folder_has_one_lock_that_ends_with_its_process(tmp_path):
     os.close(files.try_lock(tmp_path))
 
 
-@needs_locks
-def test_one_at_a_time_waits_for_the_other(tmp_path):
-    events, entered = [], threading.Event()
-
-    def other():
-        with files.one_at_a_time(tmp_path):
-            events.append("other")
-
-    thread = threading.Thread(target=other)
-    with files.one_at_a_time(tmp_path):
-        thread.start()
-        entered.wait(0.1)
-        events.append("first")
-    thread.join()
-    assert events == ["first", "other"]
-
-
-def test_without_locks_nothing_waits(tmp_path, monkeypatch):
+def test_without_locks_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     assert files.try_lock(tmp_path) is None
-    with files.one_at_a_time(tmp_path), files.one_at_a_time(tmp_path):
-        pass

@@ -9,9 +9,13 @@ from torch.distributions import Normal
 from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
 
 
-def gaussian_weights(x, n):
+def gaussian_weights(x):
     """log p(x|z) for draws of z ~ N(0, 1), with p(x|z) = N(z, 1): so p(x) = N(0, 2)."""
-    return Normal(torch.randn(len(x), n), 1.0).log_prob(x)
+    return lambda n: Normal(torch.randn(len(x), n), 1.0).log_prob(x)
+
+
+def constant(value):
+    return lambda x: lambda n: torch.full((len(x), n), value)
 
 
 def test_the_estimate_is_log_px_and_the_bound_is_below_it():
@@ -47,7 +51,7 @@ def test_one_draw_is_the_elbo():
 
 
 def test_tiny_weights_do_not_underflow():
-    result = importance_weighted(lambda x, n: torch.full((len(x), n), -5e4), [torch.zeros(4)], 3)
+    result = importance_weighted(constant(-5e4), [torch.zeros(4)], 3)
     assert result["neg_log_px_nats"] == pytest.approx(5e4)
 
 
@@ -55,9 +59,12 @@ def test_tiny_weights_do_not_underflow():
 def test_chunks_bound_the_memory_and_count_every_draw(n_samples, max_rows):
     calls = []
 
-    def log_weights(batch, n):
-        calls.append((len(batch), n))
-        return torch.full((len(batch), n), -1.0)
+    def log_weights(batch):
+        def draw(n):
+            calls.append((len(batch), n))
+            return torch.full((len(batch), n), -1.0)
+
+        return draw
 
     batches = torch.zeros(9).split(2)  # batches of 2, 2, 2, 2 and 1
     result = importance_weighted(log_weights, batches, n_samples, max_rows)
@@ -66,12 +73,25 @@ def test_chunks_bound_the_memory_and_count_every_draw(n_samples, max_rows):
     assert result["neg_log_px_nats"] == pytest.approx(1)
 
 
+def test_the_effective_sample_size_counts_equal_weights_and_no_others():
+    equal = importance_weighted(constant(-3.0), [torch.zeros(4)], 50)
+    assert equal["effective_sample_size"] == pytest.approx(50)
+    assert equal["half_difference_nats"] == pytest.approx(0, abs=1e-12)
+
+    def one_counts(x):
+        return lambda n: torch.tensor([[0.0] + (n - 1) * [-80.0]]).expand(len(x), -1)
+
+    single = importance_weighted(one_counts, [torch.zeros(4)], 50)
+    assert single["effective_sample_size"] == pytest.approx(1)
+    assert single["half_difference_nats"] == pytest.approx(80 - math.log(25), abs=1e-5)
+
+
 def test_noise_is_new_in_every_draw():
     def log_px(batch):
         return batch + torch.rand(len(batch))
 
     images = torch.arange(4.0)
-    weights = repeated(log_px)(images, 5)
+    weights = repeated(log_px)(images)(5)
     assert weights.shape == (4, 5) and torch.equal(
         weights.floor(), torch.arange(4.0)[:, None].expand(4, 5)
     )
@@ -82,9 +102,15 @@ def test_a_bit_per_dimension_is_log_2_nats_for_each():
     torch.manual_seed(0)
     nats = importance_weighted(gaussian_weights, [torch.randn(30, 1)], n_samples=7)
     bits = per_dimension(nats, 10)
-    assert bits.keys() == {"bpd", "standard_error", "one_draw_bpd", "gap", "importance_samples"}
-    keys = ("neg_log_px_nats", "standard_error_nats", "neg_elbo_nats", "gap_nats")
-    for bit, nat in zip(bits, keys):
+    pairs = {
+        "bpd": "neg_log_px_nats",
+        "standard_error": "standard_error_nats",
+        "one_draw_bpd": "neg_elbo_nats",
+        "gap": "gap_nats",
+        "half_difference": "half_difference_nats",
+    }
+    assert bits.keys() == pairs.keys() | {"effective_sample_size", "importance_samples"}
+    for bit, nat in pairs.items():
         assert bits[bit] * 10 * math.log(2) == pytest.approx(nats[nat])
     assert bits["importance_samples"] == 7
 

@@ -12,6 +12,7 @@ import a3_nf_template as script
 from a3_nf_template import Coupling, Flow, Model, get_mask
 from datasets import mnist
 from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
+from harness.steps import adam
 
 MASKS = {
     "alternating": [1, 0, 1, 0, 1, 0, 1],
@@ -274,9 +275,7 @@ def test_clipping_is_of_the_gradient_in_nats_per_image(images):
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     assert norm > 100
     torch.manual_seed(1)
-    script.epoch_iter(
-        model.train(), [images], torch.optim.SGD(model.parameters(), lr=0.0), max_norm=5.0
-    )
+    script.epoch_iter(model.train(), [images], adam(model, 0.0), max_norm=5.0)
     for parameter, gradient in zip(model.parameters(), gradients):
         assert torch.allclose(parameter.grad, gradient * 5.0 / norm, rtol=1e-4, atol=1e-6)
 
@@ -306,7 +305,7 @@ def test_validation_changes_nothing(images):
 def test_training_improves_a_small_model(images):
     torch.manual_seed(0)
     model = Model([784], n_flows=1, n_hidden=32)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = adam(model, 1e-3)
     first, *_, last = [
         script.run_epoch(model, ([images] * 5, [images]), optimizer)[1] for _ in range(6)
     ]

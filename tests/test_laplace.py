@@ -1,0 +1,142 @@
+"""Both proposals against log p(x) in closed form, or integrated over a grid."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, MultivariateNormal
+
+from a3_vae_template import VAE
+from harness import laplace
+from harness.likelihood import importance_weighted
+
+PROPOSALS = (laplace.laplace_weights, laplace.encoder_weights)
+
+
+def small_vae(z_dim, scale=2.0):
+    torch.manual_seed(0)
+    model = VAE(hidden_dim=16, z_dim=z_dim)
+    with torch.no_grad():
+        model.decoder.hidden.bias.add_(1.0)
+        model.decoder.output.weight.mul_(scale)
+        model.encoder.log_std.weight.mul_(0.1)
+        model.encoder.mean.weight.mul_(0.1)
+    images, _ = model.sample(6)
+    return model.double().requires_grad_(False), images.double()
+
+
+def log_px_on_a_grid(model, images, n, limit=6.0):
+    """log p(x) in nats of each image, the integral over two latent dimensions as a sum."""
+    axis = torch.linspace(-limit, limit, n, dtype=torch.double)
+    z = torch.cartesian_prod(axis, axis)
+    log_prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
+    logits, log_cell = model.decoder.logits(z), 2 * math.log(2 * limit / (n - 1))
+    joint = [Bernoulli(logits=logits).log_prob(image).sum(dim=1) + log_prior for image in images]
+    return torch.stack([torch.logsumexp(values, dim=0) for values in joint]) + log_cell
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_the_estimate_is_the_integral_over_two_latent_dimensions(proposal):
+    model, images = small_vae(z_dim=2)
+    exact = log_px_on_a_grid(model, images, n=81)
+    assert torch.allclose(exact, log_px_on_a_grid(model, images, n=61), atol=1e-4)
+    torch.manual_seed(1)
+    weights = proposal(model.decoder, model.encoder)(images)(5000)
+    log_px = torch.logsumexp(weights, dim=1) - math.log(5000)
+    relative = torch.softmax(weights, dim=1)
+    errors = (relative.square().sum(dim=1) - 1 / 5000).clamp(min=0).sqrt()
+    assert (errors < 0.2).all() and ((log_px - exact).abs() < 5 * errors + 1e-6).all()
+
+
+class LinearGaussian:
+    """A decoder that a quadratic log-likelihood would have: its posterior is Gaussian."""
+
+    def __init__(self, z_dim, d):
+        torch.manual_seed(0)
+        self.weight = 0.05 * torch.randn(z_dim, d, dtype=torch.double)
+
+    def logits(self, z):
+        return z @ self.weight
+
+    def jacobian(self, z):
+        return self.weight.expand(len(z), -1, -1)
+
+
+def test_the_laplace_proposal_is_exact_for_a_gaussian_posterior(monkeypatch):
+    """With p(x|z) = N(x; W z, I), log p(x) = log N(x; 0, I + W W^T) at any number of draws."""
+    decoder = LinearGaussian(z_dim=3, d=10)
+    decoder.weight *= 20
+    x = torch.randn(5, 10, dtype=torch.double)
+
+    def log_joint(decoder, images, z):
+        squares = (images[:, None] - decoder.logits(z)).square().sum(dim=2) + z.square().sum(dim=2)
+        return -0.5 * (squares + 13 * math.log(2 * math.pi))
+
+    def derivatives(decoder, images, z):
+        weight = decoder.weight
+        gradient = (images - decoder.logits(z)) @ weight.T - z
+        precision = weight @ weight.T + torch.eye(3, dtype=torch.double)
+        return gradient, torch.linalg.cholesky(precision).expand(len(z), -1, -1)
+
+    monkeypatch.setattr(laplace, "log_joint", log_joint)
+    monkeypatch.setattr(laplace, "_derivatives", derivatives)
+    monkeypatch.setattr(laplace, "SCALE", 1.0)
+    encode = lambda images: (torch.ones(len(images), 3).double(), None)  # noqa: E731
+    weights = laplace.laplace_weights(decoder, encode)(x)(4)
+    covariance = torch.eye(10).double() + decoder.weight.T @ decoder.weight
+    expected = MultivariateNormal(torch.zeros(10).double(), covariance).log_prob(x)
+    assert torch.allclose(weights, expected[:, None].expand(5, 4), atol=1e-9)
+
+
+def test_the_mode_has_no_gradient_and_the_factor_is_of_the_hessian():
+    model, images = small_vae(z_dim=3)
+    mode, factor = laplace.posterior_mode(model.decoder, images, torch.zeros(6, 3).double())
+    for _ in range(5):  # two steps come close; more arrive
+        mode, factor = laplace.posterior_mode(model.decoder, images, mode)
+
+    def log_joint(z, image):
+        return laplace.log_joint(model.decoder, image[None], z[None, None]).squeeze()
+
+    def exact(z, image):
+        log_likelihood = Bernoulli(logits=model.decoder.logits(z)).log_prob(image).sum()
+        return log_likelihood - 0.5 * (z.square() + math.log(2 * math.pi)).sum()
+
+    for z, image, lower in zip(mode, images, factor):
+        assert log_joint(z, image).item() == pytest.approx(exact(z, image).item(), abs=1e-9)
+        gradient = torch.func.grad(exact)(z, image)
+        assert gradient.abs().max() < 1e-6
+        hessian = torch.func.hessian(exact)(z, image)
+        assert torch.allclose(lower @ lower.T, -hessian, atol=1e-8)
+
+
+def test_a_newton_step_never_goes_downhill():
+    model, images = small_vae(z_dim=3, scale=20.0)
+    start = 3 * torch.randn(6, 3).double()
+    mode, _ = laplace.posterior_mode(model.decoder, images, start)
+    before, after = (
+        laplace.log_joint(model.decoder, images, z[:, None]).squeeze(1) for z in (start, mode)
+    )
+    assert (after >= before).all() and (after > before + 1).any()
+
+
+def test_the_laplace_proposal_needs_fewer_draws():
+    model, images = small_vae(z_dim=3)
+    sizes = []
+    for proposal in PROPOSALS:
+        torch.manual_seed(0)
+        result = importance_weighted(proposal(model.decoder, model.encoder), [images], 200)
+        assert result["neg_elbo_nats"] >= result["neg_log_px_nats"]
+        sizes.append(result["effective_sample_size"])
+    assert sizes[0] > 100 and sizes[0] > 2 * sizes[1]
+
+
+def test_encoder_weights_are_exact_where_the_decoder_ignores_z():
+    """Then log p(x) is the constant Bernoulli's; with q(z|x) the prior every weight is p(x)."""
+    model, images = small_vae(z_dim=3)
+    for layer in (model.encoder.mean, model.encoder.log_std):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    model.decoder.output.weight.zero_()
+    expected = Bernoulli(logits=model.decoder.output.bias).log_prob(images).sum(dim=1)
+    weights = laplace.encoder_weights(model.decoder, model.encoder)(images)(5)
+    assert torch.allclose(weights, expected[:, None].expand(6, 5))
