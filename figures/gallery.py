@@ -1,5 +1,6 @@
 """Draws all figures and writes the gallery, the page that shows them with the graded table."""
 
+import textwrap
 from pathlib import Path
 
 from figures.departures import departures
@@ -60,4 +61,14 @@ def write_page(out: Path, drawn: Drawn, groups: Groups, missing: list[str], quic
     for figure, caption in drawn:
         lines += ["", f"![{figure.caption}](report/{figure.name}.png)", "", caption]
     lines += ["", "## Where this project departs from the report", "", *departures(groups), ""]
-    (out / "README.md").write_text("\n".join(lines))
+    (out / "README.md").write_text("\n".join(map(_wrapped, lines)))
+
+
+def _wrapped(line: str) -> str:
+    """A paragraph or list item in lines of at most 100 columns; tables and pictures as they are."""
+    if line.startswith(("|", "!", "#")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(
+        line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

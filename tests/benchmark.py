@@ -1,11 +1,14 @@
-"""Time per training step of this project and of the plain loop (`tests.plain`), measured in one run on this machine.
+"""Time per training step of this project and of the plain loop (`tests.plain`) on this machine.
 
-    python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [--scaling] [--json FILE]
+python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [--scaling]
+                          [--json FILE]
 
-Each training has a process of its own, as in real use, and the two take turns, a few steps at a time, data loading included,
-with a third that multiplies square matrices; medians are compared. `fraction of peak` is the rate of this project's matrix
-products, were they all of a step, over that of the square ones in the same precision. `--epoch` compares whole VAE epochs
-with their validation as well.
+Each training has a process of its own, as in real use. The two take turns, a few steps at a time,
+data loading included, with a third that multiplies square matrices. Medians are compared.
+
+The fraction of peak is the rate of this project's matrix products, if they took the whole step,
+over the rate of a square product by the faster of PyTorch's and oneDNN's. The products' own time
+is that of every matrix product of a step alone, each by the faster of the two.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +30,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-import runs
-import training
 from datasets import N_PIXELS, Stream, bmnist, mnist
+from harness import linear
+from harness.average import WeightAverage
+from harness.devices import select_device
+from harness.run import device_name
+from harness.steps import adam, captured
 from tests import plain
 
 ROUNDS = 4
 STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
 SQUARE = 4096
+MODELS = {"vae": "VAE", "nf": "flow", "gan": "GAN"}
 
 
 def endless(batches):
@@ -43,59 +51,45 @@ def endless(batches):
 def ours_vae(device, batch_size=128, hidden_dim=500):
     train, val, _ = bmnist(batch_size=batch_size, device=device)
     model = vae.VAE(hidden_dim).to(device).train()
-    optimizer = training.adam(model, 1e-3, device)
-    average = training.WeightAverage(model, 0.999)
-    eager = partial(vae.train_step, model, optimizer)
-    steps = (
-        training.steps_on(device, eager, model, optimizer),
-        training.steps_on(device, partial(vae.evaluation_step, average.model)),
-    )
+    optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     batches = endless(train)
+
+    def steps(n):
+        return vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average)
+
     return {
-        "step": lambda n: vae.epoch_iter(
-            model.train(), itertools.islice(batches, n), optimizer, average, steps[0]
-        ),
-        "epoch": lambda _: vae.run_epoch(model, (train, val), optimizer, average, steps),
-        "eager": lambda _: eager(next(batches)),
+        "step": steps,
+        "epoch": lambda _: vae.run_epoch(model, (train, val), optimizer, average),
+        "eager": lambda _: vae.train_step(model, optimizer, next(batches)),
     }
 
 
 def ours_nf(device, batch_size=128, n_hidden=1024):
     train, _, _ = mnist(batch_size=batch_size, device=device, max_shift=nf.MAX_SHIFT)
     model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
-    optimizer = training.adam(model, 1e-3, device)
-    average = training.WeightAverage(model, 0.999)
-    eager = partial(nf.train_step, model, optimizer, 5.0)
-    steps = training.steps_on(device, eager, model, optimizer)
+    optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     batches = endless(train)
     return {
-        "step": lambda n: nf.epoch_iter(
-            model, itertools.islice(batches, n), optimizer, average, steps=steps
-        ),
-        "eager": lambda _: eager(next(batches)),
+        "step": lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average),
+        "eager": lambda _: nf.train_step(model, optimizer, 5.0, next(batches)),
     }
 
 
 def ours_gan(device):
     train, _, _ = mnist(device=device)
-    generator, discriminator = gan.Generator().to(device), gan.Discriminator().to(device)
-    optimizers = [training.adam(model, 2e-4, device) for model in (generator, discriminator)]
-    eager = partial(gan.train_batch, generator, discriminator, optimizers)
-    steps = training.steps_on(device, eager, generator, discriminator, *optimizers)
+    networks = gan.Generator().to(device), gan.Discriminator().to(device)
+    arguments = *networks, tuple(adam(network, 2e-4) for network in networks), (0.9, 0.0)
+    step = captured(gan.train_step, *arguments)
     batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))
     return {
-        "step": lambda n: torch.stack(
-            [means for _, means in steps(itertools.islice(batches, n))]
-        ).tolist(),
-        "eager": lambda _: eager(next(batches)),
+        "step": lambda n: torch.stack([step(next(batches)) for _ in range(n)]).tolist(),
+        "eager": lambda _: gan.train_step(*arguments, next(batches)),
     }
 
 
 def plain_vae(device, workers):
     train, val, _ = (
-        plain.loader(
-            255 * split.images, 128, [plain.to_tensor], shuffle=split.shuffle, workers=workers
-        )
+        plain.loader(255 * split.images, 128, [plain.to_tensor], split.shuffle, workers)
         for split in bmnist()
     )
     step, batches = plain.vae_step(device), endless(train)
@@ -108,46 +102,96 @@ def plain_vae(device, workers):
                     step(batch)
         step.model.train()
 
-    return {
-        "step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)],
-        "epoch": epoch,
-    }
+    return {"step": partial(_take, step, batches), "epoch": epoch}
 
 
 def plain_nf(device, workers):
-    batches = endless(
-        plain.loader(
-            mnist()[0].images, 128, [plain.random_affine, plain.to_tensor], workers=workers
-        )
-    )
-    step = plain.nf_step(device)
-    return {"step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+    transforms = [plain.random_affine, plain.to_tensor]
+    batches = endless(plain.loader(mnist()[0].images, 128, transforms, workers=workers))
+    return {"step": partial(_take, plain.nf_step(device), batches)}
 
 
 def plain_gan(device, workers):
-    batches = endless(
-        plain.loader(mnist()[0].images, 64, [plain.to_tensor, plain.normalize], workers=workers)
-    )
-    step = plain.gan_step(device)
-    return {"step": lambda n: [step(batch) for batch, _ in itertools.islice(batches, n)]}
+    transforms = [plain.to_tensor, plain.normalize]
+    batches = endless(plain.loader(mnist()[0].images, 64, transforms, workers=workers))
+    return {"step": partial(_take, plain.gan_step(device), batches)}
 
 
-def square_product(device):
+def _take(step, batches, n):
+    for batch, _ in itertools.islice(batches, n):
+        step(batch)
+
+
+def products_of(device):
+    """By name, functions of matrices a and b that compute a @ b.T in float32."""
+    products = {"PyTorch": lambda a, b: a @ b.T}
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        products["oneDNN"] = linear._product
+    return products
+
+
+def square_products(device):
+    """Milliseconds of a square product, by the faster way."""
     a, b = torch.randn(2, SQUARE, SQUARE, device=device)
 
-    def multiply(n):
+    def multiply(product, n):
         for _ in range(n):
-            product = a @ b
-        product[0, 0].item()  # waits for the device
+            result = product(a, b)
+        result[0, 0].item()  # waits for the device
 
-    return {"step": multiply}
+    return {name: partial(multiply, product) for name, product in products_of(device).items()}
+
+
+@contextlib.contextmanager
+def _without_onednn():
+    """All products are PyTorch's inside the block; oneDNN's are not counted."""
+    linear.USE_ONEDNN, before = False, linear.USE_ONEDNN
+    yield
+    linear.USE_ONEDNN = before
 
 
 def gflop(function):
     """Floating-point operations of the matrix products that `function` calls, in 10^9."""
-    with FlopCounterMode(display=False) as counter:
+    with _without_onednn(), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 1e9
+
+
+class _ProductShapes(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the shapes (rows, inner, columns) of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            a, b = args[-2:]
+            self.shapes[a.shape[0], a.shape[1], b.shape[1]] += 1
+        return function(*args, **kwargs or {})
+
+
+def products_ms(function, device):
+    """Milliseconds of the matrix products that `function` calls, each by the faster way, alone."""
+    with _without_onednn(), _ProductShapes() as mode:
+        function()
+    total = 0.0
+    for (rows, inner, columns), count in mode.shapes.items():
+        a = torch.randn(rows, inner, device=device)
+        b = torch.randn(columns, inner, device=device)
+        total += count * min(_milliseconds(p, a, b) for p in products_of(device).values())
+    return total
+
+
+def _milliseconds(product, a, b, n=10, repeats=3):
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        for _ in range(n):
+            result = product(a, b)
+        result[0, 0].item()
+        times.append(1000 * (time.perf_counter() - started) / n)
+    return min(times[1:])
 
 
 def gpu_busy(function):
@@ -165,14 +209,17 @@ def gpu_busy(function):
 
 
 def serve(pipe, make, device, arguments):
-    """In a process of its own: make the training, then answer ('step' | 'epoch' | 'gflop' | 'busy' | 'memory', n) until None."""
-    functions = make(training.select_device(device.type), *arguments)
+    """In a process of its own: make the training, then answer (name, n) until None."""
+    device = select_device(device.type)
+    functions = make(device, *arguments)
     while (request := pipe.recv()) is not None:
         name, n = request
         if name == "memory":
             pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         elif name == "gflop":
             pipe.send(gflop(lambda: functions["eager"](1)))
+        elif name == "products":
+            pipe.send(products_ms(lambda: functions["eager"](1), device))
         elif name == "busy":
             pipe.send(gpu_busy(lambda: functions["step"](n)))
         else:
@@ -204,19 +251,55 @@ class Trainee:
         self.process.join()
 
 
-def compare(trainees, name, rounds):
-    """Median milliseconds per unit of `name` of each (trainee, units per turn), taking turns after one turn each to warm up."""
+def compare(turns, rounds):
+    """Median milliseconds per unit of each (trainee, name, units per turn), after one warm-up."""
 
-    def turn(trainee, n):
+    def take(trainee, name, n):
         time.sleep(0.2)  # the other's threads spin for a while before they sleep
         return trainee.ask(name, n)
 
-    times = [[turn(*each) for each in trainees] for _ in range(rounds + 1)][1:]
+    times = [[take(*turn) for turn in turns] for _ in range(rounds + 1)][1:]
     return [statistics.median(column) for column in zip(*times)]
 
 
+def compare_step(name, make_ours, make_plain, args, device):
+    """The figures of one model, printed as a line; with --epoch those of the VAE's epoch, too."""
+    n, many = STEPS[name], 20 if device.type == "cuda" else 1  # a launch or two measure nothing
+    results = {}
+    with (
+        Trainee(make_ours, device) as ours,
+        Trainee(make_plain, device, args.workers) as theirs,
+        Trainee(square_products, device) as square,
+    ):
+        turns = [(theirs, "step", n), (ours, "step", many * n)]
+        turns += [(square, product, many) for product in products_of(device)]
+        plain_ms, ours_ms, *square_ms = compare(turns, ROUNDS)
+        peak, gflop_per_step = 2e-6 * SQUARE**3 / min(square_ms), ours.ask("gflop")
+        row = {"plain_ms": plain_ms, "ours_ms": ours_ms, "ratio": plain_ms / ours_ms}
+        row |= {"gflop_per_step": gflop_per_step, "peak_gflops": peak}
+        row["fraction_of_peak"] = gflop_per_step / (ours_ms / 1000) / peak
+        row |= {"products_ms": ours.ask("products"), "peak_memory_mb": ours.ask("memory")}
+        print(
+            f"{MODELS[name]:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   "
+            f"ratio {row['ratio']:5.2f}   products alone {row['products_ms']:6.2f} ms   "
+            f"{row['fraction_of_peak']:.2f} of {peak:.0f} GFLOP/s   "
+            f"peak memory {row['peak_memory_mb']:.0f} MB"
+        )
+        if name == "vae" and args.epoch:
+            turns = [(theirs, "epoch", 1), (ours, "epoch", 1)]
+            plain_s, ours_s = (milliseconds / 1000 for milliseconds in compare(turns, 3))
+            ratio = plain_s / ours_s
+            results["vae_epoch"] = {"plain_s": plain_s, "ours_s": ours_s, "ratio": ratio}
+            words = f"plain {plain_s:.2f} s, ours {ours_s:.2f} s, ratio {ratio:.2f}"
+            print(f"     an epoch with validation: {words}")
+        if device.type == "cuda":
+            row["gpu_busy"] = ours.ask("busy", many * n)
+            print(f"     time of the kernels over wall time {row['gpu_busy']:.2f}")
+    return {name: row, **results}
+
+
 def scaling(device):
-    """Microseconds per training image of the VAE and the flow by batch size and by width; rows of a table, printed."""
+    """Microseconds per training image by batch size and by width: rows of a table, printed."""
     rows = []
     print("      batch  width   us per image   GFLOP/s")
     for name, make, width, default in (
@@ -226,87 +309,37 @@ def scaling(device):
         sizes = [(batch, default) for batch in (64, 128, 512, 2048, 8192)]
         sizes += [(128, units) for units in (500, 1000, 2000, 4000) if units != default]
         for batch_size, units in sizes:
-            # About as much work as 20 steps of the default size.
+            # About as much work as 20 steps of the default size, and no short last batch.
             n = max(1, 20 * 128 * default // (batch_size * units))
             with Trainee(make, device, batch_size, units) as ours:
-                ours.ask("step", 1)
+                ours.ask("step", 2)  # captures the step on CUDA
                 milliseconds, gflop_per_step = ours.ask("step", n), ours.ask("gflop")
-            rows.append(
-                {
-                    "model": name,
-                    "batch_size": batch_size,
-                    width: units,
-                    "us_per_image": 1000 * milliseconds / batch_size,
-                    "gflops": 1000 * gflop_per_step / milliseconds,
-                }
-            )
-            print(
-                f"{name:4} {batch_size:6} {units:6} {rows[-1]['us_per_image']:14.1f} {rows[-1]['gflops']:9.0f}"
-            )
+            row = {"model": name, "batch_size": batch_size, width: units}
+            row["us_per_image"] = 1000 * milliseconds / batch_size
+            row["gflops"] = 1000 * gflop_per_step / milliseconds
+            rows.append(row)
+            size = f"{MODELS[name]:4} {batch_size:6} {units:6}"
+            print(f"{size} {row['us_per_image']:14.1f} {row['gflops']:9.0f}")
     return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
-    parser.add_argument(
-        "--workers", type=int, default=0, help="worker processes of the plain loop's DataLoader"
-    )
-    parser.add_argument("--epoch", action="store_true", help="time one whole VAE epoch as well")
-    parser.add_argument(
-        "--scaling",
-        action="store_true",
-        help="time per image by batch size (64 to 8192) and width (500 to 4000) as well",
-    )
+    parser.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")
+    parser.add_argument("--epoch", action="store_true", help="time a whole VAE epoch as well")
+    parser.add_argument("--scaling", action="store_true", help="by batch size and width as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     args = parser.parse_args()
-    device = training.select_device(args.device)
-    print(runs.device_name(device))
-    results = {"device": runs.device_name(device), "workers": args.workers}
-    makers = {"vae": (ours_vae, plain_vae), "nf": (ours_nf, plain_nf), "gan": (ours_gan, plain_gan)}
-    many = 20 if device.type == "cuda" else 1  # a launch or two would be no measure there
-    for name, (make_ours, make_plain) in makers.items():
-        n = STEPS[name]
-        with (
-            Trainee(make_ours, device) as ours,
-            Trainee(make_plain, device, args.workers) as theirs,
-            Trainee(square_product, device) as square,
-        ):
-            plain_ms, ours_ms, square_ms = compare(
-                [(theirs, n), (ours, many * n), (square, many)], "step", ROUNDS
-            )
-            gflop_per_step = ours.ask("gflop")
-            peak = 2 * SQUARE**3 / 1e9 / (square_ms / 1000)
-            results[name] = row = {
-                "plain_ms": plain_ms,
-                "ours_ms": ours_ms,
-                "ratio": plain_ms / ours_ms,
-                "gflop_per_step": gflop_per_step,
-                "peak_gflops": peak,
-                "fraction_of_peak": gflop_per_step / (ours_ms / 1000) / peak,
-                "peak_memory_mb": ours.ask("memory"),
-            }
-            print(
-                f"{name:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   ratio {row['ratio']:5.2f}   "
-                f"{gflop_per_step:6.2f} GFLOP a step   {row['fraction_of_peak']:.2f} of the {peak:.0f} GFLOP/s of a square "
-                f"{SQUARE} product   peak memory {row['peak_memory_mb']:.0f} MB"
-            )
-            if name == "vae" and args.epoch:
-                plain_epoch, ours_epoch = (
-                    ms / 1000 for ms in compare([(theirs, 1), (ours, 1)], "epoch", 3)
-                )
-                results["vae_epoch"] = {
-                    "plain_s": plain_epoch,
-                    "ours_s": ours_epoch,
-                    "ratio": plain_epoch / ours_epoch,
-                }
-                print(
-                    f"     one epoch with validation: plain {plain_epoch:.2f} s, ours {ours_epoch:.2f} s, "
-                    f"ratio {plain_epoch / ours_epoch:.2f}"
-                )
-            if device.type == "cuda":
-                row["gpu_busy"] = ours.ask("busy", many * n)
-                print(f"     time of the kernels over wall time {row['gpu_busy']:.2f}")
+    device = select_device(args.device)
+    print(device_name(device))
+    results = {"device": device_name(device), "workers": args.workers}
+    for name, ours, theirs in (
+        ("vae", ours_vae, plain_vae),
+        ("nf", ours_nf, plain_nf),
+        ("gan", ours_gan, plain_gan),
+    ):
+        results |= compare_step(name, ours, theirs, args, device)
     if args.scaling:
         results["scaling"] = scaling(device)
     if args.json:

@@ -1,6 +1,7 @@
 """Finished runs that nobody trained, for tests of the figures."""
 
 import json
+import re
 
 import numpy as np
 from matplotlib.image import imsave
@@ -79,3 +80,8 @@ def fake_runs(base, *kinds):
     for kind in kinds:
         fake_run(base / kind, kind)
     return base
+
+
+def unwrapped(page):
+    """The text of a gallery with each paragraph, list item and row on a line of its own."""
+    return re.sub(r"(?<!\n)\n *(?![-|!#\n])", " ", page)

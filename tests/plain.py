@@ -1,8 +1,9 @@
 """The three trainings as a competent student writes them, for `tests.benchmark` to compare with.
 
-A Dataset that makes a PIL image of each digit, the course's transforms (ToTensor, Normalize, RandomAffine: written out
-here, because torchvision is not a requirement), a DataLoader, eager Adam with PyTorch's defaults, probabilities instead of
-logits, couplings that multiply by masks, a second generator pass for the discriminator, and `.item()` after each batch.
+A Dataset that makes a PIL image of each digit, the course's transforms (ToTensor, Normalize,
+RandomAffine, written out here), a DataLoader, eager Adam with PyTorch's defaults, probabilities
+instead of logits, couplings that multiply by masks, a second generator pass for the discriminator,
+and `.item()` after each batch.
 """
 
 import math

@@ -9,7 +9,7 @@ from figures.__main__ import WANTED, main, parse_args
 from figures.kinds import KINDS
 from figures.report import FIGURES
 from harness.errors import UserError
-from tests.fake_runs import fake_run, fake_runs
+from tests.fake_runs import fake_run, fake_runs, unwrapped
 
 
 def draw(base, *flags, n_missing=0):
@@ -20,7 +20,7 @@ def draw(base, *flags, n_missing=0):
             main(args)
     else:
         main(args)
-    return (base.parent / "out" / "README.md").read_text()
+    return unwrapped((base.parent / "out" / "README.md").read_text())
 
 
 @pytest.fixture(scope="module")

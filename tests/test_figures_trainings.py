@@ -17,7 +17,7 @@ from figures.report import FIGURES
 from figures.runs import find_runs
 from harness.errors import UserError
 from tests.conftest import ROOT
-from tests.fake_runs import fake_run, fake_runs
+from tests.fake_runs import fake_run, fake_runs, unwrapped
 
 
 def test_a_failed_training_is_named_with_its_last_line(tmp_path, monkeypatch):
@@ -38,7 +38,9 @@ def test_a_failed_training_is_named_with_its_last_line(tmp_path, monkeypatch):
         (True, ["--jobs", "2"], 2),
     ],
 )
-def test_trainings_run_side_by_side_all_on_cuda_and_one_per_core_on_a_cpu(tmp_path, monkeypatch, cuda, flags, n_jobs):
+def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
+    tmp_path, monkeypatch, cuda, flags, n_jobs
+):
     def select_device(name):
         return torch.device("cuda" if cuda and name == "auto" else "cpu")
 
@@ -154,7 +156,7 @@ def quick_runs(tmp_path, monkeypatch):
 
 def check_quick_report(base):
     """Every figure is there and says that it shows a quick run."""
-    text = (base / "figures" / "README.md").read_text()
+    text = unwrapped((base / "figures" / "README.md").read_text())
     assert "a quick run" in text.splitlines()[0]
     drawn = {path.stem for path in (base / "figures" / "report").glob("*.png")}
     assert drawn == {figure.name for figure in FIGURES if figure.kind in WANTED}

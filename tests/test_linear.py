@@ -81,11 +81,15 @@ def test_initial_weights_are_those_of_nn_linear():
 
 @pytest.mark.skipif(not ONEDNN, reason="PyTorch has no oneDNN here")
 def test_the_choice_is_by_processor(monkeypatch, tmp_path):
-    for vendor, flags, expected in (
-        ("AuthenticAMD", "avx2 avx512f", True),
-        ("AuthenticAMD", "avx2", False),
-        ("GenuineIntel", "avx512f", False),
+    for vendor, family, flags, expected in (
+        ("AuthenticAMD", 26, "avx2 avx512f", True),
+        ("AuthenticAMD", 25, "avx2 avx512f", False),
+        ("AuthenticAMD", 26, "avx2", False),
+        ("GenuineIntel", 26, "avx512f", False),
     ):
-        (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : {flags}\n")
+        cpuinfo = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
         monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "cpuinfo")
         assert linear._prefers_onednn() == expected
+    monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "absent")
+    assert not linear._prefers_onednn()
