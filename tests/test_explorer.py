@@ -1,8 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +12,14 @@ import a3_vae_template as vae
 from datasets import bmnist, mnist
 from figures.explorer import measure, models, networks, page
 from figures.explorer.__main__ import main, parse_args
-from harness.average import WeightAverage
+from harness import cli
 from harness.errors import UserError
-from tests.conftest import ROOT
-
-TABS = ("plane", "units", "draw", "gan", "flow", "compare")
-
-
-def perturbed(model):
-    """All parameters, and the statistics of batch norm, away from their initial values."""
-    for value in (*model.parameters(), *model.buffers()):
-        if value.is_floating_point():
-            value.data += 0.05 * torch.rand_like(value)
-    return model
-
-
-def write_run(folder, script, arguments, parts, metrics, finished=True):
-    """A run folder as the script leaves it, as far as the page reads it."""
-    folder.mkdir(parents=True)
-    config = {"script": Path(script.__file__).name, "arguments": arguments, "started": "2026"}
-    (folder / "config.json").write_text(json.dumps(config))
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(checkpoint | {"metrics": [metrics]}, folder / "checkpoint.pt")
-    if finished:
-        (folder / "result.json").write_text(json.dumps({"graded": [], "finished": "now"}))
-
-
-def write_vae(folder, z_dim, **options):
-    arguments = {"zdim": z_dim, "hidden_dim": 16}
-    parts = {"average": WeightAverage(perturbed(vae.VAE(16, z_dim)), 0.9)}
-    metrics = {"epoch": 7, "val_neg_elbo_nats": 123.4}
-    write_run(folder, vae, arguments, parts, metrics, **options)
+from tests.explorer_runs import write_runs, write_vae
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished run of each kind, with small models where the script allows it."""
-    base = tmp_path_factory.mktemp("runs")
-    torch.manual_seed(0)
-    write_vae(base / "vae2", 2)
-    write_vae(base / "vae20", 20)
-    parts = {"generator": perturbed(gan.Generator()), "discriminator": gan.Discriminator()}
-    write_run(base / "gan", gan, {}, parts, {"batch": 9, "d_fake": 0.3})
-    parts = {"average": WeightAverage(perturbed(nf.Model([784], 4, 16)), 0.9)}
-    write_run(base / "flow", nf, {"n_hidden": 16}, parts, {"epoch": 5, "val_bpd": 2.345})
-    return base
-
-
-@pytest.fixture(scope="module")
-def rounded(runs):
-    """The models whose weights the page has."""
-    found, _ = models.find_models(runs)
-    return {name: networks.quantised(trained.model) for name, trained in found.items()}
+    return write_runs(tmp_path_factory.mktemp("runs"))
 
 
 # --- Weights
@@ -88,11 +41,17 @@ def test_rounding_twice_changes_nothing():
 
 def test_folded_batch_norm_is_the_same_function():
     torch.manual_seed(0)
-    generator = perturbed(gan.Generator()).eval()
+    generator = gan.Generator().eval()
+    for norm in generator.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+                values.normal_()
+            norm.running_var.uniform_(0.5, 2)
     z = torch.randn(20, 100)
-    images, rounded_images = generator(z), networks.quantised(generator)(z)
+    with torch.no_grad():
+        images, rounded_images = generator(z), networks.quantised(generator)(z)
     assert images.std() > 0.05
-    assert (images - rounded_images).abs().max() < 0.02
+    assert (images - rounded_images).std() < 0.02 * images.std()
 
 
 def test_packed_layers_can_be_read_back():
@@ -123,18 +82,18 @@ def test_all_models_at_full_size_fit_in_10_megabytes():
 
 def test_8_bit_weights_cost_less_than_half_a_nat_and_a_hundredth_of_a_bit():
     torch.manual_seed(0)
-    images = bmnist()[0].images[:3000].float()
-    model = vae.VAE(200, 20)
+    images = bmnist()[0].images[:2000].float()
+    model = vae.VAE(100, 20)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(3):
         for batch in images.split(100):
             vae.train_step(model, optimizer, batch)
     cost = measure.measure_vae(model, networks.quantised(model))
-    assert cost["bands"]["negElbo"][1] < 200  # it has learned something
+    assert cost["bands"]["negElbo"][1] < 250  # it has learned something
     assert abs(cost["cost"]["value"]) < 0.5
-    model = nf.Model([784], 2, 64)
+    model = nf.Model([784], 2, 32)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for batch in mnist()[0].images[:6000].float().split(100):
+    for batch in mnist()[0].images[:3000].float().split(100):
         nf.train_step(model, optimizer, 5.0, batch)
     cost = measure.measure_flow(model, networks.quantised(model))
     assert cost["bands"]["bpd"][1] < 5
@@ -167,7 +126,7 @@ def test_commands_for_missing_models_make_runs_that_fit():
         assert kind.fits(kind.script.parse_args(flags))
 
 
-def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path):
     shutil.copytree(runs / "vae2", tmp_path / "vae2")
     shutil.copytree(runs / "flow", tmp_path / "flow")
     (tmp_path / "vae2" / "checkpoint.pt").write_bytes(b"nothing")
@@ -176,11 +135,12 @@ def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path, capsys)
     assert "holds no usable checkpoint" in missing["vae2"]
 
 
-def test_no_run_at_all_is_one_line_and_status_1(tmp_path):
-    command = [sys.executable, "-m", "figures.explorer", "--runs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "no finished run" in done.stderr
+def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(main, lambda: parse_args(["--runs", str(tmp_path)]))
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "no finished run" in message
 
 
 def test_no_folder_of_runs_is_an_error(tmp_path):
