@@ -112,6 +112,12 @@ def picture(browser, name):
 
 def open_tab(browser, name):
     browser.execute_script(f"document.getElementById('tab-{name}').click()")
+    next_frame(browser)
+    next_frame(browser)
+
+
+def next_frame(browser):
+    browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
 
 
 def test_the_page_opens_without_error_or_request(browser, address):
@@ -170,7 +176,7 @@ def test_javascript_agrees_with_pytorch_on_likelihoods(browser, rounded, monkeyp
     draws = [rounded["vae20"].terms(bits) for _ in range(200)]
     for name, key in (("kl", "kl"), ("recon", "recon"), ("neg_elbo", "negElbo")):
         expected = torch.stack([getattr(draw, name) for draw in draws]).mean().item()
-        # Both average over draws of z, the page over 20 for each digit.
+        # Both average over draws of z, the page over 10 for each digit.
         assert np.mean([row[key] for row in nats]) == pytest.approx(expected, rel=0.01)
     noise = torch.rand(784)
     monkeypatch.setattr(rounded["flow"], "dequantize", lambda x: x + noise)
@@ -204,7 +210,7 @@ def test_sliders_and_buttons_change_the_digit(browser):
         for control, keys in presses.items():
             before = picture(browser, canvas)
             browser.find_element("id", control).send_keys(keys)
-            time.sleep(0.05)  # the flow's picture moves with the next frame
+            next_frame(browser)
             assert picture(browser, canvas) != before, control
     open_tab(browser, "units")
     sliders = browser.find_elements("css selector", "#units-sliders input")
@@ -225,7 +231,7 @@ def test_drawing_changes_what_the_models_say(browser, how):
         moves.move_by_offset(30, 60).move_by_offset(-50, -10).release().perform()
     else:
         pad.send_keys(" " + 8 * Keys.ARROW_DOWN + 4 * Keys.ARROW_RIGHT)
-    time.sleep(0.3)
+    next_frame(browser)
     after = [text_of(browser, f"#draw-{name} output") for name in ("elbo", "opinion", "bpd")]
     assert text_of(browser, "#draw-name") == "your digit"
     assert all(one != other for one, other in zip(before, after)), (before, after)

@@ -77,7 +77,7 @@ def measure_gan(model: nn.ModuleDict, rounded: nn.ModuleDict) -> dict:
     discriminator = rounded["discriminator"]
     real = discriminator(grey_images() / 127.5 - 1)
     return {
-        "cost": {"value": error, "unit": "grey levels of 255, on average"},
+        "cost": {"value": error, "unit": "grey levels of 255"},
         "bands": {"real": band(real), "generated": band(discriminator(2 * samples - 1))},
     }
 

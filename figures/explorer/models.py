@@ -16,7 +16,7 @@ from harness import checkpoints, cli, records
 from harness.average import WeightAverage
 from harness.errors import UserError
 
-MAX_FLOW_WIDTH = 384  # the weights of a wider flow don't fit in 10 MB
+MAX_FLOW_WIDTH = 320  # the weights of a wider flow don't fit in 10 MB
 
 
 class Kind(NamedTuple):
@@ -57,7 +57,7 @@ KINDS = {
     "flow": Kind(
         "Flow",
         nf,
-        lambda args: args.n_hidden <= MAX_FLOW_WIDTH,
+        lambda args: args.n_flows == 4 and args.n_hidden <= MAX_FLOW_WIDTH,
         "python a3_nf_template.py --n_hidden 256 --out runs/nf-narrow-seed0",
     ),
 }

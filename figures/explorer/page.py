@@ -38,7 +38,7 @@ SECTIONS = {
 # The metric of a run that the page states, and its name.
 METRICS = {
     "vae": ("val_neg_elbo_nats", "validation negative ELBO {:.2f} nats"),
-    "gan": ("d_fake", "discriminator on generated images {:.2f}"),
+    "gan": ("d_fake", "D on generated images {:.2f}"),
     "flow": ("val_bpd", "validation {:.3f} bits per dimension"),
 }
 
@@ -105,6 +105,7 @@ def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
         "nWeights": _n_weights(trained.model),
         "result": words.format(last[key]),
         "value": last[key],
+        "shifted": last.get("val_bpd_shifted"),
         "length": length,
         "script": Path(KINDS[name].script.__file__).name,
         "width": getattr(trained.args, "n_hidden", None),

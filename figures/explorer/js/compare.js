@@ -32,7 +32,6 @@ export function setUpCompare({ vae20, vae2, gan, flow }, digits) {
     }
   };
   byId("compare-new").addEventListener("click", sample);
-  sample();
 
   let rounds = 0;
   let right = 0;
@@ -74,5 +73,12 @@ export function setUpCompare({ vae20, vae2, gan, flow }, digits) {
     deal();
     byId("game-choices").firstElementChild.focus();
   });
-  deal();
+  // A hundred samples take a while, so they wait until somebody looks.
+  const start = new IntersectionObserver(([{ isIntersecting }]) => {
+    if (!isIntersecting) return;
+    start.disconnect();
+    sample();
+    deal();
+  });
+  start.observe(byId("compare"));
 }

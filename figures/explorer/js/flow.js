@@ -87,6 +87,10 @@ export function setUpFlow({ flow }, digits) {
   };
   const play = (from, to) => {
     stop();
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      go(to);
+      return;
+    }
     const start = performance.now();
     byId("flow-play").textContent = "Stop";
     const advance = (now) => {
@@ -124,10 +128,12 @@ export function setUpFlow({ flow }, digits) {
     if (!isSample) showDigit();
   });
 
+  const { width, value, length, shifted } = flow.about;
   byId("flow-width").textContent =
-    `This flow's couplings are ${flow.about.width} units wide and reach ` +
-    `${flow.about.value.toFixed(3)} bits per dimension on the validation split ` +
-    `after ${flow.about.length}. The report's are 1,024 wide, too large for a page, and reach 1.804.`;
+    `This flow's couplings are ${width} units wide: after ${length} it reaches ` +
+    `${value.toFixed(3)} bits per dimension on validation digits` +
+    (shifted ? `, and ${shifted.toFixed(3)} on shifted ones. ` : ". ") +
+    "The report's flow, 1,024 wide and too large for a page, reaches 1.804 on shifted ones.";
   sample();
   return sendDigit;
 }

@@ -2,7 +2,7 @@
 
 import { opinionGauge } from "./draw.js";
 import { Random } from "./maths.js";
-import { announce, byId, pictureButton, show } from "./ui.js";
+import { announce, byId, paint, pictureButton, show } from "./ui.js";
 import { createWalk } from "./walk.js";
 
 const N_SAMPLES = 16;
@@ -11,7 +11,8 @@ const N_SAMPLES = 16;
 export function setUpGan({ gan }, digits) {
   const random = new Random(Math.random() * 2 ** 32);
   let latents = [];
-  let chosen = [0, 1]; // the first and the last sample of the walk
+  let opinions = []; // of the discriminator, as text
+  let chosen = [0, 1]; // the start and the end of the walk
 
   const setOpinion = opinionGauge(byId("gan-opinion"), gan);
   const setDrawn = opinionGauge(byId("gan-drawn"), gan);
@@ -32,10 +33,10 @@ export function setUpGan({ gan }, digits) {
   });
 
   function walk() {
-    buttons.forEach(({ button }, n) => {
-      const end = ["first", "last"][chosen.indexOf(n)] ?? "";
-      button.dataset.end = end;
-      button.setAttribute("aria-pressed", String(end !== ""));
+    buttons.forEach(({ button, words }, n) => {
+      const end = ["start", "end"][chosen.indexOf(n)];
+      words.textContent = end ? `${opinions[n]}, ${end}` : opinions[n];
+      button.setAttribute("aria-pressed", String(Boolean(end)));
     });
     setWalk(latents[chosen[0]], latents[chosen[1]]);
     byId("gan-position").value = 0;
@@ -44,12 +45,11 @@ export function setUpGan({ gan }, digits) {
 
   function sample() {
     latents = buttons.map(() => random.normals(gan.nLatents));
-    buttons.forEach(({ button, canvas, words }, n) => {
-      const image = gan.generate(latents[n]);
-      const percent = `${Math.round(100 * gan.opinion(image))}%`;
-      show(canvas, image, "");
-      words.textContent = percent;
-      button.setAttribute("aria-label", `Sample ${n + 1}, ${percent} real, says D: walk to it`);
+    const images = latents.map((z) => gan.generate(z));
+    opinions = images.map((image) => `${Math.round(100 * gan.opinion(image))}%`);
+    buttons.forEach(({ button, canvas }, n) => {
+      paint(canvas, images[n]);
+      button.setAttribute("aria-label", `Sample ${n + 1}, ${opinions[n]} real, says D: walk to it`);
     });
     walk();
     announce("New samples");
