@@ -115,8 +115,8 @@ def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     (base / "foreign" / "config.json").write_text("[]")
     found, missing = models.find_models(base)
     assert {name: trained.folder.name for name, trained in found.items()} == {"flow": "new"}
-    assert missing["gan"] == "python a3_gan_template.py"
-    assert missing["vae20"] == f"python a3_vae_template.py --resume {base / 'vae'}"
+    assert missing["gan"].command == "python a3_gan_template.py"
+    assert missing["vae20"].command == f"python a3_vae_template.py --resume {base / 'vae'}"
 
 
 def test_commands_for_missing_models_make_runs_that_fit():
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path):
     (tmp_path / "vae2" / "checkpoint.pt").write_bytes(b"nothing")
     found, missing = models.find_models(tmp_path)
     assert list(found) == ["flow"]
-    assert "holds no usable checkpoint" in missing["vae2"]
+    assert "holds no usable checkpoint" in missing["vae2"].reason
 
 
 def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):

@@ -28,16 +28,12 @@ def main(args: Namespace) -> None:
     if not base.is_dir():
         raise UserError(f"there is no folder {base}: name the one of the run folders with --runs")
     found, missing = models.find_models(base)
-    for name, command in missing.items():
-        print(f"{models.KINDS[name].title}: no finished run; {command}", file=sys.stderr)
+    for name, (reason, command) in missing.items():
+        print(f"{models.KINDS[name].title}: {reason}; {command} makes one", file=sys.stderr)
     text = page.build(found, missing).encode()
     write_whole(out, lambda file: file.write(text))
-    print(f"{out}: {len(text) / 1e6:.1f} MB, with " + ", ".join(map(str, found_folders(found))))
-
-
-def found_folders(found: dict[str, models.Trained]) -> list[Path]:
-    """The run folders on the page."""
-    return [trained.folder for trained in found.values()]
+    folders = ", ".join(str(trained.folder) for trained in found.values())
+    print(f"{out}: {len(text) / 1e6:.1f} MB, from {folders}")
 
 
 if __name__ == "__main__":

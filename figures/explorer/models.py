@@ -79,8 +79,15 @@ class Trained(NamedTuple):
     model: nn.Module
 
 
-def find_models(base: Path) -> tuple[dict[str, Trained], dict[str, str]]:
-    """The newest finished run of each kind under `base`, and for every other kind what to do.
+class Missing(NamedTuple):
+    """Why there is no model of a kind, and the command that makes one."""
+
+    reason: str
+    command: str
+
+
+def find_models(base: Path) -> tuple[dict[str, Trained], dict[str, Missing]]:
+    """The newest finished run of each kind under `base`, and why every other kind is missing.
 
     Raises:
         UserError: there is none of any kind.
@@ -95,11 +102,12 @@ def find_models(base: Path) -> tuple[dict[str, Trained], dict[str, str]]:
                 found[name] = load(finished[-1], kind)
             elif candidates:
                 script = Path(kind.script.__file__).name
-                missing[name] = f"python {script} --resume {candidates[-1]}"
+                command = f"python {script} --resume {candidates[-1]}"
+                missing[name] = Missing(f"{candidates[-1]} is unfinished", command)
             else:
-                missing[name] = kind.command
+                missing[name] = Missing("there is no run that fits", kind.command)
         except UserError as error:
-            missing[name] = f"{kind.command} ({error})"
+            missing[name] = Missing(str(error), kind.command)
     if not found:
         raise UserError(
             f"no finished run under {base} that the page can show; make one, with "

@@ -16,7 +16,7 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import read_mnist
 from figures.explorer import measure, networks
-from figures.explorer.models import KINDS, Trained
+from figures.explorer.models import KINDS, Missing, Trained
 from harness.records import count_of
 
 HERE = Path(__file__).parent
@@ -43,12 +43,12 @@ METRICS = {
 }
 
 
-def build(found: dict[str, Trained], missing: dict[str, str]) -> str:
+def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
     """The page.
 
     Args:
         found: the trained models, by kind.
-        missing: for every other kind, the command that makes it.
+        missing: why every other kind is missing.
     """
     models, blobs = {}, {}
     for name, kind in KINDS.items():
@@ -56,7 +56,7 @@ def build(found: dict[str, Trained], missing: dict[str, str]) -> str:
             models[name], blobs[name] = describe(name, found[name])
             models[name]["title"] = kind.title
         else:
-            models[name] = {"title": kind.title, "missing": missing[name]}
+            models[name] = {"title": kind.title, "missing": missing[name]._asdict()}
     positions = _positions(found["vae2"].model) if "vae2" in found else torch.zeros(0)
     blobs["digits"] = b"".join(
         [

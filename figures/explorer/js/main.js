@@ -85,8 +85,8 @@ function sayWhatIsMissing() {
     if (!missing) continue;
     host.className = "missing";
     host.replaceChildren(
-      element("p", { textContent: `${title}: there is no finished run. This makes one:` }),
-      element("pre", {}, element("code", { textContent: missing })),
+      element("p", { textContent: `${title}: ${missing.reason}. This makes one:` }),
+      element("pre", {}, element("code", { textContent: missing.command })),
     );
   }
 }
@@ -94,7 +94,7 @@ function sayWhatIsMissing() {
 function fillTable() {
   for (const model of Object.values(data.models)) {
     const cells = model.missing
-      ? ["no finished run", "", "", model.missing, ""]
+      ? ["", "", "", model.missing.reason, ""]
       : [
           model.script,
           model.nWeights.toLocaleString("en"),

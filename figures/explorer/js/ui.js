@@ -82,7 +82,7 @@ export function onRange(input, callback, words = (value) => value.toFixed(2)) {
  * A number on a track, with the band that holds 90% of the test digits.
  * Returns a function that sets the number.
  */
-export function gauge(host, { label, unit, band, min, max, decimals, whose = "test digits" }) {
+export function gauge(host, { label, unit, band, min, max, decimals }) {
   const output = element("output");
   const mark = element("span", { className: "mark" });
   const range = element("span", { className: "band" });
@@ -96,7 +96,10 @@ export function gauge(host, { label, unit, band, min, max, decimals, whose = "te
       { className: "gauge" },
       element("div", { className: "gauge-line" }, element("span", { textContent: label }), output),
       element("div", { className: "track", aria: { hidden: "true" } }, range, mark),
-      element("p", { className: "hint", textContent: `90% of ${whose}: ${low} to ${high}` }),
+      element("p", {
+        className: "hint",
+        textContent: `90% of test digits: ${low} to ${high}${unit}`,
+      }),
     ),
   );
   return (value) => {
