@@ -1,6 +1,6 @@
 // A drawn digit and what each model says of it.
 
-import { byId, gauge, paint, show } from "./ui.js";
+import { byId, gauge, paint, show, twoDecimals } from "./ui.js";
 
 /** Room on a gauge around the test digits' band. */
 function around(band, factor = 1.2) {
@@ -40,7 +40,7 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
     onDigit.push(({ bits }) => {
       position = [...vae2.encode(bits).mean];
       const nearest = digits.nearest(...position);
-      const [z1, z2] = position.map((value) => value.toFixed(2));
+      const [z1, z2] = position.map(twoDecimals);
       paint(byId("draw-plane"), vae2.decode(Float32Array.from(position)));
       paint(byId("draw-nearest"), digits.image(nearest));
       byId("draw-nearest-name").textContent = `nearest: a ${digits.labels[nearest]}`;

@@ -1,7 +1,7 @@
 // The latent plane: a field to move in. Its axes are quantiles of the prior, 0 to 1.
 
 import { normalCdf, normalQuantile } from "./maths.js";
-import { announce, byId, element, onRange, show } from "./ui.js";
+import { announce, byId, element, onRange, show, twoDecimals } from "./ui.js";
 
 const N_CELLS = 20; // of the manifold, along each axis
 const CELL = 28;
@@ -73,7 +73,7 @@ export function setUpPlane({ vae2: vae }, digits) {
 
   function decode(z) {
     const nearest = digits.nearest(...z);
-    const label = `z = (${z[0].toFixed(2)}, ${z[1].toFixed(2)})`;
+    const label = `z = (${twoDecimals(z[0])}, ${twoDecimals(z[1])})`;
     show(byId("plane-digit"), vae.decode(z), `Decoded digit at ${label}`);
     show(byId("plane-nearest"), digits.image(nearest), `Nearest: ${digits.name(nearest)}`);
     byId("plane-nearest-name").textContent = `nearest: a ${digits.labels[nearest]}`;

@@ -60,8 +60,14 @@ export function repaint() {
   }
 }
 
+/** A number with two decimals, and never "-0.00". */
+export function twoDecimals(value) {
+  const text = value.toFixed(2);
+  return Number(text) === 0 ? "0.00" : text;
+}
+
 /** Call `callback(value)` when a range input moves; returns a function that sets its value. */
-export function onRange(input, callback, words = (value) => value.toFixed(2)) {
+export function onRange(input, callback, words = twoDecimals) {
   const output = input.parentElement.querySelector("output");
   const tell = () => {
     output.textContent = words(input.valueAsNumber);
