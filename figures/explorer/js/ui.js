@@ -17,7 +17,7 @@ export function element(tag, { aria = {}, data = {}, ...properties } = {}, ...ch
 }
 
 /** The red, green and blue of a computed colour. */
-function channels(colour) {
+export function channels(colour) {
   return colour
     .match(/[\d.]+/g)
     .slice(0, 3)
