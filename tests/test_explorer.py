@@ -14,6 +14,7 @@ from figures.explorer import measure, models, networks, page
 from figures.explorer.__main__ import main, parse_args
 from harness import cli
 from harness.errors import UserError
+from tests.conftest import ROOT
 from tests.explorer_runs import write_runs, write_vae
 
 
@@ -98,6 +99,14 @@ def test_8_bit_weights_cost_less_than_half_a_nat_and_a_hundredth_of_a_bit():
     cost = measure.measure_flow(model, networks.quantised(model))
     assert cost["bands"]["bpd"][1] < 5
     assert abs(cost["cost"]["value"]) < 0.01
+
+
+@pytest.mark.parametrize("part", page.SECTIONS.values(), ids=page.SECTIONS)
+def test_code_is_cited_by_its_file_and_line(part):
+    cited = page.section(part)
+    lines = (ROOT / cited["file"]).read_text().splitlines(keepends=True)
+    assert "".join(lines[cited["line"] - 1 :]).startswith(cited["source"])
+    assert f" {part.__name__}(" in cited["source"]
 
 
 # --- Which runs

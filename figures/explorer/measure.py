@@ -12,7 +12,7 @@ from a3_gan_template import generate, sample_latents
 from a3_nf_template import Model, bits_per_dimension
 from a3_vae_template import VAE, kl_divergence
 from datasets import bmnist, mnist
-from harness.device import separate_random_numbers
+from harness.devices import separate_random_numbers
 
 N_IMAGES = 1000  # test images that the page carries
 QUANTILES = (0.05, 0.5, 0.95)

@@ -156,5 +156,4 @@ def _is_of_kind(folder: Path, kind: Kind) -> bool:
 
 
 def _settings(folder: Path, kind: Kind) -> Namespace:
-    config = records.read_config(folder, Path(kind.script.__file__).name)
-    return cli.settings_of(folder, config, kind.script.parse_args)
+    return cli.settings_of(folder, kind.script.__file__, kind.script.parse_args)

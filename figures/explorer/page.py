@@ -17,9 +17,11 @@ import a3_vae_template as vae
 from datasets import read_mnist
 from figures.explorer import measure, networks
 from figures.explorer.models import KINDS, Missing, Trained
+from harness import latent
 from harness.records import count_of
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 STYLES = ("frame", "controls", "pictures")
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) (\w+))", re.MULTILINE)
@@ -31,7 +33,7 @@ SECTIONS = {
     "vae-manifold": vae.manifold,
     "gan-generator": gan.Generator,
     "gan-discriminator": gan.Discriminator,
-    "gan-walk": gan.interpolate,
+    "gan-walk": latent.interpolate,
     "flow-coupling": nf.Coupling,
     "flow-model": nf.Model,
 }
@@ -125,8 +127,9 @@ def _n_weights(model: nn.Module) -> int:
 
 def section(part: type) -> dict:
     """Where a class or function stands in its script, and its source text."""
+    part = inspect.unwrap(part)  # of torch.no_grad, say
     source, line = inspect.getsourcelines(part)
-    file = Path(inspect.getsourcefile(part)).name
+    file = Path(inspect.getsourcefile(part)).relative_to(ROOT).as_posix()
     return {"file": file, "line": line, "source": "".join(source)}
 
 
