@@ -1,6 +1,6 @@
 // A drawn digit and what each model says of it.
 
-import { byId, gauge, paint, show, twoDecimals } from "./ui.js";
+import { byId, gauge, show, twoDecimals } from "./ui.js";
 
 /** Room on a gauge around the test digits' band. */
 function around(band, factor = 1.2) {
@@ -28,8 +28,9 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
       negElbo: gauge(host, { label: "negative ELBO", band: bands.negElbo, ...scale, ...range }),
     };
     onDigit.push(({ bits }) => {
-      paint(byId("draw-bits"), bits);
-      paint(byId("draw-recon"), vae20.decode(vae20.encode(bits).mean));
+      show(byId("draw-bits"), bits, "The digit as bits");
+      const reconstruction = vae20.decode(vae20.encode(bits).mean);
+      show(byId("draw-recon"), reconstruction, "Its reconstruction");
       const nats = vae20.negElbo(bits);
       for (const [name, set] of Object.entries(setters)) set(nats[name]);
     });
@@ -41,8 +42,8 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
       position = [...vae2.encode(bits).mean];
       const nearest = digits.nearest(...position);
       const [z1, z2] = position.map(twoDecimals);
-      paint(byId("draw-plane"), vae2.decode(Float32Array.from(position)));
-      paint(byId("draw-nearest"), digits.image(nearest));
+      show(byId("draw-plane"), vae2.decode(Float32Array.from(position)), "Its reconstruction");
+      show(byId("draw-nearest"), digits.image(nearest), digits.name(nearest));
       byId("draw-nearest-name").textContent = `nearest: a ${digits.labels[nearest]}`;
       byId("draw-position").textContent = `It lies at z = (${z1}, ${z2}).`;
     });
