@@ -188,11 +188,9 @@ def test_javascript_agrees_with_pytorch_on_likelihoods(browser, rounded, monkeyp
         noise=noise,
     )
     torch.testing.assert_close(torch.tensor(bpd), expected, rtol=1e-4, atol=0)
-    back = compute(
-        browser,
-        "list(models.flow.fromNoise(models.flow.fromDigit(digits.grey(0)).states[0]).states.at(-1))",
-    )
-    there = compute(browser, "list(models.flow.fromDigit(digits.grey(0)).states.at(-1))")
+    states = "models.flow.fromDigit(digits.grey(0)).states"
+    there = compute(browser, f"list({states}.at(-1))")
+    back = compute(browser, f"list(models.flow.fromNoise({states}[0]).states.at(-1))")
     np.testing.assert_allclose(back, there, atol=0.01)
 
 
