@@ -1,0 +1,157 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import a3_gan_template as gan
+import a3_nf_template as nf
+import a3_vae_template as vae
+from datasets import bmnist, mnist
+from figures.explorer import measure, models, networks, page
+from figures.explorer.__main__ import main, parse_args
+from harness import cli
+from harness.errors import UserError
+from tests.conftest import ROOT
+from tests.explorer_runs import write_runs, write_vae
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+# --- Weights
+def test_rounded_weights_are_within_half_a_step():
+    weight = torch.randn(5, 40) * torch.tensor([[1e-6], [1.0], [50.0], [0.0], [1.0]])
+    integers, scale = networks.quantise_rows(weight)
+    assert integers.dtype == torch.int8 and integers.min() >= -127
+    error = (weight - integers * scale[:, None]).abs()
+    assert (error <= 0.5001 * scale[:, None]).all()
+    assert (integers.abs().amax(dim=1) == torch.tensor([127, 127, 127, 0, 127])).all()
+
+
+def test_rounding_twice_changes_nothing():
+    model = networks.quantised(vae.VAE(16, 3))
+    again = networks.quantised(model)
+    for one, other in zip(model.parameters(), again.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_folded_batch_norm_is_the_same_function():
+    torch.manual_seed(0)
+    generator = gan.Generator().eval()
+    for norm in generator.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+                values.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    z = torch.randn(20, 100)
+    with torch.no_grad():
+        images, rounded_images = generator(z), networks.quantised(generator)(z)
+    assert images.std() > 0.05
+    assert (images - rounded_images).std() < 0.02 * images.std()
+
+
+def test_packed_layers_can_be_read_back():
+    layer = torch.nn.Linear(7, 3)
+    description, blob = networks.pack({"one": [(layer, 0.2)]})
+    assert description == {"one": [{"nIn": 7, "nOut": 3, "slope": 0.2}]}
+    scale, bias = np.frombuffer(blob, "<f4", 6).reshape(2, 3)
+    weight = np.frombuffer(blob, np.int8, 21, 24).reshape(3, 7) * scale[:, None]
+    assert len(blob) == 48
+    np.testing.assert_array_equal(bias, layer.bias.detach())
+    np.testing.assert_allclose(weight, layer.weight.detach(), atol=scale.max() / 2 + 1e-7)
+
+
+def test_all_models_at_full_size_fit_in_10_megabytes():
+    flow, generator = nf.Model([784], n_hidden=256), gan.Generator()
+    for layer in flow.flow.layers:
+        torch.nn.init.normal_(layer.nn[-1].weight)  # zeros would be compressed
+    packed = [
+        networks.vae_networks(vae.VAE(500, 20)),
+        networks.vae_networks(vae.VAE(500, 2)),
+        networks.gan_networks(networks.quantised(generator), gan.Discriminator()),
+        networks.flow_networks(flow),
+    ]
+    size = sum(len(page.encoded(networks.pack(each)[1])) for each in packed)
+    digits = page.encoded(measure.grey_images().numpy().tobytes())
+    assert size + len(digits) < 9.5e6
+
+
+def test_8_bit_weights_cost_less_than_half_a_nat_and_a_hundredth_of_a_bit():
+    torch.manual_seed(0)
+    images = bmnist()[0].images[:2000].float()
+    model = vae.VAE(100, 20)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(3):
+        for batch in images.split(100):
+            vae.train_step(model, optimizer, batch)
+    cost = measure.measure_vae(model, networks.quantised(model))
+    assert cost["bands"]["negElbo"][1] < 250  # it has learned something
+    assert abs(cost["cost"]["value"]) < 0.5
+    model = nf.Model([784], 2, 32)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for batch in mnist()[0].images[:3000].float().split(100):
+        nf.train_step(model, optimizer, 5.0, batch)
+    cost = measure.measure_flow(model, networks.quantised(model))
+    assert cost["bands"]["bpd"][1] < 5
+    assert abs(cost["cost"]["value"]) < 0.01
+
+
+@pytest.mark.parametrize("part", page.SECTIONS.values(), ids=page.SECTIONS)
+def test_code_is_cited_by_its_file_and_line(part):
+    cited = page.section(part)
+    lines = (ROOT / cited["file"]).read_text().splitlines(keepends=True)
+    assert "".join(lines[cited["line"] - 1 :]).startswith(cited["source"])
+    assert f" {part.__name__}(" in cited["source"]
+
+
+# --- Which runs
+def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
+    base = tmp_path / "runs"
+    shutil.copytree(runs / "flow", base / "old")
+    shutil.copytree(runs / "flow", base / "new")
+    write_vae(base / "vae", 20, finished=False)
+    config = json.loads((base / "new" / "config.json").read_text())
+    (base / "new" / "config.json").write_text(json.dumps(config | {"started": "2027"}))
+    shutil.copytree(base / "new", base / "wide")
+    config["arguments"]["n_hidden"] = 1024
+    (base / "wide" / "config.json").write_text(json.dumps(config | {"started": "2028"}))
+    (base / "foreign").mkdir()
+    (base / "foreign" / "config.json").write_text("[]")
+    found, missing = models.find_models(base)
+    assert {name: trained.folder.name for name, trained in found.items()} == {"flow": "new"}
+    assert missing["gan"].command == "python a3_gan_template.py"
+    assert missing["vae20"].command == f"python a3_vae_template.py --resume {base / 'vae'}"
+
+
+def test_commands_for_missing_models_make_runs_that_fit():
+    for kind in models.KINDS.values():
+        _, script, *flags = kind.command.split()
+        assert script == Path(kind.script.__file__).name
+        assert kind.fits(kind.script.parse_args(flags))
+
+
+def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path):
+    shutil.copytree(runs / "vae2", tmp_path / "vae2")
+    shutil.copytree(runs / "flow", tmp_path / "flow")
+    (tmp_path / "vae2" / "checkpoint.pt").write_bytes(b"nothing")
+    found, missing = models.find_models(tmp_path)
+    assert list(found) == ["flow"]
+    assert "holds no usable checkpoint" in missing["vae2"].reason
+
+
+def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(main, lambda: parse_args(["--runs", str(tmp_path)]))
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "no finished run" in message
+
+
+def test_no_folder_of_runs_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        main(parse_args(["--runs", str(tmp_path / "none")]))
