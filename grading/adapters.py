@@ -69,7 +69,7 @@ def _part(model, *names):
             part = getattr(model, attribute, None)
             if isinstance(part, nn.Module):
                 return part
-    for part in model.modules():
+    for part in nn.Module.modules(model):
         if part is not model and any(n in type(part).__name__.lower() for n in names):
             return part
     raise CannotLoad(f"the model has no {names[0]}")
@@ -152,7 +152,7 @@ def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubjec
         raise CannotLoad("there is no class Model or Flow")
     model, caught = build(submission, kind or flow_kind, [784])
     flow = model if kind is None else _part(model, "flow")
-    couplings = [m for m in flow.modules() if "coupling" in type(m).__name__.lower()]
+    couplings = [m for m in nn.Module.modules(flow) if "coupling" in type(m).__name__.lower()]
     layers = getattr(flow, "layers", None)
     if isinstance(layers, nn.ModuleList) and not couplings:
         couplings = list(layers)

@@ -154,7 +154,7 @@ def _inverse_outcome(flow, bijections):
 
 def _logdet_outcome(flow, bijections):
     errors, signs = [], []
-    with flow.perturbed():
+    with flow.perturbed(precise=False):
         z, ldj = flow.inputs(2)
         for bijection in bijections:
             with torch.no_grad():
@@ -165,10 +165,10 @@ def _logdet_outcome(flow, bijections):
             def transform(points, bijection=bijection):
                 return bijection.forward(points, points.new_zeros(len(points)))[0]
 
-            exact = torch.linalg.slogdet(jacobian(transform, z[0]))[1]
+            exact = torch.linalg.slogdet(jacobian(transform, z[0]).double())[1]
             errors.append((added[0] - exact).abs().item())
             signs.append((added[0].item(), exact.item()))
-        tolerance = max(1e-3, flow.tolerance(max(abs(exact) for _, exact in signs)))
+        tolerance = max(1e-2, flow.tolerance(max(abs(exact) for _, exact in signs)))
     worst = max(range(len(errors)), key=errors.__getitem__)
     coded, exact = signs[worst]
     if errors[worst] < tolerance:
@@ -260,7 +260,9 @@ def _masks(flow):
         problems.append(f"{int((~torch.stack(sets).any(dim=0)).sum())} pixels never change")
     if any((first == second).any() for first, second in zip(sets, sets[1:])):
         problems.append("layers don't alternate")
-    if flow.dim == 784 and not all((s == (board == b)).all() for s, b in zip(sets, [*_parity(sets, board)])):
+    if flow.dim == 784 and not all(
+        (s == (board == b)).all() for s, b in zip(sets, [*_parity(sets, board)])
+    ):
         problems.append("the changed pixels are no checkerboard")
     expected = "a checkerboard and its complement in turn"
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
@@ -361,7 +363,7 @@ def _log_px(flow):
         logits = seen[0]
         z, ldj = _pair(flow.flow.forward(logits.clone(), torch.zeros(len(x))))
     s = logits.double()
-    logit = (-math.log(256) - torch.nn.functional.logsigmoid(s) - torch.nn.functional.logsigmoid(-s))
+    logit = -math.log(256) - torch.nn.functional.logsigmoid(s) - torch.nn.functional.logsigmoid(-s)
     exact = log_normal(z) + ldj.double() + logit.sum(dim=1)
     error, words = _compare(value, exact)
     tolerance = QUIRK_NATS + 784 * 2.0**-24 * exact.abs().max().item()

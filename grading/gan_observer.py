@@ -52,7 +52,7 @@ class Watched:
     calls: list = field(default_factory=list)
     mark: int = 0  # calls before the last step of any network
     steps: list[Step] = field(default_factory=list)
-    leftover: bool | None = None  # of the first backward pass since the last step of any network
+    leftover: torch.Tensor | None = None  # gradient before the first backward pass after a step
     start: list = field(default_factory=list)
 
     @property
@@ -86,7 +86,7 @@ class Observer:
     def __enter__(self):
         for net in (self.g, self.d):
             net.start = [p.detach().clone() for p in net.module.parameters()]
-            for part in net.module.modules():
+            for part in nn.Module.modules(net.module):
                 if isinstance(part, nn.Dropout | nn.Dropout2d):
                     part.p = 0.0
         self.handles = [
@@ -95,7 +95,7 @@ class Observer:
         ]
         for net in (self.g, self.d):
             last = list(net.module.parameters())[-1]
-            self.handles.append(last.register_hook(self._on_backward(net, last)))
+            self.handles.append(last.register_hook(self._on_backward(net)))
         targets = [*self._spies(self.g, self._saw_latent), *self._spies(self.d, self._saw_images)]
         self.spying = replaced(*targets)
         self.spying.__enter__()
@@ -110,7 +110,9 @@ class Observer:
     def _spies(self, net, saw):
         """Wrap a network's forward and its first layer's, whichever is called first."""
         inside = [False]
-        leaf = next(m for m in net.module.modules() if next(m.parameters(False), None) is not None)
+        leaf = next(
+            m for m in nn.Module.modules(net.module) if next(m.parameters(False), None) is not None
+        )
 
         def wrap(function):
             def call(input, *args, **options):
@@ -145,11 +147,10 @@ class Observer:
     def _saw_images(self, images, _):
         self.d.calls.append(images.detach().clone())
 
-    def _on_backward(self, net, parameter):
+    def _on_backward(self, net):
         def hook(gradient):
             if not self.paused and net.leftover is None:
-                grad = parameter.grad
-                net.leftover = grad is not None and bool(grad.abs().max() > 0)
+                net.leftover = _gradient_of(net.parameters)
 
         return hook
 
@@ -163,9 +164,8 @@ class Observer:
         nets = self._owner(optimizer)
         self.before = {}
         for net in nets:
-            gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters]
             with self._unseen():
-                step = self._explain(net, torch.cat([g.flatten() for g in gradient]))
+                step = self._explain(net, _gradient_of(net.parameters))
             other = self.d if net is self.g else self.g
             self.before = {id(other): [p.detach().clone() for p in other.parameters]}
             if step is not None:
@@ -210,7 +210,9 @@ class Observer:
 
     def _explain(self, net, gradient) -> Step | None:
         """Fit the gradient before a step; None before the discriminator is rescaled."""
-        leftover = bool(net.leftover)
+        leftover = net.leftover is not None and bool((net.leftover != 0).any())
+        if leftover:
+            gradient = gradient - net.leftover
         if not self.rescaled:
             return None
         for images in self.d.calls:
@@ -268,7 +270,9 @@ class Observer:
     @torch.no_grad()
     def _rescale(self):
         """Make D's probabilities differ between images, by its last layer's weights."""
-        calls = [images for images in self.d.calls if images.shape[1:] == self.d.calls[-1].shape[1:]]
+        calls = [
+            images for images in self.d.calls if images.shape[1:] == self.d.calls[-1].shape[1:]
+        ]
         if not calls:
             return
         images = torch.cat(calls)
@@ -286,6 +290,12 @@ class Observer:
         if bias.shape == (1,):
             bias.data.copy_(-factor * (logits.mean() - bias))
         self.rescaled = True
+
+
+def _gradient_of(parameters) -> torch.Tensor:
+    """What is in `.grad`, flat; zeros where there is nothing."""
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _fit(columns, gradient) -> tuple[list[float], float]:

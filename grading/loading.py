@@ -291,7 +291,9 @@ class Submission:
         """Call with `args` in order, and further required parameters by name from the pool."""
         parameters = list(inspect.signature(function).parameters.values())
         pool, options = self.pool | known, {}
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        positional = [
+            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         args = args if takes_all else args[: len(positional)]
         for parameter in parameters:
@@ -347,5 +349,3 @@ def is_theirs(error: BaseException, folder: str) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-

@@ -18,9 +18,17 @@ MEMORY_BYTES = 6 << 30  # more than at the start
 FILE_BYTES = 256 << 20
 N_FILES = 512
 N_PROCESSES = 64
-CLONE = {"user": 0x10000000, "mount": 0x20000, "pid": 0x20000000, "network": 0x40000000, "ipc": 0x8000000}
+CLONE = {
+    "user": 0x10000000,
+    "mount": 0x20000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+    "ipc": 0x8000000,
+}
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
-KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048  # nosuid, nodev, noexec, noatime, nodiratime: may not be dropped
+KEPT_FLAGS = (
+    2 | 4 | 8 | 1024 | 2048
+)  # nosuid, nodev, noexec, noatime, nodiratime: may not be dropped
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 
 

@@ -82,7 +82,9 @@ def _bool_arithmetic():
 
     def make(subtract):
         def call(self, other, *args):
-            parts = [t.float() if getattr(t, "dtype", 0) == torch.bool else t for t in (self, other)]
+            parts = [
+                t.float() if getattr(t, "dtype", 0) == torch.bool else t for t in (self, other)
+            ]
             return subtract(*parts, *args)
 
         return call

@@ -89,7 +89,7 @@ class VAESubject:
         owners = [getattr(part, "__self__", part) for part in (loss, encode, decode)]
         self.modules = [owner for owner in owners if isinstance(owner, nn.Module)]
         for module in self.modules:
-            for part in module.modules():
+            for part in nn.Module.modules(module):
                 if isinstance(part, nn.Dropout):
                     part.p = 0.0
         self._to_float64()
@@ -150,7 +150,11 @@ class VAESubject:
 
         if isinstance(self.decode, nn.Module):
             parts = [self.decode]
-            parts += [m for m in self.decode.modules() if next(m.parameters(False), None) is not None]
+            parts += [
+                m
+                for m in nn.Module.modules(self.decode)
+                if next(m.parameters(False), None) is not None
+            ]
             targets = [(part, "forward", recording(part.forward)) for part in parts]
         elif hasattr(self.decode, "__self__"):
             name = self.decode.__name__
@@ -186,7 +190,8 @@ class VAESubject:
             raise CannotJudge(f"the decoder returns {output.shape[1]} values for {x.shape[1]}")
         if self.logits:
             return F.binary_cross_entropy_with_logits(output, x, reduction="none").sum(dim=1)
-        return F.binary_cross_entropy(output, x, reduction="none").sum(dim=1)
+        log_0, log_1 = (part.log().clamp(min=-100) for part in (1 - output, output))
+        return -(x * log_1 + (1 - x) * log_0).sum(dim=1)
 
     @torch.no_grad()
     def latents(self, x, n=N_REPEATS) -> tuple[torch.Tensor, bool]:
@@ -220,7 +225,10 @@ class VAESubject:
         if error[i_mean] > 3:
             raise CannotJudge("the latents are centred on neither output of the encoder")
         head = outputs[1 - i_mean]
-        best, meaning = min((self._misfit(std, of(head)), name) for name, of in MEANINGS.items())
+        best, meaning = min(
+            ((self._misfit(std, of(head)), name) for name, of in MEANINGS.items()),
+            key=lambda pair: pair[0],
+        )
         # A log ratio of standard deviations has variance 1 / (2 n).
         if best * math.sqrt(2 * len(z)) > 2:
             raise CannotJudge("the latents' deviation is no known function of the encoder's output")
@@ -255,11 +263,15 @@ class VAESubject:
         """Perturb the encoder, differently for each i; restore it after the block."""
         encoder = self.parameters[0]
         with changed_weights(encoder):
-            perturb(encoder, ENCODER_STD * (0.5 + i % 3), seed=self.seed + i)
+            perturb(
+                encoder,
+                ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
+                seed=self.seed + i,
+            )
             z_dim = self.outputs(self.x[:2])[0].shape[1]
             for parameter in encoder:
                 if parameter.shape == (z_dim,):
-                    parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2)[i % 5])
+                    parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2, 2.0, 3.0)[i % 7])
             yield
 
     def recon_and_kl(self, x, n=4) -> tuple[float, float, float]:

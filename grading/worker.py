@@ -164,7 +164,9 @@ def _replace_modules(code, on_picture, unknown):
     original = DataLoader.__init__
 
     def single_process(self, *args, **options):
-        kept = {k: v for k, v in options.items() if k not in ("persistent_workers", "prefetch_factor")}
+        kept = {
+            k: v for k, v in options.items() if k not in ("persistent_workers", "prefetch_factor")
+        }
         original(self, *args, **kept | {"num_workers": 0, "pin_memory": False})
 
     DataLoader.__init__ = single_process
