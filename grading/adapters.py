@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch.utils.data import DataLoader
 
-from grading.flow import Bijection, FlowSubject
+from grading.flow_subject import Bijection, FlowSubject
 from grading.gan import GanSubject
 from grading.gan_observer import Observer
 from grading.loading import CannotLoad, Submission, time_limit

@@ -1,140 +1,33 @@
 """Checks of a normalising flow's mathematics (Dinh et al., "Density estimation using Real NVP")."""
 
-import contextlib
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 
+from grading.flow_subject import STD, Bijection, FlowSubject, jacobian, pair
 from grading.outcomes import (
     NOTE,
     PASS,
     WRONG,
     CannotJudge,
-    Check,
     Finding,
     Outcome,
-    changed_weights,
-    perturb,
+    load_checks,
     raise_failures,
     replaced,
     run_checks,
     seed_everything,
 )
 
-STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 QUIRK_NATS = 0.02  # the hand-out's logit step leaves out 784 log(1 - 1e-5) = -0.0078 nats
 QUIRK_LEVELS = 0.01  # and its reverse doesn't undo alpha: up to 0.0013 grey levels
-PAPER = "Dinh et al. 2017"
-
-
-class Bijection(NamedTuple):
-    """A map with its log-determinant, both ways.
-
-    Args:
-        forward: (z [batch, dim], ldj [batch]) -> (z, ldj + log |det|).
-        inverse: the same, backwards.
-    """
-
-    forward: Callable
-    inverse: Callable
-
-
-class FlowSubject:
-    """A flow under measurement; parts that are None can't be judged.
-
-    Args:
-        flow: the whole flow on the real line.
-        couplings: its layers, in the order of `flow.forward`.
-        module: the flow's module, to perturb its weights; None if there is none.
-        dim: number of dimensions.
-        model, log_prior, get_mask, x: the course's model with `dequantize`, `logit_normalize`,
-            `forward` and `sample`, its functions, and grey images [batch, 784].
-    """
-
-    def __init__(
-        self,
-        flow: Bijection,
-        couplings: list[Bijection] | None,
-        module: nn.Module | None,
-        dim: int,
-        model=None,
-        log_prior=None,
-        get_mask=None,
-        x=None,
-    ):
-        self.flow, self.couplings, self.module, self.dim = flow, couplings, module, dim
-        self.parameters = [] if module is None else list(module.parameters())
-        self.model, self.log_prior, self.get_mask, self.x = model, log_prior, get_mask, x
-        self.seed = 0
-        self.dtype = torch.float32
-
-    @contextlib.contextmanager
-    def perturbed(self, precise: bool = True, std: float = STD):
-        """Perturbed weights, in float64 where the code allows it, inside the block."""
-        with changed_weights(self.parameters):
-            perturb(self.parameters, std, self.seed)
-            try:
-                if precise and self.module is not None:
-                    self._to_float64()
-                yield
-            finally:
-                self._to_float32()
-
-    def _to_float64(self):
-        self.module.double()
-        self.dtype = torch.float64
-        try:
-            self.flow.forward(*self.inputs(2))
-        except RuntimeError:
-            self._to_float32()
-
-    def _to_float32(self):
-        if self.module is not None:
-            self.module.float()
-        self.dtype = torch.float32
-
-    def inputs(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """n points and log-determinants to start from, which are not 0."""
-        generator = torch.Generator().manual_seed(self.seed)
-        z = torch.randn(n, self.dim, generator=generator).to(self.dtype)
-        return z, torch.linspace(-3, 5, n).to(self.dtype)
-
-    def tolerance(self, size: float = 1.0) -> float:
-        """Allowed error of a log-determinant or a point: rounding over all dimensions."""
-        unit = 2.0**-53 if self.dtype == torch.float64 else 2.0**-24
-        return 100 * self.dim * unit * max(1.0, size)
-
-    def layers(self) -> list[Bijection]:
-        """The couplings.
-
-        Raises:
-            CannotJudge: none were found.
-        """
-        if not self.couplings:
-            raise CannotJudge("no coupling layers were found")
-        return self.couplings
-
-
-def _pair(returned):
-    if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise CannotJudge("no pair (z, ldj) is returned")
-    return returned
-
-
-def jacobian(function: Callable, z: torch.Tensor) -> torch.Tensor:
-    """The Jacobian of z [dim] -> [dim], by one backward pass over dim copies of z."""
-    copies = z.repeat(len(z), 1).requires_grad_()
-    output = function(copies)
-    return torch.autograd.grad(output, copies, torch.eye(len(z), dtype=z.dtype))[0]
 
 
 def _invert(bijection, z, ldj):
     with torch.no_grad():
-        z1, ldj1 = _pair(bijection.forward(z.clone(), ldj.clone()))
-        z2, ldj2 = _pair(bijection.inverse(z1.clone(), ldj1.clone()))
+        z1, ldj1 = pair(bijection.forward(z.clone(), ldj.clone()))
+        z2, ldj2 = pair(bijection.inverse(z1.clone(), ldj1.clone()))
     return z1, ldj1, z2, ldj2
 
 
@@ -158,7 +51,7 @@ def _logdet_outcome(flow, bijections):
         z, ldj = flow.inputs(2)
         for bijection in bijections:
             with torch.no_grad():
-                added = _pair(bijection.forward(z.clone(), ldj.clone()))[1] - ldj
+                added = pair(bijection.forward(z.clone(), ldj.clone()))[1] - ldj
             if added.shape != ldj.shape:
                 return Outcome(WRONG, f"log-determinants {list(added.shape)}", "[batch]")
 
@@ -228,11 +121,11 @@ def _flow_logdet(flow):
         return _logdet_outcome(flow, [flow.flow])
     with flow.perturbed(), torch.no_grad():
         z, ldj = flow.inputs(5)
-        whole_z, whole = _pair(flow.flow.forward(z.clone(), ldj.clone()))
+        whole_z, whole = pair(flow.flow.forward(z.clone(), ldj.clone()))
         total, point = ldj.clone(), z.clone()
         for layer in flow.couplings:
             zero = torch.zeros_like(ldj)
-            point, added = _pair(layer.forward(point.clone(), zero))
+            point, added = pair(layer.forward(point.clone(), zero))
             total = total + added
         if (point - whole_z).abs().max() > 1e-3 * (1 + whole_z.abs().max()):
             raise CannotJudge("the flow is not its layers one after the other")
@@ -254,7 +147,7 @@ def _masks(flow):
         z, ldj = flow.inputs(1)
         for layer in flow.layers():
             with torch.no_grad():
-                sets.append((_pair(layer.forward(z.clone(), ldj.clone()))[0] != z)[0])
+                sets.append((pair(layer.forward(z.clone(), ldj.clone()))[0] != z)[0])
     problems = []
     if not torch.stack(sets).any(dim=0).all():
         problems.append(f"{int((~torch.stack(sets).any(dim=0)).sum())} pixels never change")
@@ -289,12 +182,12 @@ def _logit(flow):
     """The logit step is elementwise, so its derivative is a gradient of the sum."""
     step = _model(flow, "logit_normalize")
     y = (_images(flow) + torch.rand(8, flow.x.shape[1])).requires_grad_()
-    z, ldj = _pair(step(y, torch.zeros(8)))
+    z, ldj = pair(step(y, torch.zeros(8)))
     derivative = torch.autograd.grad(z.sum(), y)[0].double()
     exact = derivative.abs().log().sum(dim=1)
     error = (ldj.detach() - exact).abs().max().item()
     with torch.no_grad():
-        back = _pair(step(z.detach().clone(), torch.zeros(8), reverse=True))[0]
+        back = pair(step(z.detach().clone(), torch.zeros(8), reverse=True))[0]
     levels = (back - y).abs().max().item()
     # z and its derivative are float32: 784 logarithms of values near 0 or 1.
     tolerance = QUIRK_NATS + 784 * 2.0**-24 * exact.abs().max().item()
@@ -361,7 +254,7 @@ def _log_px(flow):
         if not seen:
             raise CannotJudge("forward never calls model.flow")
         logits = seen[0]
-        z, ldj = _pair(flow.flow.forward(logits.clone(), torch.zeros(len(x))))
+        z, ldj = pair(flow.flow.forward(logits.clone(), torch.zeros(len(x))))
     s = logits.double()
     logit = -math.log(256) - torch.nn.functional.logsigmoid(s) - torch.nn.functional.logsigmoid(-s)
     exact = log_normal(z) + ldj.double() + logit.sum(dim=1)
@@ -410,38 +303,28 @@ def _sample(flow):
     return Outcome(PASS, measured + ", their density is finite", expected)
 
 
-E48, E6 = f"{PAPER}, Eqs. 4 to 9", f"{PAPER}, Eq. 6"
-INVERSE = "A density needs a bijection; samples come from the inverse."
-LOGDET = "The change of variables needs it; with another one no density integrates to 1."
-REVERSE = "Forward and reverse together change nothing, so their log-determinants cancel."
-CHECKS = (
-    Check("coupling_inverse", _coupling_inverse, INVERSE, E48, "Invert with random weights in the "
-          "last layer: with zeros every coupling is the identity.", True),
-    Check("coupling_logdet", _coupling_logdet, LOGDET, E6, "Compare with autodiff's Jacobian, with "
-          "random weights in the last layer.", True, 2.0),
-    Check("coupling_reverse_logdet", _coupling_reverse, REVERSE, E6,
-          "Start with a log-determinant that is not 0 and with weights that are not 0."),
-    Check("flow_inverse", _flow_inverse, INVERSE, f"{PAPER}, Section 3.5",
-          "In which order does the reverse go through the layers?", True),
-    Check("flow_logdet", _flow_logdet, LOGDET, f"{PAPER}, Section 3.5",
-          "Is every layer's log-determinant added once?", True),
-    Check("flow_reverse_logdet", _flow_reverse, REVERSE, f"{PAPER}, Section 3.5",
-          "Does the reverse pass the log-determinant on?"),
-    Check("masks", _masks, "A pixel that no layer changes is not modelled.",
-          f"{PAPER}, Section 3.4 and Figure 3", "Which pixels does each layer change?"),
-)  # fmt: skip
-MODEL_CHECKS = (
-    Check("logit", _logit, "The logit step is part of the density.", f"{PAPER}, Section 4.1",
-          "Differentiate the step elementwise; go forward and back."),
-    Check("dequantize", _dequantize, "The bound on the discrete likelihood needs uniform noise.",
-          "Theis et al. 2016, Section 3.1", "Plot a histogram of the noise on one grey level."),
-    Check("log_prior", _log_prior, "It is half of log p(x).", f"{PAPER}, Eq. 2",
-          "Compare with torch.distributions.Normal(0, 1).log_prob."),
-    Check("log_px", _log_px, "Bits per dimension are its multiple.", f"{PAPER}, Eq. 3",
-          "Add the prior's log density and all log-determinants for one image by hand.", True, 2.0),
-    Check("sample", _sample, "Samples are images.", f"{PAPER}, Section 3.5",
-          "Call sample: its shape, its smallest and its largest value.", crash=True),
-)  # fmt: skip
+CHECKS = load_checks(
+    "flow",
+    {
+        "coupling_inverse": _coupling_inverse,
+        "coupling_logdet": _coupling_logdet,
+        "coupling_reverse_logdet": _coupling_reverse,
+        "flow_inverse": _flow_inverse,
+        "flow_logdet": _flow_logdet,
+        "flow_reverse_logdet": _flow_reverse,
+        "masks": _masks,
+    },
+)
+MODEL_CHECKS = load_checks(
+    "model",
+    {
+        "logit": _logit,
+        "dequantize": _dequantize,
+        "log_prior": _log_prior,
+        "log_px": _log_px,
+        "sample": _sample,
+    },
+)
 
 
 def check_flow(forward, inverse, dim: int, weak_too: bool = False) -> list[Finding]:

@@ -14,17 +14,16 @@ from grading.outcomes import (
     WEAK,
     WRONG,
     CannotJudge,
-    Check,
     Finding,
     Outcome,
     changed_weights,
+    load_checks,
     raise_failures,
     run_checks,
 )
 
 EXPLAINED = 0.05  # of a gradient's norm may stay unexplained, for labels to be read off exactly
 RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
-PAPER = "Goodfellow et al. 2014"
 
 
 class GanSubject:
@@ -92,7 +91,7 @@ def _discriminator_loss(gan):
     if abs(real - fake) < 0.2:
         return Outcome(WRONG, measured, expected)
     noisy = ", averages of random ones" if residual > EXPLAINED else ""
-    words = ", the weight of generated images is %.2g" % weight if abs(weight - 1) > 0.1 else ""
+    words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
     swapped = "; D is the probability of a generated image" if real < fake else ""
     status = NOTE if noisy or words or swapped else PASS
     return Outcome(status, measured + noisy + words + swapped, expected)
@@ -154,8 +153,8 @@ def _stray(gan):
 
 def _alone(gan):
     g, d = (any(s.other_moved for s in _steps(gan, which)) for which in "gd")
-    words = [w for bad, w in ((d, "the discriminator's step moves the generator"),
-                              (g, "the generator's step moves the discriminator")) if bad]  # fmt: skip
+    words = ["the discriminator's step moves the generator"] if d else []
+    words += ["the generator's step moves the discriminator"] if g else []
     expected = "each step moves its own network only"
     return Outcome(WRONG if words else PASS, "; ".join(words) or expected, expected)
 
@@ -223,8 +222,8 @@ def _latents(gan):
     if z.min() >= 0 or abs(z.mean()) > 0.05 + 6 / math.sqrt(len(z)) or abs(z.var() - 1) > 0.1:
         measured = f"mean {z.mean():.2f}, variance {z.var():.2f}"
         return Outcome(WRONG if problems else NOTE, "; ".join([measured, *problems]), "N(0, 1)")
-    return Outcome(WRONG if problems else PASS, "; ".join(problems) or "N(0, 1), new for every batch",
-                   "N(0, 1), new for every batch")  # fmt: skip
+    expected = "N(0, 1), new for every batch"
+    return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
 
 
 def _pictures(gan):
@@ -236,31 +235,22 @@ def _pictures(gan):
     return Outcome(PASS, "pictures are drawn in evaluation mode")
 
 
-ALGORITHM = f"{PAPER}, Algorithm 1"
-CHECKS = (
-    Check("discriminator_loss", _discriminator_loss, "D estimates p(real); G follows its gradient.",
-          f"{PAPER}, Eq. 1", "Which labels do real and generated images get?", True, 2.0),
-    Check("generator_loss", _generator_loss, "With the other sign G learns to be found out.",
-          f"{PAPER}, Section 3", "Which way does a step of G move D(G(z))?", True, 2.0),
-    Check("stray_gradient", _stray, "Each network then follows a mixture of both losses.", ALGORITHM,
-          "What is in .grad when backward is called?", True),
-    Check("steps", _alone, "Each network has its own objective.", ALGORITHM,
-          "Whose parameters does each optimiser hold?"),
-    Check("both_move", _both_move, "A network that never moves isn't trained.", ALGORITHM,
-          "Does a gradient reach both networks?"),
-    Check("smoothing", _smoothing, "Smoothing the generated images' label changes the optimal D.",
-          "Salimans et al. 2016, Section 3.4", "Which labels are smoothed?", points=0.0),
-    Check("generator_range", _generator_range, "Images are bounded.", "the assignment",
-          "What is the generator's last layer?"),
-    Check("image_scale", _image_scale, "D would see the scale instead of the digits.",
-          "the assignment", "Print minimum and maximum of a batch and of the generator's output."),
-    Check("discriminator_range", _discriminator_range, "The loss expects probabilities.",
-          f"{PAPER}, Section 3", "What is the discriminator's last layer?", points=0.0),
-    Check("latents", _latents, "G maps a distribution to a distribution.", ALGORITHM,
-          "When is z drawn, and in which shape?"),
-    Check("pictures", _pictures, "In training mode a picture depends on the others of its batch.",
-          "Ioffe & Szegedy 2015, Section 3.1", "Is the generator in evaluation mode?", points=0.0),
-)  # fmt: skip
+CHECKS = load_checks(
+    "gan",
+    {
+        "discriminator_loss": _discriminator_loss,
+        "generator_loss": _generator_loss,
+        "stray_gradient": _stray,
+        "steps": _alone,
+        "both_move": _both_move,
+        "smoothing": _smoothing,
+        "generator_range": _generator_range,
+        "image_scale": _image_scale,
+        "discriminator_range": _discriminator_range,
+        "latents": _latents,
+        "pictures": _pictures,
+    },
+)
 
 
 def check_gan(

@@ -1,9 +1,12 @@
 """What a check says: a status, what was measured, what was expected; and how checks are run."""
 
 import contextlib
+import functools
 import random
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,8 +49,8 @@ class Check:
         name: short, unique within a model.
         measure: a function of the subject that returns an `Outcome`; it may raise `CannotJudge`.
         why: why it matters, in one sentence.
-        reference: equation and paper.
         hint: what to look at, without the answer.
+        reference: equation and paper.
         central: whether a submission counts as judged only with this check.
         points: in the default rubric.
         crash: an exception of the submission's own code is WRONG, as it is called as documented.
@@ -56,8 +59,8 @@ class Check:
     name: str
     measure: Callable[[Any], Outcome]
     why: str
-    reference: str
     hint: str
+    reference: str = ""
     central: bool = False
     points: float = 1.0
     crash: bool = False
@@ -81,6 +84,20 @@ class Finding:
         """The finding in one line."""
         expected = f"; expected {self.expected}" if self.expected else ""
         return f"{self.status}: {self.check}: {self.measured}{expected}"
+
+
+def load_checks(section: str, measures: dict[str, Callable[[Any], Outcome]]) -> tuple[Check, ...]:
+    """The checks of a section of `checks.toml`, with the functions that measure them, by name."""
+    table = checks_table()[section]
+    if table.keys() != measures.keys():
+        raise ValueError(f"checks.toml and the code disagree: {table.keys() ^ measures.keys()}")
+    return tuple(Check(name, measure, **table[name]) for name, measure in measures.items())
+
+
+@functools.cache
+def checks_table() -> dict[str, dict]:
+    """`checks.toml`: by section and name, what a report says about a check."""
+    return tomllib.loads((Path(__file__).parent / "checks.toml").read_text())
 
 
 def seed_everything(seed: int) -> None:

@@ -4,22 +4,22 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading import flow, gan, training, vae
 from grading.grader import MODELS, FileResult, Person
-from grading.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG
+from grading.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG, checks_table
 from harness.errors import UserError
 
-TABLES = {
-    "vae": (*vae.CHECKS, *training.epoch_checks("vae"), *training.training_checks("vae")),
-    "nf": (
-        *flow.CHECKS,
-        *flow.MODEL_CHECKS,
-        *training.epoch_checks("nf"),
-        *training.training_checks("nf"),
-    ),
-    "gan": gan.CHECKS,
+SECTIONS = {
+    "vae": ("vae", "epochs", "training", "all"),
+    "nf": ("flow", "model", "epochs", "training", "all"),
+    "gan": ("gan", "all"),
 }
 CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, UNJUDGED: 0.0, WRONG: 0.0}
+
+
+def default_points(model: str) -> dict[str, float]:
+    """The points of a model's checks in `checks.toml`; 1 where it states none."""
+    tables = (checks_table()[section] for section in SECTIONS[model])
+    return {name: check.get("points", 1.0) for table in tables for name, check in table.items()}
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Rubric:
     """Points by model and check, and the part of them that each status earns."""
 
     points: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {m: {c.name: c.points for c in TABLES[m]} for m in MODELS}
+        default_factory=lambda: {model: default_points(model) for model in MODELS}
     )
     credit: dict[str, float] = field(default_factory=lambda: dict(CREDIT))
 

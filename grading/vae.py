@@ -10,11 +10,11 @@ from grading.outcomes import (
     WEAK,
     WRONG,
     CannotJudge,
-    Check,
     Finding,
     Outcome,
     changed_weights,
     float32_sum_error,
+    load_checks,
     perturb,
     raise_failures,
     replaced,
@@ -24,7 +24,6 @@ from grading.outcomes import (
 from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence, reduced
 
 KL_SETTINGS = 14
-PAPER = "Kingma & Welling 2014"
 
 
 def _shapes(vae):
@@ -325,40 +324,26 @@ def _seeded(vae):
     return Outcome(PASS if same else NOTE, f"{losses[0]:.4f} and {losses[1]:.4f}", "equal")
 
 
-A, B = f"{PAPER}, Appendix B", f"{PAPER}, Section 2.4"
-CHECKS = (
-    Check("shapes", _shapes, "Everything else relies on it.", f"{PAPER}, Appendix C", "Print the "
-          "shapes of the encoder's and the decoder's outputs."),
-    Check("loss", _loss, "Nats per image are comparable with other people's.", f"{PAPER}, Eq. 10",
-          "Call the loss on a batch, and on the same batch twice.", True),
-    Check("likelihood", _likelihood, "Only -log p(x|z) makes the sum a bound on log p(x).",
-          f"{PAPER}, Appendix C.1", "Which distribution has a pixel given z?", True),
-    Check("kl", _kl, "With another KL the sum is no bound on log p(x), and no one's number compares.",
-          A, "Compare with torch.distributions.kl_divergence for the std that z is drawn with.",
-          True, 3.0),
-    Check("gradient", _gradient, "Training follows the gradient, not the value.", B,
-          "Which tensors of z = mu + sigma eps carry a gradient?"),
-    Check("std_positive", _std_positive, "A standard deviation of 0 makes the KL infinite.", A,
-          "Which values can the activation of the second head take?"),
-    Check("moments", _moments, "The KL assumes that z ~ N(mu, sigma^2).", B,
-          "Draw z many times for one image: what are its mean and deviation?", True),
-    Check("noise_per_image", _noise_per_image, "Shared noise correlates a batch's gradients.", B,
-          "What is the shape of the noise?", True),
-    Check("noise_per_dimension", _noise_per_dimension, "The KL is that of independent dimensions.",
-          B, "What is the shape of the noise?"),
-    Check("noise_per_call", _noise_per_call, "Fixed noise is learnt by heart.", B,
-          "When is the noise drawn?"),
-    Check("noise_in_evaluation", _noise_in_evaluation, "The ELBO is an expectation over q(z|x).",
-          f"{PAPER}, Eq. 10", "What does the model do differently in evaluation mode?"),
-    Check("stable", _stable, "log(0) makes the loss infinite once a pixel saturates.",
-          f"{PAPER}, Appendix C.1", "What is log(1 - mean) when the mean rounds to 1?"),
-    Check("decoder_blind", _decoder_blind, "A decoder that sees the image needs no latents.",
-          f"{PAPER}, Eq. 10", "Through which tensors does x reach the decoder?"),
-    Check("sample", _sample, "Samples come from p(z) p(x|z).", f"{PAPER}, Section 2.1",
-          "Are the returned images binary draws, and the means one per image?", crash=True),
-    Check("seeded", _seeded, "A result that can't be repeated can't be checked.", "",
-          "Is every source of random numbers seeded?", points=0.0),
-)  # fmt: skip
+CHECKS = load_checks(
+    "vae",
+    {
+        "shapes": _shapes,
+        "loss": _loss,
+        "likelihood": _likelihood,
+        "kl": _kl,
+        "gradient": _gradient,
+        "std_positive": _std_positive,
+        "moments": _moments,
+        "noise_per_image": _noise_per_image,
+        "noise_per_dimension": _noise_per_dimension,
+        "noise_per_call": _noise_per_call,
+        "noise_in_evaluation": _noise_in_evaluation,
+        "stable": _stable,
+        "decoder_blind": _decoder_blind,
+        "sample": _sample,
+        "seeded": _seeded,
+    },
+)
 
 
 def check_vae(loss, encode, decode, x, sample=None, weak_too: bool = False) -> list[Finding]:

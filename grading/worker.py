@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 import datasets
 from grading import flow, gan, sandbox, vae
 from grading.adapters import flow_subject, gan_subject, vae_subject
+from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, OnCPU, Submission, is_theirs
-from grading.outcomes import NOTE, OLD, Check, Outcome, finding, one_line, run_checks
+from grading.outcomes import NOTE, OLD, Outcome, finding, load_checks, one_line, run_checks
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
-from grading.training import epoch_checks, epoch_subject, training_checks
+from grading.training import TRAINING_CHECKS, epoch_checks
 
 N_IMAGES = 1920  # of each kind, in the zygote's memory
 COPIED_BYTES = 32 << 20
@@ -32,10 +33,7 @@ GREY = datasets.mnist()[1].images[:N_IMAGES].clone()
 LABELS = torch.from_numpy(datasets.read_mnist(None)["y_train"][-10_000:][:N_IMAGES]).long()
 gc.freeze()
 
-RUNS_TODAY = Check("runs_today", None, "Today's users can't run it.", "", "Run it with today's "
-                   "versions.", points=0.0)  # fmt: skip
-RUNS_ON_CPU = Check("runs_on_cpu", None, "Not every reader has a GPU.", "", "Run it with CUDA "
-                    "switched off.", points=0.0)  # fmt: skip
+RUNS_TODAY, RUNS_ON_CPU = load_checks("all", {"runs_today": None, "runs_on_cpu": None})
 
 
 def main(request: dict, results: int, output: int) -> None:
@@ -123,7 +121,7 @@ def _findings(request, submission, adaptation, pictures):
     epochs = epoch_subject(model, submission, subject, caught, images, LABELS)
     yield from checks(epochs, epoch_checks(model))
     if request["training"]:
-        yield from checks(epochs, training_checks(model))
+        yield from checks(epochs, TRAINING_CHECKS)
 
 
 def _copy(source: Path, target: Path) -> None:
