@@ -16,6 +16,7 @@ from grading.outcomes import one_line, seed_everything
 from grading.stand_ins import Images
 from grading.vae_subject import VAESubject, reduced
 
+GAN_BATCH = 32
 MAIN_SECONDS = 15  # until `main` calls the first epoch
 SHAPES = ((784,), (1, 28, 28), (28, 28))
 EPOCH_FUNCTIONS = ("run_epoch", "epoch_iter", "train_epoch", "train")
@@ -105,7 +106,7 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
             known = {name: z for name in ("z", "latent", "noise")} | {"n_samples": n}
             names = list(inspect.signature(method).parameters)
             first = {"z", "latent", "noise"} & set(names[:1])
-            return submission.call(method, *(() if first else (n,)), **_required(method, known))
+            return submission.call(method, *(() if first else (n,)), **required(method, known))
 
     subject = VAESubject(
         _Loss(model, loss),
@@ -129,7 +130,7 @@ class _Loss(nn.Module):
         return self.call(x)
 
 
-def _required(function, known):
+def required(function, known):
     """Of the known arguments those that the function demands."""
     parameters = inspect.signature(function).parameters.items()
     demanded = {n for n, p in parameters if p.default is p.empty}
@@ -193,11 +194,21 @@ def gan_subject(submission: Submission, pictures: list) -> GanSubject:
     main = submission.find("main", "Main", "run", "train_model")
     if main is None:
         raise CannotLoad("there is no function main")
+    if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
+        submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
 
     def watch(seed):
         return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)
 
-    return GanSubject(watch, pictures)
+    subject = GanSubject(watch, pictures)
+    subject.seed = 1000
+    try:
+        _ = subject.seen  # remembered for the first measurement
+    except Exception as error:
+        if any(not list(made.parameters()) for made in submission.instances):
+            raise CannotLoad("the networks are not implemented") from error
+        raise
+    return subject
 
 
 def _watch_main(submission, main, kinds, pictures, seed):
@@ -212,8 +223,6 @@ def _watch_main(submission, main, kinds, pictures, seed):
 
     def watch_from_here():
         if not watching and None not in networks():
-            if not any(True for _ in networks()[0].parameters()):
-                raise NotImplementedError("the generator has no weights")
             watching.append(Observer(*networks()))
             watching[0].__enter__()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader
 
-from grading.adapters import SHAPES, first_that_works
+from grading.adapters import SHAPES, first_that_works, required
 from grading.flow import log_normal
 from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
@@ -91,7 +91,11 @@ class EpochSubject:
             raise CannotJudge("there is no epoch_iter")
         self.module.train(training)
         return self.submission.call(
-            function, self.module, self.loader(images, size), self.optimizer(lr), **self.extra
+            function,
+            self.module,
+            self.loader(images, size),
+            self.optimizer(lr),
+            **required(function, self.extra),
         )
 
     def run_epoch(self, train, val, optimizer):
@@ -99,7 +103,9 @@ class EpochSubject:
         function = self.submission.find("run_epoch")
         if function is None:
             raise CannotJudge("there is no run_epoch")
-        return self.submission.call(function, self.module, (train, val), optimizer, **self.extra)
+        return self.submission.call(
+            function, self.module, (train, val), optimizer, **required(function, self.extra)
+        )
 
 
 def epoch_subject(model, submission: Submission, subject, caught, images, labels) -> EpochSubject:
@@ -148,11 +154,12 @@ def vae_value(vae: VAESubject) -> Callable:
 def true_elbo(vae: VAESubject) -> Callable:
     """The true -ELBO in nats of every image, with one draw of z."""
 
-    @torch.no_grad()
     def value(images):
+        posterior = vae.posterior  # judged once, with gradients
         x = images.view(-1, *vae.x.shape[1:])
-        draw = vae.draw(x)
-        return draw.nll + kl_divergence(*vae.posterior.of(vae.outputs(x))).double()
+        with torch.no_grad():
+            draw = vae.draw(x)
+            return draw.nll + kl_divergence(*posterior.of(vae.outputs(x))).double()
 
     return value
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from statistics import median
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -55,25 +56,33 @@ def _steps(gan, which):
     return net.steps
 
 
-def _labels(gan):
-    """(real, fake) labels, the largest residual, the weight of generated images over real ones.
+class Labels(NamedTuple):
+    """The labels in the discriminator's loss, medians over steps."""
 
-    Labels that differ between images are averages.
-    """
+    real: float
+    fake: float
+    residual: float  # part of the gradient that they don't explain
+    weight: float  # of generated images, over that of real ones
+    random: bool  # they differ between images or steps
+
+
+def _labels(gan) -> Labels:
     real, fake, weights = [], [], []
     for step in _steps(gan, "d"):
-        a1, a0, b1, b0 = (-c for c in step.coefficients)
-        size = max(map(abs, (a1, a0, b1, b0)))
-        if abs(a1 + a0) > 0.01 * size:
-            real.append(a1 / (a1 + a0))
-        if abs(b1 + b0) > 0.01 * size:
-            fake.append(b1 / (b1 + b0))
-        if abs(a1 + a0) > 0.01 * size:
-            weights.append((b1 + b0) / (a1 + a0))
+        a, b = step.weights
+        if a:
+            real.append(-step.coefficients[0] / a)
+        if b:
+            fake.append(-step.coefficients[2] / b)
+        if a and b:
+            weights.append(b / a)
     if not real or not fake:
-        raise CannotJudge("no step saw both real and generated images")
+        raise CannotJudge("no steps saw both real and generated images")
     residual = median(step.residual for step in _steps(gan, "d"))
-    return median(real), median(fake), residual, median(weights)
+    varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
+    random = varied or residual > EXPLAINED
+    weight = median(weights) if weights else 1.0
+    return Labels(median(real), median(fake), residual, weight, random)
 
 
 def _leaks(gan):
@@ -81,7 +90,7 @@ def _leaks(gan):
 
 
 def _discriminator_loss(gan):
-    real, fake, residual, weight = _labels(gan)
+    real, fake, residual, weight, random = _labels(gan)
     expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
     measured = f"labels {real:.2f} for real and {fake:.2f} for generated images"
     if residual > RANDOM_LABELS:
@@ -90,7 +99,7 @@ def _discriminator_loss(gan):
         return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
     if abs(real - fake) < 0.2:
         return Outcome(WRONG, measured, expected)
-    noisy = ", averages of random ones" if residual > EXPLAINED else ""
+    noisy = ", random ones" if random else ""
     words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
     swapped = "; D is the probability of a generated image" if real < fake else ""
     status = NOTE if noisy or words or swapped else PASS
@@ -98,15 +107,18 @@ def _discriminator_loss(gan):
 
 
 def _smoothing(gan):
-    real, fake, residual, _ = _labels(gan)
+    real, fake, residual, _, random = _labels(gan)
     if residual > RANDOM_LABELS:
         raise CannotJudge("the discriminator's loss is no cross-entropy")
     top, bottom = max(real, fake), min(real, fake)
-    sides = [n for n, smooth in (("real", top < 0.985), ("generated", bottom > 0.015)) if smooth]
+    sides = [
+        n for n, smooth in (("real", abs(top - 1) > 0.015), ("generated", bottom > 0.015)) if smooth
+    ]
     labels = f"labels {real:.2f} for real, {fake:.2f} for generated images"
     if not sides:
         return Outcome(PASS, f"no label smoothing ({labels})")
     words = {1: f"one-sided, of the {sides[0]} images' label", 2: "of both sides"}[len(sides)]
+    words += ", random" if random else ""
     return Outcome(NOTE, f"label smoothing {words} ({labels})", "none, or of the real label only")
 
 
@@ -119,10 +131,10 @@ def _generator_loss(gan):
     if residual > RANDOM_LABELS:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     try:
-        real, fake, *_ = _labels(gan)
+        real, fake = _labels(gan)[:2]
     except CannotJudge:
-        real, fake = 1, 0
-    if real < fake:
+        real, fake = 1.0, 0.0
+    if real < fake - 0.2:
         up, down = down, up
     size = max(abs(up), abs(down))
     label = up / (up + down) if abs(up + down) > 1e-3 * size else math.nan
@@ -160,13 +172,13 @@ def _alone(gan):
 
 
 def _both_move(gan):
+    _steps(gan, "g"), _steps(gan, "d")
     moved = {"generator": gan.seen.g.moved(), "discriminator": gan.seen.d.moved()}
     still = [name for name, change in moved.items() if change == 0]
     measured = ", ".join(f"{name} {change:.2g}" for name, change in moved.items())
     return Outcome(WRONG if still else PASS, f"change of the weights: {measured}", "above 0")
 
 
-@torch.no_grad()
 def _generator_range(gan):
     low, high = _range(gan)
     measured = f"{low:.2f} to {high:.2f} with large weights"
@@ -184,7 +196,8 @@ def _range(gan):
         raise CannotJudge("the generator was never called")
     z = latents[-1]
     wide = [p for p in generator.parameters() if p.dim() > 1][-1]
-    with changed_weights([*generator.parameters(), *generator.buffers()]):
+    saved = [*generator.parameters(), *generator.buffers()]
+    with changed_weights(saved), torch.no_grad():
         wide.data.mul_(100)
         images = generator.train()(z)
     return images.min().item(), images.max().item()

@@ -7,6 +7,7 @@ The coefficients show the labels, whatever the loss is divided by.
 
 import contextlib
 import math
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,8 @@ from grading.outcomes import changed_weights, replaced
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 WANTED = 3  # steps of each network to look at
+SECONDS = 25  # after this time, one of each is enough
+SMALL = 0.2  # part of a weight that noisy labels may feign
 
 
 class Stop(BaseException):
@@ -43,6 +46,13 @@ class Step:
     leftover: bool
     other_moved: bool = False
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of real and generated images in the discriminator's loss; 0 for small ones."""
+        weights = [-sum(self.coefficients[:2]), -sum(self.coefficients[2:])]
+        size = max(map(abs, weights))
+        return tuple(weight if abs(weight) > SMALL * size else 0.0 for weight in weights)
+
 
 @dataclass
 class Watched:
@@ -52,7 +62,8 @@ class Watched:
     calls: list = field(default_factory=list)
     mark: int = 0  # calls before the last step of any network
     steps: list[Step] = field(default_factory=list)
-    leftover: torch.Tensor | None = None  # gradient before the first backward pass after a step
+    # Gradients, by parameter, before the first backward pass after a step of any network.
+    leftover: dict[int, torch.Tensor] = field(default_factory=dict)
     start: list = field(default_factory=list)
 
     @property
@@ -81,9 +92,10 @@ class Observer:
         self.fakes: dict[float, bool] = {}
         self.paused, self.rescaled, self.total = False, False, 0
         self.logits = False
-        self.before = {}
+        self.before, self.deadline = {}, math.inf
 
     def __enter__(self):
+        self.deadline = time.monotonic() + SECONDS
         for net in (self.g, self.d):
             net.start = [p.detach().clone() for p in net.module.parameters()]
             for part in nn.Module.modules(net.module):
@@ -94,8 +106,8 @@ class Observer:
             register_optimizer_step_post_hook(self._after_step),
         ]
         for net in (self.g, self.d):
-            last = list(net.module.parameters())[-1]
-            self.handles.append(last.register_hook(self._on_backward(net)))
+            for parameter in net.parameters:
+                self.handles.append(parameter.register_hook(self._on_backward(net, parameter)))
         targets = [*self._spies(self.g, self._saw_latent), *self._spies(self.d, self._saw_images)]
         self.spying = replaced(*targets)
         self.spying.__enter__()
@@ -133,7 +145,8 @@ class Observer:
 
     def _saw_latent(self, z, images):
         z = z.detach().clone()
-        self.latents.append(z)
+        if self.g.module.training and torch.is_grad_enabled():  # no picture's latents
+            self.latents.append(z)
         self.g.calls.append(z)
         if images.dim() > 1 and images[0].numel() >= 784:
             self._remember(images)
@@ -147,10 +160,10 @@ class Observer:
     def _saw_images(self, images, _):
         self.d.calls.append(images.detach().clone())
 
-    def _on_backward(self, net):
+    def _on_backward(self, net, parameter):
         def hook(gradient):
-            if not self.paused and net.leftover is None:
-                net.leftover = _gradient_of(net.parameters)
+            if not self.paused and id(parameter) not in net.leftover:
+                net.leftover[id(parameter)] = _gradient_of([parameter])
 
         return hook
 
@@ -167,7 +180,7 @@ class Observer:
             with self._unseen():
                 step = self._explain(net, _gradient_of(net.parameters))
             other = self.d if net is self.g else self.g
-            self.before = {id(other): [p.detach().clone() for p in other.parameters]}
+            self.before[id(other)] = [p.detach().clone() for p in other.parameters]
             if step is not None:
                 net.steps.append(step)
 
@@ -184,11 +197,17 @@ class Observer:
             net.calls.clear()
         for net in (self.g, self.d):
             net.mark = len(net.calls)
-        self.g.leftover = self.d.leftover = None
+            net.leftover.clear()
         self.total += 1
-        enough = all(len(net.steps) >= WANTED for net in (self.g, self.d))
-        if enough or self.total >= self.n_steps:
+        if self._has_enough() or self.total >= self.n_steps:
             raise Stop
+
+    def _has_enough(self):
+        late = time.monotonic() > self.deadline
+        sides = [step.weights for step in self.d.steps]
+        both = all(any(w[side] > 0 for w in sides) for side in (0, 1))
+        wanted = 1 if late else WANTED
+        return all(len(net.steps) >= wanted for net in (self.g, self.d)) and (both or late)
 
     @contextlib.contextmanager
     def _unseen(self):
@@ -210,9 +229,9 @@ class Observer:
 
     def _explain(self, net, gradient) -> Step | None:
         """Fit the gradient before a step; None before the discriminator is rescaled."""
-        leftover = net.leftover is not None and bool((net.leftover != 0).any())
-        if leftover:
-            gradient = gradient - net.leftover
+        parts = [net.leftover.get(id(p), torch.zeros(p.numel())) for p in net.parameters]
+        leftover = any(bool(part.any()) for part in parts)
+        gradient = gradient - torch.cat(parts)
         if not self.rescaled:
             return None
         for images in self.d.calls:
@@ -224,12 +243,12 @@ class Observer:
         if not fits:
             return None
         first, last = fits[0], fits[-1]
-        coefficients, residual = first if first[1] < max(0.05, 0.8 * last[1]) else last
+        coefficients, residual = first if first[1] < max(0.05, 1.25 * last[1]) else last
         width = 4 if net is self.d else 2
         return Step([sum(coefficients[i::width]) for i in range(width)], residual, leftover)
 
     def _discriminator_columns(self, calls):
-        """Per call: gradients of mean log D, log(1 - D) over its real rows and its generated rows."""
+        """Per call: gradients of mean log D, log(1 - D) over real rows, and over generated ones."""
         columns, seen = [], set()
         for images in calls:
             sums = _row_sums(images)
@@ -289,6 +308,7 @@ class Observer:
         last.data.mul_(factor)
         if bias.shape == (1,):
             bias.data.copy_(-factor * (logits.mean() - bias))
+        self.d.start = [p.detach().clone() for p in self.d.module.parameters()]
         self.rescaled = True
 
 

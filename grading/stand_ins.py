@@ -4,10 +4,14 @@ The course's `datasets.bmnist` and `datasets.mnist`, and torchvision, give a few
 behind their own interface. Everything else that is missing becomes a `Stub`.
 """
 
+import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,8 +35,11 @@ class Stub:
         return Stub()
 
     def __call__(self, *args, **options):
-        plain = len(args) == 1 and not options and isinstance(args[0], types.FunctionType | type)
-        return args[0] if plain else Stub()
+        if len(args) == 1 and not options and isinstance(args[0], type):
+            return args[0]
+        if len(args) == 1 and not options and isinstance(args[0], types.FunctionType):
+            return _filled(args[0])
+        return Stub()
 
     def __getitem__(self, key):
         return Stub()
@@ -61,6 +68,30 @@ class Stub:
         return array
 
 
+def _filled(function):
+    """A decorated function: what its decorator would have passed in becomes a stub."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        given = signature.bind_partial(*args, **options).arguments
+        for name, parameter in signature.parameters.items():
+            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if name not in given and parameter.default is parameter.empty and not variadic:
+                options[name] = Stub()
+        return function(*args, **options)
+
+    return call
+
+
+def _write_empty(file, *args, **options):
+    """In place of saving a picture: the file is there for what follows."""
+    if isinstance(file, str | Path):
+        with contextlib.suppress(OSError):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).touch()
+
+
 class StubModule(types.ModuleType):
     """A module of stubs."""
 
@@ -69,7 +100,7 @@ class StubModule(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return Stub()
+        return _write_empty if name in ("savefig", "imsave") else Stub()
 
 
 class CallableModule(types.ModuleType):

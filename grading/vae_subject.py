@@ -204,16 +204,17 @@ class VAESubject:
         return torch.stack([self.draw(x).z.double() for _ in range(n)]), True
 
     @cached_property
-    def posterior(self) -> Posterior:
-        """What the encoder's outputs mean, judged by many draws of z.
+    def posteriors(self) -> list[Posterior]:
+        """What the encoder's outputs may mean, judged by many draws of z; the likeliest first.
 
         Raises:
-            CannotJudge: neither output is the mean, or no known function of the other the deviation.
+            CannotJudge: neither output is the mean, or the deviation is no known function of the
+                other.
         """
         x = self.x[:N_IMAGES]
         encoder = self.parameters[0]
         with changed_weights(encoder), torch.no_grad():
-            perturb(encoder, ENCODER_STD, seed=5)
+            perturb(encoder, 2 * ENCODER_STD, seed=5)
             z, _ = self.latents(x)
             outputs = [output.double() for output in self.outputs(x)]
         mean, std = z.mean(dim=0), z.std(dim=0)
@@ -225,18 +226,28 @@ class VAESubject:
         if error[i_mean] > 3:
             raise CannotJudge("the latents are centred on neither output of the encoder")
         head = outputs[1 - i_mean]
-        best, meaning = min(
-            ((self._misfit(std, of(head)), name) for name, of in MEANINGS.items()),
+        misfits = sorted(
+            ((self._misfit(std, of(head)), meaning) for meaning, of in MEANINGS.items()),
             key=lambda pair: pair[0],
         )
         # A log ratio of standard deviations has variance 1 / (2 n).
-        if best * math.sqrt(2 * len(z)) > 2:
+        likely = [meaning for misfit, meaning in misfits if misfit * math.sqrt(2 * len(z)) < 2]
+        if not likely:
             raise CannotJudge("the latents' deviation is no known function of the encoder's output")
 
-        def of(outputs):
-            return outputs[i_mean], MEANINGS[meaning](outputs[1 - i_mean])
+        def reading(meaning):
+            return lambda outputs: (outputs[i_mean], MEANINGS[meaning](outputs[1 - i_mean]))
 
-        return Posterior(meaning, of)
+        return [Posterior(meaning, reading(meaning)) for meaning in likely]
+
+    @property
+    def posterior(self) -> Posterior:
+        """The likeliest of `posteriors`."""
+        return self.posteriors[0]
+
+    def prefer(self, posterior: Posterior) -> None:
+        """Move a reading that the KL agrees with to the front."""
+        self.posteriors.sort(key=lambda other: other is not posterior)
 
     @staticmethod
     def _misfit(measured, std) -> float:
@@ -273,6 +284,18 @@ class VAESubject:
                 if parameter.shape == (z_dim,):
                     parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2, 2.0, 3.0)[i % 7])
             yield
+
+    @contextlib.contextmanager
+    def finite(self) -> Iterator[None]:
+        """Inside the block, the encoder is one for which the loss is finite: as it is, or perturbed.
+
+        A standard deviation through ReLU is 0 for half of a new encoder's units.
+        """
+        if self.draw(self.batch).loss.isfinite():
+            yield
+        else:
+            with self.encoder_setting(6):
+                yield
 
     def recon_and_kl(self, x, n=4) -> tuple[float, float, float]:
         """Fit loss = c * recon + K over n random decoders: (c, K, largest residual), in nats."""

@@ -25,7 +25,7 @@ from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
 from grading.training import TRAINING_CHECKS, epoch_checks
 
-N_IMAGES = 1920  # of each kind, in the zygote's memory
+N_IMAGES = 4096  # of each kind, in the zygote's memory
 COPIED_BYTES = 32 << 20
 SKIPPED_FOLDERS = {"__pycache__", "runs", "data", "venv", "node_modules"}
 BINARY = datasets.bmnist()[1].images[:N_IMAGES].clone()
