@@ -21,12 +21,13 @@ def main(args):
     people = discover(path)
     if not people:
         raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
-    memory = Memory(None if args.fresh else Path(args.memory), training=not args.no_training)
+    options = {"training": not args.no_training, "seed": args.seed}
+    memory = Memory(None if args.fresh else Path(args.memory), **options)
     n_files = sum(len(person.files) for person in people)
     finished = []
     with progress_bar(n_files, unit="file", disable=n_files < 4 or None) as bar:
         steps = grade(
-            people, memory, args.jobs, args.time_limit, not args.no_training, lambda _: bar.update()
+            people, memory, args.jobs, args.time_limit, **options, on_result=lambda _: bar.update()
         )
         for person in steps:
             finished.append(person)
@@ -65,6 +66,7 @@ def parse_args(argv=None):
     parser.add_argument("--verbose", action="store_true", help="list what passes, too")
     parser.add_number("--jobs", os.cpu_count() or 1, "files judged at the same time", at_least=1)
     parser.add_number("--time_limit", 120.0, "seconds for a file", above=0)
+    parser.add_number("--seed", 0, "another one measures with other draws", at_least=0, below=1000)
     parser.add_argument("--fresh", action="store_true", help="forget results of earlier gradings")
     parser.add_argument(
         "--memory",

@@ -100,7 +100,8 @@ class FlowSubject:
         return self.couplings
 
 
-def pair(returned):
+def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (z, ldj) that a map returned; CannotJudge for anything else."""
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise CannotJudge("no pair (z, ldj) is returned")
     return returned

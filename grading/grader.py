@@ -74,7 +74,7 @@ class Person:
 
 
 def kind_of(path: Path) -> str | None:
-    """The model that a Python file implements, by its classes; by its name if it can't be parsed."""
+    """The model that a file implements, by its classes; by its name if it can't be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError):
@@ -179,11 +179,17 @@ def as_json(result: FileResult) -> dict:
 
 
 def judge_file(
-    zygote: Zygote, model: str, path: Path, seconds: float, training: bool
+    zygote: Zygote,
+    model: str,
+    path: Path,
+    seconds: float = 120.0,
+    training: bool = True,
+    seed: int = 0,
 ) -> FileResult:
-    """Judge one file in a process of its own."""
+    """Judge one file in a process of its own; another seed (0 to 999) measures with other draws."""
     token = secrets.token_hex(16)
-    request = {"model": model, "path": str(path.resolve()), "token": token, "training": training}
+    request = {"model": model, "path": str(path.resolve()), "token": token}
+    request |= {"training": training, "seed": seed}
     lines, reason, output = zygote.run(request, seconds)
     lines = [line for line in lines if line.get("token") == token]
     result = FileResult(model, str(path), output=output)
@@ -215,6 +221,7 @@ def grade(
     jobs: int,
     seconds: float,
     training: bool,
+    seed: int,
     on_result: Callable[[FileResult], None],
 ) -> Iterator[Person]:
     """Judge all files, `jobs` at a time; yields people as they are finished."""
@@ -226,7 +233,7 @@ def grade(
         key = memory.key(model, path)
         result = memory.get(key)
         if result is None:
-            result = judge_file(zygote, model, path, seconds, training)
+            result = judge_file(zygote, model, path, seconds, training, seed)
             memory.put(key, result)
         return result
 

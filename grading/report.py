@@ -117,7 +117,8 @@ def to_html(people: list[Person], rubric: Rubric, hints: str) -> str:
 def _html_of_file(result: FileResult, hints: str):
     yield f"<h2>{TITLES[result.model]}</h2><p>{html.escape(summary(result))}</p>"
     if result.picture:
-        yield f'<p><img alt="samples" src="data:image/png;base64,{html.escape(result.picture)}"></p>'
+        source = f"data:image/png;base64,{html.escape(result.picture)}"
+        yield f'<p><img alt="samples" src="{source}"></p>'
     if not result.findings:
         return
     yield "<table><tr><th>status<th>check<th>what was found<th>why it matters</tr>"

@@ -112,7 +112,8 @@ SHIMS = (
      r"Found dtype Long|can't be cast|expected.*(Float|Long)", _float_full),
     ("NumPy has no np.float, np.int, np.bool any more",
      r"numpy.* has no attribute '(float|int|bool|object)'", _numpy_names),
-    ("torch.nn.utils.clip_grad_norm is called clip_grad_norm_", r"clip_grad_norm'", _clip_grad_norm),
+    ("torch.nn.utils.clip_grad_norm is called clip_grad_norm_", r"clip_grad_norm'",
+     _clip_grad_norm),
     ("booleans can't be subtracted", r"bool tensor is not supported", _bool_arithmetic),
     ("a loss has no element [0]", r"0-dim tensor", _zero_dim_index),
 )  # fmt: skip

@@ -34,7 +34,7 @@ class Stub:
             raise AttributeError(name)
         return Stub()
 
-    def __call__(self, *args, **options):
+    def __call__(self, *args, **options):  # noqa: D102
         if len(args) == 1 and not options and isinstance(args[0], type):
             return args[0]
         if len(args) == 1 and not options and isinstance(args[0], types.FunctionType):
@@ -106,7 +106,7 @@ class StubModule(types.ModuleType):
 class CallableModule(types.ModuleType):
     """A module that can be called like the function of its name in it."""
 
-    def __call__(self, *args, **options):
+    def __call__(self, *args, **options):  # noqa: D102
         return getattr(self, self.__name__.rpartition(".")[2])(*args, **options)
 
 
@@ -141,7 +141,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             frame = frame.f_back
         return frame is not None and frame.f_code.co_filename.startswith(self.folder)
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name, path=None, target=None):  # noqa: D102
         top = name.partition(".")[0]
         if name not in self.modules and not self._is_asked_by_submission():
             return None
@@ -152,14 +152,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None  # a submodule that a real package lacks is an error
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
-    def create_module(self, spec):
+    def create_module(self, spec):  # noqa: D102
         if spec.name in self.modules:
             return self.modules[spec.name]
         if self.last:
             self.missing.append(spec.name)
         return StubModule(spec.name)
 
-    def exec_module(self, module):
+    def exec_module(self, module):  # noqa: D102
         pass
 
 
@@ -202,7 +202,7 @@ class Compose:
     def __init__(self, transforms):
         self.transforms = transforms
 
-    def __call__(self, image):
+    def __call__(self, image):  # noqa: D102
         for transform in self.transforms:
             image = transform(image)
         return image

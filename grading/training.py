@@ -25,8 +25,9 @@ LAST = 8  # images in the short last batch: unusual ones
 BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely
 # Short training: steps of 128 images with Adam 1e-3, then the true value on 512 images. Bands: see
 # grading/README.md, "Reference bands".
-STEPS = {"vae": 120, "nf": 12}
-BANDS = {"vae": (0.0, 1000.0), "nf": (0.0, 100.0)}
+STEPS = {"vae": 112, "nf": 12}
+BANDS = {"vae": (184.1, 190.8), "nf": (3.68, 4.49)}
+SLACK = 1.1  # other architectures may be this much slower
 UNITS = {"vae": "nats", "nf": "bits/dim"}
 
 
@@ -224,10 +225,10 @@ def _learns(epochs):
         f"{run['before']:.4g} to {run['after']:.4g} {unit} in {run['steps']} steps; an epoch of "
         f"50,000 images would take {run['seconds']:.0f} s on one core"
     )
-    expected = f"{low:g} to {high:g}"
+    expected = f"{low:g} to {high:g}, our script over six seeds"
     if not math.isfinite(run["after"]) or run["after"] >= run["before"]:
         return Outcome(WRONG, measured, expected)
-    return Outcome(PASS if run["after"] <= high else NOTE, measured, expected)
+    return Outcome(PASS if run["after"] <= SLACK * high else NOTE, measured, expected)
 
 
 def _reported(epochs):

@@ -287,7 +287,7 @@ class VAESubject:
 
     @contextlib.contextmanager
     def finite(self) -> Iterator[None]:
-        """Inside the block, the encoder is one for which the loss is finite: as it is, or perturbed.
+        """Perturb the encoder inside the block if the loss is not finite as it is.
 
         A standard deviation through ReLU is 0 for half of a new encoder's units.
         """

@@ -1,5 +1,6 @@
 """Judging one file of a submission, in the process forked for it."""
 
+import contextlib
 import gc
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import scipy.stats  # noqa: F401  (loaded once, here, for all submissions)
@@ -20,7 +22,17 @@ from grading import flow, gan, sandbox, vae
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, OnCPU, Submission, is_theirs
-from grading.outcomes import NOTE, OLD, Outcome, finding, load_checks, one_line, run_checks
+from grading.outcomes import (
+    NOTE,
+    OLD,
+    Outcome,
+    finding,
+    load_checks,
+    one_line,
+    run_checks,
+    seed_everything,
+)
+from grading.pictures import png, samples
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
 from grading.training import TRAINING_CHECKS, epoch_checks
@@ -57,6 +69,9 @@ def main(request: dict, results: int, output: int) -> None:
         emit("unjudged", reason="not implemented")
     except (Exception, MemoryError) as error:
         emit("unjudged", reason=one_line(error))
+    for printed in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            printed.flush()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     emit("end", seconds=round(time.monotonic() - started, 2), peak_mb=peak >> 10)
 
@@ -82,14 +97,23 @@ def _judge(request, emit):
     missing += sandbox.limit(int(request["seconds"]) + 5)
     emit("sandbox", not_enforced=sorted(set(missing)))
     on_cpu.install()
+    seed_everything(request["seed"])
     submission = Submission(code / path.name, adaptation.attempt)
     submission_made.append(submission)
     emit("loaded", skipped=submission.skipped, missing_modules=unknown)
+    model, folder = request["model"], str(Path.cwd())
+
+    def check(subject, table):
+        theirs = partial(is_theirs, folder=folder)
+        found = run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"])
+        for one in found:
+            emit("finding", **asdict(one))
+
     try:
-        for found in _findings(request, submission, adaptation, pictures):
-            emit("finding", **asdict(found))
+        subject = _check_all(model, submission, check, pictures, request["training"])
+        with contextlib.suppress(Exception):
+            emit("picture", png=png(samples(model, subject)))
     finally:
-        model = request["model"]
         for words, error in adaptation.used.items():
             emit("finding", **asdict(finding(model, RUNS_TODAY, Outcome(OLD, f"{words}: {error}"))))
         if on_cpu.asked:
@@ -97,31 +121,28 @@ def _judge(request, emit):
             emit("finding", **asdict(finding(model, RUNS_ON_CPU, Outcome(NOTE, words))))
 
 
-def _findings(request, submission, adaptation, pictures):
-    model, folder = request["model"], str(Path.cwd())
-
-    def checks(subject, table):
-        yield from run_checks(
-            model, subject, table, adaptation.adapt, lambda error: is_theirs(error, folder)
-        )
-
+def _check_all(model, submission, check, pictures, training):
+    """Run all checks of a model; returns the subject."""
     if model == "gan":
-        yield from checks(gan_subject(submission, pictures), gan.CHECKS)
-        return
+        subject = gan_subject(submission, pictures)
+        check(subject, gan.CHECKS)
+        return subject
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        yield from checks(subject, vae.CHECKS)
+        check(subject, vae.CHECKS)
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        yield from checks(subject, flow.CHECKS)
-        if subject.model is not None:
-            yield from checks(subject, flow.MODEL_CHECKS)
+        check(subject, flow.CHECKS)
+        if subject.model is None:
+            return subject
+        check(subject, flow.MODEL_CHECKS)
         images = GREY
     epochs = epoch_subject(model, submission, subject, caught, images, LABELS)
-    yield from checks(epochs, epoch_checks(model))
-    if request["training"]:
-        yield from checks(epochs, TRAINING_CHECKS)
+    check(epochs, epoch_checks(model))
+    if training:
+        check(epochs, TRAINING_CHECKS)
+    return subject
 
 
 def _copy(source: Path, target: Path) -> None:
