@@ -139,12 +139,16 @@ class Memory:
         self.salt = hashlib.sha256(code + json.dumps(options, sort_keys=True).encode())
         self.known = {}
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            if text and not text.endswith("\n"):  # a grading was interrupted in this line
+                with path.open("a") as file:
+                    file.write("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                     self.known[entry["key"]] = entry["result"]
                 except (ValueError, KeyError, TypeError):
-                    continue  # the line that was being written
+                    continue
 
     def key(self, model: str, file: Path) -> str:
         """Changes with the file, its neighbours and the grader."""

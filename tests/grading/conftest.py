@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -6,10 +7,15 @@ from grading.zygote import Zygote
 from tests.conftest import ROOT
 
 
+SECRET = "no submission reads this"
+
+
 @pytest.fixture(scope="session")
 def zygote():
+    os.environ["GRADING_SECRET"] = SECRET
     zygote = Zygote()
     yield zygote
+    del os.environ["GRADING_SECRET"]
     zygote.close()
 
 

@@ -50,6 +50,10 @@ OTHER_AVERAGE = """def mean_over_images(step, data, after_step=None):
 
 
 def epoch_iter("""
+NEVER_CLEARED = """torch.optim.Optimizer.zero_grad = lambda *arguments: None
+
+
+def train_step("""
 REVERSE = ("flow_reverse_logdet",)
 NO_LOSS = ("loss", "likelihood", "decoder_blind")
 
@@ -129,7 +133,8 @@ NF = [
     ("log pi for log 2 pi", "math.log(2 * math.pi)", "math.log(math.pi)", "log_prior", "wrong", "",
      ("log_px",)),
     ("prior summed over the batch", "math.log(2 * math.pi)).sum(dim=1)",
-     "math.log(2 * math.pi)).sum()", "log_prior", "wrong", "whole batch", ("log_px", "epoch_average", "bits_per_dimension")),
+     "math.log(2 * math.pi)).sum()", "log_prior", "wrong", "whole batch",
+     ("log_px", "epoch_average", "bits_per_dimension")),
     ("sign of the logit step", "(per_pixel - log_z - log_1_minus_z)",
      "(per_pixel + log_z + log_1_minus_z)", "logit", "wrong", "", ("log_px",)),
     ("log-determinant left out", "return log_prior(z) + ldj", "return log_prior(z)", "log_px"),
@@ -137,19 +142,20 @@ NF = [
      "wrong", "log 2"),
     ("no clipping", "nn.utils.clip_grad_norm_(model.parameters(), max_norm)", "pass", "clipping",
      "weak"),
+    ("a name that NumPy dropped", "z + torch.rand_like(z)",
+     "z + torch.rand_like(z) * __import__('numpy').float(1)", "runs_today", "old", "np.float"),
     ("samples out of range", "return z.floor().clamp(0, self.n_bins - 1)", "return 2 * z", "sample"),
 ]  # fmt: skip
 GAN = [
     ("smoothing of both sides", '"standard": 0.0', '"standard": 0.1', "smoothing", "note",
      "both sides"),
-    ("the same label for both", "cross_entropy(logits_fake, fake_label)",
-     "cross_entropy(logits_fake, real_label)", "discriminator_loss"),
+    ("the same label for both", "labels = args.real_label, args.fake_label",
+     "labels = args.real_label, args.real_label", "discriminator_loss"),
     ("generator helps the discriminator", "F.softplus(-logits_fake)", "F.softplus(logits_fake)",
      "generator_loss", "wrong", "smaller"),
     ("saturating loss", "F.softplus(-logits_fake)", "-F.softplus(logits_fake)", "generator_loss",
      "note", "saturating"),
-    ("gradients never cleared", "real_label, fake_label)\n    optimizer.zero_grad()",
-     "real_label, fake_label)", "stray_gradient"),
+    ("gradients never cleared", "def train_step(", NEVER_CLEARED, "stray_gradient"),
     ("one optimiser moves both", "adam(discriminator, args.lr)",
      "adam(nn.ModuleList([generator, discriminator]), args.lr)", "steps",
      "wrong", "", ("stray_gradient", "generator_loss")),

@@ -1,15 +1,12 @@
 """A submission can harm nothing but itself: it ends as one line, whatever it does."""
 
 import json
-import os
 import socket
 
 import pytest
 
 from grading.grader import judge_file
-from grading.zygote import Zygote
-
-SECRET = "no submission reads this"
+from tests.grading.conftest import SECRET
 
 FILE = """
 import os, sys, json, shutil, signal, socket, subprocess, time
@@ -95,12 +92,9 @@ def test_network_is_out_of_reach(zygote, tmp_path):
             server.accept()
 
 
-def test_environment_is_not_shown(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADING_SECRET", SECRET)
-    zygote = Zygote()
+def test_environment_is_not_shown(zygote, tmp_path):
     attack = "print(dict(os.environ)); print(open('/proc/self/environ').read())"
     result = judge_file(zygote, "vae", write(tmp_path, attack, tmp_path), 10, False)
-    zygote.close()
     assert "PATH" in result.output
     assert SECRET not in result.output
 
