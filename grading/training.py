@@ -1,6 +1,7 @@
 """Checks of a submission's own epoch functions: averages, units, clipping, validation, learning."""
 
 import math
+import resource
 import time
 
 import torch
@@ -50,7 +51,7 @@ def _epoch_value(epochs):
 def _explain_average(epochs, images):
     batches = images.split(BATCH)
     epochs.module.eval()
-    draws = [[epochs.true_value(b).double().mean().item() for b in batches] for _ in range(4)]
+    draws = [[epochs.true_value(b).double().mean().item() for b in batches] for _ in range(3)]
     means = torch.tensor(draws).double()
     spread = means.std(dim=0).mean().item()  # of one value of a batch, from its noise
     losses, sizes = means.mean(dim=0), torch.tensor([len(b) for b in batches]).double()
@@ -124,8 +125,8 @@ def _validation(epochs):
     """Whether weights, batch statistics or the optimiser's moments change after training ends."""
     epochs.settle()
     module = epochs.module
-    images = epochs.images[epochs.seed % 97 :][: 6 * BATCH]
-    train, val = epochs.loader(images[: 3 * BATCH]), epochs.loader(images[3 * BATCH :])
+    images = epochs.images[epochs.seed % 97 :][: 2 * BATCH]
+    train, val = (epochs.loader(part, BATCH // 2) for part in images.split(BATCH))
     optimizer = epochs.optimizer(1e-3)
     states = {}
     train.on_start = lambda: states.setdefault("train", _state(module, optimizer))
@@ -204,6 +205,7 @@ def _short_training(epochs):
         "before": before, "after": epochs.exact(val), "seconds": seconds / passes / n * 50_000,
         "reported": _last_number(value), "coded": epochs.true_value(val).double().mean().item(),
         "steps": passes * math.ceil(n / size),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
     return epochs.trained
 
@@ -223,7 +225,7 @@ def _learns(epochs):
     low, high = BANDS[epochs.model]
     measured = (
         f"{run['before']:.4g} to {run['after']:.4g} {unit} in {run['steps']} steps; an epoch of "
-        f"50,000 images would take {run['seconds']:.0f} s on one core"
+        f"50,000 images would take {run['seconds']:.0f} s on one core, in {run['megabytes']} MB"
     )
     expected = f"{low:g} to {high:g}, our script over six seeds"
     if not math.isfinite(run["after"]) or run["after"] >= run["before"]:

@@ -44,10 +44,13 @@ class Zygote:
         )
         theirs.close()
         self.socket, self.lock = ours, threading.Lock()
+        self.running: set[int] = set()
 
     def close(self) -> None:
-        """End the process; children in progress are not waited for."""
+        """End the process and its children."""
         self.socket.close()
+        for pid in self.running.copy():
+            _kill(pid)
         self.process.wait()
 
     def run(self, request: dict, seconds: float) -> tuple[list[dict], str, str]:
@@ -60,7 +63,17 @@ class Zygote:
                 socket.send_fds(self.socket, [message], [results_w, output_w])
                 pid = int(self.socket.recv(64))
             os.close(results_w), os.close(output_w)
-            return _collect(pid, results_r, output_r, seconds)
+            self.running.add(pid)
+            try:
+                return _collect(pid, results_r, output_r, seconds)
+            finally:
+                self.running.discard(pid)
+
+
+def _kill(pid: int) -> None:
+    """End a submission's process and all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _collect(pid: int, results_r: int, output_r: int, seconds: float):
@@ -68,8 +81,7 @@ def _collect(pid: int, results_r: int, output_r: int, seconds: float):
 
     def kill(why):
         reason.append(why)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        _kill(pid)
 
     def read_output():
         size = 0

@@ -6,7 +6,6 @@ import pytest
 from grading.zygote import Zygote
 from tests.conftest import ROOT
 
-
 SECRET = "no submission reads this"
 
 

@@ -144,7 +144,8 @@ NF = [
      "weak"),
     ("a name that NumPy dropped", "z + torch.rand_like(z)",
      "z + torch.rand_like(z) * __import__('numpy').float(1)", "runs_today", "old", "np.float"),
-    ("samples out of range", "return z.floor().clamp(0, self.n_bins - 1)", "return 2 * z", "sample"),
+    ("samples out of range", "return z.floor().clamp(0, self.n_bins - 1)", "return 2 * z",
+     "sample"),
 ]  # fmt: skip
 GAN = [
     ("smoothing of both sides", '"standard": 0.0', '"standard": 0.1', "smoothing", "note",
