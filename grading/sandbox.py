@@ -26,6 +26,7 @@ CLONE = {
     "ipc": 0x8000000,
 }
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+NAMESPACES = ("network", "files", "hidden processes")
 KEPT_FLAGS = (
     2 | 4 | 8 | 1024 | 2048
 )  # nosuid, nodev, noexec, noatime, nodiratime: may not be dropped
@@ -39,11 +40,11 @@ def isolate(scratch: Path) -> list[str]:
     one waits, if process namespaces exist.
     """
     if platform.system() != "Linux":
-        return ["network", "files", "processes"]
+        return list(NAMESPACES)
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
     if libc.unshare(sum(CLONE.values())):
-        return ["network", "files", "processes"]
+        return list(NAMESPACES)
     for name, content in (
         ("setgroups", "deny"),
         ("uid_map", f"{uid} {uid} 1"),
