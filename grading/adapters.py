@@ -1,0 +1,259 @@
+"""From a submission's module to what the checks measure: callables, by the course's names."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn as nn
+from torch.utils.data import DataLoader
+
+from grading.flow_subject import Bijection, FlowSubject
+from grading.gan import GanSubject
+from grading.gan_observer import Observer
+from grading.loading import CannotLoad, Submission, time_limit
+from grading.outcomes import one_line, seed_everything
+from grading.stand_ins import Images
+from grading.vae_subject import VAESubject, reduced
+
+GAN_BATCH = 32
+MAIN_SECONDS = 15  # until `main` calls the first epoch
+SHAPES = ((784,), (1, 28, 28), (28, 28))
+EPOCH_FUNCTIONS = ("run_epoch", "epoch_iter", "train_epoch", "train")
+
+
+def first_that_works(options: list, try_one: Callable, what: str):
+    """The first option for which try_one(option) raises nothing, and its result.
+
+    Raises:
+        CannotLoad: all fail; the reason is the first error, or the template's NotImplementedError.
+    """
+    errors = []
+    for option in options:
+        try:
+            return option, try_one(option)
+        except Exception as error:
+            errors.append(error)
+    missing = [e for e in errors if isinstance(e, NotImplementedError)]
+    if missing:
+        raise CannotLoad(f"{what} is not implemented") from missing[0]
+    raise CannotLoad(f"{what} fails: {one_line(errors[0])}") from errors[0]
+
+
+def build(submission: Submission, kind: type, *args):
+    """An instance: the one that `main` makes on its way to the first epoch, or one of our own.
+
+    Returns it with the arguments of the function that `main` called, if it got so far.
+    """
+    if any("NotImplementedError" in line for line in _body(kind)):
+        submission.attempt(submission.call, kind, *args)  # not worth running main for
+    caught = submission.attempt(submission.run_main, EPOCH_FUNCTIONS, MAIN_SECONDS) or {}
+    made = submission.made(kind)
+    if made is None:
+        _, made = first_that_works(
+            [args, ()], lambda a: submission.attempt(submission.call, kind, *a), kind.__name__
+        )
+    return made.cpu(), caught
+
+
+def _body(kind):
+    try:
+        return inspect.getsource(kind.__init__).splitlines()
+    except (OSError, TypeError):
+        return []
+
+
+def _part(model, *names):
+    """A submodule by attribute, with or without underscores, or by its class's name."""
+    for name in names:
+        for attribute in (name, f"_{name}", f"{name}_"):
+            part = getattr(model, attribute, None)
+            if isinstance(part, nn.Module):
+                return part
+    for part in nn.Module.modules(model):
+        if part is not model and any(n in type(part).__name__.lower() for n in names):
+            return part
+    raise CannotLoad(f"the model has no {names[0]}")
+
+
+def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubject, dict]:
+    """The VAE of a submission, and the arguments its `main` gives to the epoch's function."""
+    kind = submission.find_class("VAE", "VariationalAutoencoder", "autoencoder")
+    if kind is None:
+        raise CannotLoad("there is no class VAE")
+    model, caught = build(submission, kind)
+    encoder, decoder = _part(model, "encoder", "enc"), _part(model, "decoder", "dec")
+    loss = partial(submission.call, model.forward)
+
+    def try_loss(shape):
+        value = submission.attempt(loss, binary[:16].float().view(-1, *shape))
+        if value is None:
+            raise NotImplementedError
+        reduced(value)
+
+    def try_encoder(shape):
+        outputs = encoder(binary[:16].float().view(-1, *shape))
+        if outputs is None or outputs[0].shape[0] != 16 or outputs[0].dim() != 2:
+            raise ValueError("unexpected shapes of the encoder's outputs")
+
+    shape, _ = first_that_works(SHAPES, try_loss, "the VAE's forward")
+    encoder_shape, _ = first_that_works([shape, *SHAPES], try_encoder, "the encoder")
+    sample = getattr(model, "sample", None)
+    if sample is not None:
+
+        def sample(n, method=model.sample):
+            z = torch.randn(n, decoder_width(model, encoder, binary, encoder_shape))
+            known = {name: z for name in ("z", "latent", "noise")} | {"n_samples": n}
+            names = list(inspect.signature(method).parameters)
+            first = {"z", "latent", "noise"} & set(names[:1])
+            return submission.call(method, *(() if first else (n,)), **required(method, known))
+
+    subject = VAESubject(
+        _Loss(model, loss),
+        encoder,
+        decoder,
+        binary[:64].float().view(-1, *shape),
+        sample,
+        to_encoder=lambda x: x.view(len(x), *encoder_shape),
+    )
+    return subject, caught
+
+
+class _Loss(nn.Module):
+    """A model whose `forward` is called with all the arguments it needs."""
+
+    def __init__(self, model, call):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x):
+        return self.call(x)
+
+
+def required(function, known):
+    """Of the known arguments those that the function demands."""
+    parameters = inspect.signature(function).parameters.items()
+    demanded = {n for n, p in parameters if p.default is p.empty}
+    return {name: value for name, value in known.items() if name in demanded}
+
+
+def decoder_width(model, encoder, binary, shape) -> int:
+    """Number of latent dimensions."""
+    weights = next(encoder.parameters())
+    x = binary[:2].float().view(-1, *shape).to(weights.dtype)
+    with torch.no_grad():
+        return encoder(x)[0].shape[1]
+
+
+def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubject, dict]:
+    """The flow of a submission, and the arguments its `main` gives to the epoch's function."""
+    kind = submission.find_class("Model", "RealNVP", "NormalizingFlow")
+    flow_kind = submission.find_class("Flow")
+    if kind is None and flow_kind is None:
+        raise CannotLoad("there is no class Model or Flow")
+    model, caught = build(submission, kind or flow_kind, [784])
+    flow = model if kind is None else _part(model, "flow")
+    couplings = [m for m in nn.Module.modules(flow) if "coupling" in type(m).__name__.lower()]
+    layers = getattr(flow, "layers", None)
+    if isinstance(layers, nn.ModuleList) and not couplings:
+        couplings = list(layers)
+
+    def bijection(module):
+        def both(z, ldj, reverse):
+            return module(z, ldj, reverse=reverse) if reverse else module(z, ldj)
+
+        return Bijection(partial(both, reverse=False), partial(both, reverse=True))
+
+    def try_flow(_):
+        value = submission.attempt(flow, torch.randn(3, 784), torch.zeros(3))
+        if value is None or len(value) != 2:
+            raise NotImplementedError
+
+    first_that_works([None], try_flow, "the flow's forward")
+    subject = FlowSubject(
+        bijection(flow),
+        [bijection(layer) for layer in couplings],
+        flow,
+        784,
+        model if kind is not None else None,
+        submission.find("log_prior"),
+        submission.find("get_mask"),
+        grey[:64].float(),
+    )
+    return subject, caught
+
+
+def gan_subject(submission: Submission, pictures: list) -> GanSubject:
+    """The GAN of a submission, watched in the training that its `main` starts."""
+    kinds = {
+        "generator": submission.find_class("Generator", "Gen"),
+        "discriminator": submission.find_class("Discriminator", "Critic", "Disc"),
+    }
+    if None in kinds.values():
+        raise CannotLoad(f"there is no class {[n for n, k in kinds.items() if k is None][0]}")
+    main = submission.find("main", "Main", "run", "train_model")
+    if main is None:
+        raise CannotLoad("there is no function main")
+    if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
+        submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
+
+    def watch(seed):
+        return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)
+
+    subject = GanSubject(watch, pictures)
+    subject.seed = 1000
+    try:
+        _ = subject.seen  # remembered for the first measurement
+    except Exception as error:
+        if any(not list(made.parameters()) for made in submission.instances):
+            raise CannotLoad("the networks are not implemented") from error
+        raise
+    return subject
+
+
+def _watch_main(submission, main, kinds, pictures, seed):
+    """Run `main` with an observer that starts once it has made both networks."""
+    seed_everything(seed)
+    submission.instances.clear()
+    pictures.clear()
+    watching = []
+
+    def networks():
+        return [submission.made(kind) for kind in kinds.values()]
+
+    def watch_from_here():
+        if not watching and None not in networks():
+            watching.append(Observer(*networks()))
+            watching[0].__enter__()
+
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: watch_from_here())
+    error = None
+    try:
+        with time_limit(4 * MAIN_SECONDS):
+            submission.call(main)
+    except BaseException as raised:
+        error = raised
+    finally:
+        handle.remove()
+        if watching:
+            watching[0].__exit__(None, None, None)
+    if not watching or not (watching[0].g.steps or watching[0].d.steps):
+        if isinstance(error, Exception):
+            raise error
+        reason = one_line(error) if error else "main ends before any optimiser's step"
+        raise CannotLoad(f"main makes no steps: {reason}")
+    if isinstance(error, Exception) and watching[0].total < 4:
+        raise error
+    return watching[0]
+
+
+def loaders(images, labels, batch_sizes=(32,)) -> list[Callable]:
+    """Makers of data loaders in all formats: with labels or without, flat or as images."""
+    return [
+        lambda n, size, with_labels=with_labels, shape=shape: DataLoader(
+            Images(images[:n].float().view(n, *shape), labels[:n] if with_labels else None),
+            batch_size=size,
+        )
+        for with_labels in (False, True)
+        for shape in SHAPES[:2]
+    ]

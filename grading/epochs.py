@@ -1,0 +1,192 @@
+"""A submission's own epoch functions as a black box, with data in the format that they take."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader
+
+from grading.adapters import SHAPES, first_that_works, required
+from grading.flow import log_normal
+from grading.flow_subject import FlowSubject
+from grading.loading import Submission, time_limit
+from grading.outcomes import CannotJudge, seed_everything
+from grading.stand_ins import Images
+from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence
+
+BATCH = 32
+EPOCH_SECONDS = 20
+NATS_PER_BIT = 784 * math.log(2)
+
+
+class Snapshots(DataLoader):
+    """A loader that calls a function when it is first iterated."""
+
+    on_start: Callable = staticmethod(lambda: None)
+
+    def __iter__(self):
+        self.on_start()
+        return super().__iter__()
+
+
+class EpochSubject:
+    """A submission's `epoch_iter` and `run_epoch` with data in the format that they take.
+
+    Args:
+        model: "vae" or "nf".
+        submission: the module.
+        module: the network to train.
+        true_value: images [n, 784] -> the exact value of each in the model's unit, [n].
+        caught: arguments that `main` gave to the epoch's function, by name.
+        images, labels: data.
+    """
+
+    def __init__(self, model, submission, module, true_value, caught, images, labels):
+        self.model, self.submission, self.module = model, submission, module
+        self.true_value, self.images, self.labels = true_value, images.float(), labels
+        self.seed = 0
+        # Further arguments that `main` gave: a device, for instance.
+        usual = ("model", "net", "data", "optimizer", "function")
+        self.extra = {name: value for name, value in caught.items() if name not in usual}
+        self.format = None
+
+    def loader(self, images, size=BATCH) -> DataLoader:
+        """Batches of these images in the format that the epoch's function takes."""
+        with_labels, shape = self.format
+        labels = self.labels[: len(images)] if with_labels else None
+        data = Images(images.view(-1, *shape).clone(), labels)
+        return Snapshots(data, batch_size=size)
+
+    def settle(self) -> None:
+        """Find the format of batches that `epoch_iter` or `run_epoch` takes."""
+        if self.format is not None:
+            return
+        order = (False, True) if self.model == "vae" else (True, False)
+        shapes = SHAPES[1::-1] if self.model == "vae" else SHAPES[:2]
+        options = [(labels, shape) for labels in order for shape in shapes]
+
+        def attempt(option):
+            self.format = option
+            with time_limit(EPOCH_SECONDS):
+                value = self.submission.attempt(self.epoch, self.images[:64], training=False)
+            if value is None:
+                raise NotImplementedError
+            return numbers(value)
+
+        try:
+            first_that_works(options, attempt, "the epoch's function")
+        except Exception:
+            self.format = None
+            raise
+
+    def optimizer(self, lr=0.0):
+        """A new optimiser of the network; with a learning rate of 0 it changes nothing."""
+        kind = torch.optim.SGD if lr == 0 else torch.optim.Adam
+        return kind(self.module.parameters(), lr=lr)
+
+    def epoch(self, images, training, lr=0.0, size=BATCH):
+        """What `epoch_iter` returns for these images."""
+        function = self.submission.find("epoch_iter")
+        if function is None:
+            raise CannotJudge("there is no epoch_iter")
+        self.module.train(training)
+        return self.submission.call(
+            function,
+            self.module,
+            self.loader(images, size),
+            self.optimizer(lr),
+            **required(function, self.extra),
+        )
+
+    def run_epoch(self, train, val, optimizer):
+        """What `run_epoch` returns for these loaders."""
+        function = self.submission.find("run_epoch")
+        if function is None:
+            raise CannotJudge("there is no run_epoch")
+        return self.submission.call(
+            function, self.module, (train, val), optimizer, **required(function, self.extra)
+        )
+
+
+def epoch_subject(model, submission: Submission, subject, caught, images, labels) -> EpochSubject:
+    """The epoch functions of a submission whose model is under measurement in `subject`."""
+    if model == "vae":
+        subject.to_float32()
+        module, value = subject.modules[0].model, vae_value(subject)
+    else:
+        module, value = subject.model, flow_value(subject)
+    epochs = EpochSubject(model, submission, module, value, caught, images, labels)
+    exact = true_elbo(subject) if model == "vae" else true_bpd(subject)
+
+    def exact_average(images):
+        seed_everything(1)
+        return exact(images).mean().item()
+
+    epochs.exact = exact_average
+    return epochs
+
+
+def numbers(value) -> list[float]:
+    """The readings of a returned value: itself, its first part, or the sum of two parts."""
+    if isinstance(value, tuple | list):
+        parts = [numbers(part)[0] for part in value]
+        return [parts[0]] + ([parts[0] + parts[1]] if len(parts) > 1 else [])
+    return [float(torch.as_tensor(value).detach().double().mean())]
+
+
+def vae_value(vae: VAESubject) -> Callable:
+    """-ELBO in nats of every image, with one draw of z, from the loss as it is coded."""
+    c = []
+
+    @torch.no_grad()
+    def value(images):
+        if not c:
+            with torch.enable_grad():
+                c.append(vae.recon_and_kl(vae.x[:N_IMAGES])[0] or 1.0)
+        x = images.view(-1, *vae.x.shape[1:])
+        summed = abs(abs(c[0]) / N_IMAGES - 1) < 1e-3  # the loss is a sum over the batch
+        scale = len(x) if summed else c[0]
+        return torch.full((len(images),), vae.draw(x).loss.item() / scale)
+
+    return value
+
+
+def true_elbo(vae: VAESubject) -> Callable:
+    """The true -ELBO in nats of every image, with one draw of z."""
+
+    def value(images):
+        posterior = vae.posterior  # judged once, with gradients
+        x = images.view(-1, *vae.x.shape[1:])
+        with torch.no_grad():
+            draw = vae.draw(x)
+            return draw.nll + kl_divergence(*posterior.of(vae.outputs(x))).double()
+
+    return value
+
+
+def flow_value(flow: FlowSubject) -> Callable:
+    """Bits per dimension of every image, from the model's own log p(x)."""
+
+    @torch.no_grad()
+    def value(images):
+        log_px = torch.as_tensor(flow.model(images.clone())).double()
+        log_px = log_px.sum(dim=1) if log_px.dim() > 1 and log_px.shape[1] > 1 else log_px
+        log_px = log_px.reshape(-1)
+        bits = log_px.abs() / NATS_PER_BIT
+        return bits if len(bits) == len(images) else bits.mean().expand(len(images))
+
+    return value
+
+
+def true_bpd(flow: FlowSubject) -> Callable:
+    """Bits per dimension of every image from the flow alone: our noise, logit step and prior."""
+
+    @torch.no_grad()
+    def value(images):
+        alpha = 1e-5
+        y = (images + torch.rand_like(images)) / 256 * (1 - alpha) + alpha / 2
+        logit = (math.log1p(-alpha) - math.log(256) - y.log() - (1 - y).log()).sum(dim=1)
+        z, ldj = flow.flow.forward(y.logit(), torch.zeros(len(y)))
+        return -(log_normal(z) + ldj + logit) / NATS_PER_BIT
+
+    return value

@@ -1,0 +1,295 @@
+"""Checks of a GAN's mathematics (Goodfellow et al., "Generative adversarial nets", 2014)."""
+
+import math
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+from grading.gan_observer import Observer
+from grading.outcomes import (
+    NOTE,
+    PASS,
+    WEAK,
+    WRONG,
+    CannotJudge,
+    Finding,
+    Outcome,
+    changed_weights,
+    load_checks,
+    raise_failures,
+    run_checks,
+)
+
+EXPLAINED = 0.05  # of a gradient's norm may stay unexplained, for labels to be read off exactly
+RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
+
+
+class GanSubject:
+    """A GAN under measurement.
+
+    Args:
+        watch: watch a training of new networks, from this seed: the `Observer` after it.
+        pictures: after `watch`, whether the generator was in training mode at each picture saved.
+    """
+
+    def __init__(self, watch: Callable[[int], Observer], pictures: list | None = None):
+        self._watch, self.pictures = watch, pictures if pictures is not None else []
+        self.seed = 0
+        self._observers = {}
+
+    @property
+    def seen(self) -> Observer:
+        """The watched training that belongs to the seed of the measurement."""
+        if self.seed not in self._observers:
+            self._observers[self.seed] = self._watch(self.seed)
+        return self._observers[self.seed]
+
+
+def _steps(gan, which):
+    net = getattr(gan.seen, which)
+    if not net.steps:
+        name = "discriminator" if which == "d" else "generator"
+        raise CannotJudge(f"no step of the {name} was seen in {gan.seen.total} steps")
+    return net.steps
+
+
+class Labels(NamedTuple):
+    """The labels in the discriminator's loss, medians over steps."""
+
+    real: float
+    fake: float
+    residual: float  # part of the gradient that they don't explain
+    weight: float  # of generated images, over that of real ones
+    random: bool  # they differ between images or steps
+
+
+def _labels(gan) -> Labels:
+    real, fake, weights = [], [], []
+    for step in _steps(gan, "d"):
+        a, b = step.weights
+        if a:
+            real.append(-step.coefficients[0] / a)
+        if b:
+            fake.append(-step.coefficients[2] / b)
+        if a and b:
+            weights.append(b / a)
+    if not real or not fake:
+        raise CannotJudge("no steps saw both real and generated images")
+    residual = median(step.residual for step in _steps(gan, "d"))
+    varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
+    random = varied or residual > EXPLAINED
+    weight = median(weights) if weights else 1.0
+    return Labels(median(real), median(fake), residual, weight, random)
+
+
+def _leaks(gan):
+    return [name for name in "gd" if any(s.leftover for s in getattr(gan.seen, name).steps)]
+
+
+def _discriminator_loss(gan):
+    real, fake, residual, weight, random = _labels(gan)
+    expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
+    measured = f"labels {real:.2f} for real and {fake:.2f} for generated images"
+    if residual > RANDOM_LABELS:
+        raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
+    if weight < 0:
+        return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
+    if abs(real - fake) < 0.2:
+        return Outcome(WRONG, measured, expected)
+    noisy = ", random ones" if random else ""
+    words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
+    swapped = "; D is the probability of a generated image" if real < fake else ""
+    status = NOTE if noisy or words or swapped else PASS
+    return Outcome(status, measured + noisy + words + swapped, expected)
+
+
+def _smoothing(gan):
+    real, fake, residual, _, random = _labels(gan)
+    if residual > RANDOM_LABELS:
+        raise CannotJudge("the discriminator's loss is no cross-entropy")
+    top, bottom = max(real, fake), min(real, fake)
+    sides = [
+        n for n, smooth in (("real", abs(top - 1) > 0.015), ("generated", bottom > 0.015)) if smooth
+    ]
+    labels = f"labels {real:.2f} for real, {fake:.2f} for generated images"
+    if not sides:
+        return Outcome(PASS, f"no label smoothing ({labels})")
+    words = {1: f"one-sided, of the {sides[0]} images' label", 2: "of both sides"}[len(sides)]
+    words += ", random" if random else ""
+    return Outcome(NOTE, f"label smoothing {words} ({labels})", "none, or of the real label only")
+
+
+def _generator_loss(gan):
+    steps = _steps(gan, "g")
+    up = median(step.coefficients[0] for step in steps)
+    down = median(step.coefficients[1] for step in steps)
+    residual = median(step.residual for step in steps)
+    expected = "the gradient of -log D(G(z))"
+    if residual > RANDOM_LABELS:
+        raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
+    try:
+        real, fake = _labels(gan)[:2]
+    except CannotJudge:
+        real, fake = 1.0, 0.0
+    if real < fake - 0.2:
+        up, down = down, up
+    size = max(abs(up), abs(down))
+    label = up / (up + down) if abs(up + down) > 1e-3 * size else math.nan
+    if abs(up) < 0.02 * size and down > 0 and real > fake:
+        return Outcome(NOTE, "saturating: it minimises log(1 - D(G(z)))", expected)
+    if -up > 0 and (abs(down) < 0.02 * size or label > 0.5):
+        words = "" if abs(down) < 0.02 * size else f" with label {label:.2f}"
+        return Outcome(NOTE if words else PASS, f"non-saturating: -log D(G(z)){words}", expected)
+    if up > -0.02 * size and down > 0:
+        return Outcome(NOTE, f"saturating, mixed: {up:+.2g} log D {down:+.2g} log(1 - D)", expected)
+    measured = f"{up:+.2g} log D {down:+.2g} log(1 - D): it makes D(G(z)) smaller"
+    return Outcome(WRONG, measured, expected)
+
+
+def _stray(gan):
+    names = {"g": "generator", "d": "discriminator"}
+    _steps(gan, "d"), _steps(gan, "g")
+    leaks = [names[leak] for leak in _leaks(gan)]
+    if not leaks:
+        return Outcome(PASS, "every step uses the gradient of its own loss alone")
+    return Outcome(
+        WRONG,
+        f"the {' and the '.join(leaks)}'s step adds its gradient to one left over from another "
+        "backward pass",
+        "gradients set to zero before each backward pass",
+    )
+
+
+def _alone(gan):
+    g, d = (any(s.other_moved for s in _steps(gan, which)) for which in "gd")
+    words = ["the discriminator's step moves the generator"] if d else []
+    words += ["the generator's step moves the discriminator"] if g else []
+    expected = "each step moves its own network only"
+    return Outcome(WRONG if words else PASS, "; ".join(words) or expected, expected)
+
+
+def _both_move(gan):
+    _steps(gan, "g"), _steps(gan, "d")
+    moved = {"generator": gan.seen.g.moved(), "discriminator": gan.seen.d.moved()}
+    still = [name for name, change in moved.items() if change == 0]
+    measured = ", ".join(f"{name} {change:.2g}" for name, change in moved.items())
+    return Outcome(WRONG if still else PASS, f"change of the weights: {measured}", "above 0")
+
+
+def _generator_range(gan):
+    low, high = _range(gan)
+    measured = f"{low:.2f} to {high:.2f} with large weights"
+    if high > 1.001 or low < -1.001:
+        return Outcome(WRONG, measured, "-1 to 1, from tanh")
+    if low > -0.5:
+        return Outcome(NOTE, measured, "-1 to 1, from tanh")
+    return Outcome(PASS, measured, "-1 to 1, from tanh")
+
+
+def _range(gan):
+    """Smallest and largest output of the generator with its last layer's weights enlarged."""
+    generator, latents = gan.seen.g.module, gan.seen.latents
+    if not latents:
+        raise CannotJudge("the generator was never called")
+    z = latents[-1]
+    wide = [p for p in generator.parameters() if p.dim() > 1][-1]
+    saved = [*generator.parameters(), *generator.buffers()]
+    with changed_weights(saved), torch.no_grad():
+        wide.data.mul_(100)
+        images = generator.train()(z)
+    return images.min().item(), images.max().item()
+
+
+def _image_scale(gan):
+    low, high = gan.seen.real_range
+    if low > high:
+        raise CannotJudge("no real images were seen")
+    g_low, g_high = _range(gan)
+    measured = f"real images {low:.2f} to {high:.2f}, generated ones {g_low:.2f} to {g_high:.2f}"
+    right = abs(low - g_low) < 0.15 and abs(high - g_high) < 0.15
+    return Outcome(PASS if right else WEAK, measured, "the same range")
+
+
+def _discriminator_range(gan):
+    if gan.seen.logits:
+        return Outcome(NOTE, "the discriminator returns logits", "probabilities in [0, 1]")
+    if not gan.seen.rescaled:
+        raise CannotJudge("no step of the discriminator was seen")
+    return Outcome(PASS, "probabilities in [0, 1]")
+
+
+def _latents(gan):
+    latents = [z.double() for z in gan.seen.latents if len(z) > 1]
+    if len(latents) < 2:
+        raise CannotJudge("the generator was called once at most")
+    unique = {z.sum().item() for z in latents}
+    z = torch.cat([z.flatten() for z in latents])
+    problems = []
+    if len(unique) == 1:
+        problems.append("the same noise for every batch")
+    if any((z == z[:1]).all() for z in latents):
+        problems.append("the same noise for all images of a batch")
+    if z.min() >= 0 or abs(z.mean()) > 0.05 + 6 / math.sqrt(len(z)) or abs(z.var() - 1) > 0.1:
+        measured = f"mean {z.mean():.2f}, variance {z.var():.2f}"
+        return Outcome(WRONG if problems else NOTE, "; ".join([measured, *problems]), "N(0, 1)")
+    expected = "N(0, 1), new for every batch"
+    return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
+
+
+def _pictures(gan):
+    _ = gan.seen
+    if not gan.pictures:
+        return Outcome(PASS, "no picture saved in the steps that were watched")
+    if any(gan.pictures):
+        return Outcome(NOTE, "pictures are drawn in training mode", "evaluation mode")
+    return Outcome(PASS, "pictures are drawn in evaluation mode")
+
+
+CHECKS = load_checks(
+    "gan",
+    {
+        "discriminator_loss": _discriminator_loss,
+        "generator_loss": _generator_loss,
+        "stray_gradient": _stray,
+        "steps": _alone,
+        "both_move": _both_move,
+        "smoothing": _smoothing,
+        "generator_range": _generator_range,
+        "image_scale": _image_scale,
+        "discriminator_range": _discriminator_range,
+        "latents": _latents,
+        "pictures": _pictures,
+    },
+)
+
+
+def check_gan(
+    step: Callable,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    batches: Iterable,
+    weak_too: bool = False,
+) -> list[Finding]:
+    """Check a GAN's training step; returns the findings. The networks are trained in doing so.
+
+    Args:
+        step: takes a batch of real images and makes the steps of `torch.optim` optimisers.
+        generator, discriminator: modules.
+        batches: real images, at least 10 batches of 16 or more.
+        weak_too: raise for weak findings as well.
+
+    Raises:
+        CheckFailure: an AssertionError that lists what is wrong.
+    """
+    batches = iter(batches)
+
+    def watch(seed):
+        with Observer(generator, discriminator) as observer:
+            for batch in batches:
+                step(batch)
+        return observer
+
+    return raise_failures(run_checks("gan", GanSubject(watch), CHECKS), weak_too)

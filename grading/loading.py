@@ -1,0 +1,351 @@
+"""Executing a submission's file without the work that it would do when run as a script."""
+
+import argparse
+import ast
+import builtins
+import contextlib
+import errno
+import inspect
+import os
+import signal
+import sys
+import tokenize
+import types
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch.overrides import TorchFunctionMode
+
+from grading.outcomes import one_line
+from grading.stand_ins import Stub
+
+STATEMENT_SECONDS = 5  # for one statement at module level
+WORK = ("main", "run", "train", "fit", "test", "show", "generate", "interpolate", "demo")
+SETTINGS = ("args", "ARGS", "FLAGS", "opt", "opts", "config", "cfg", "params", "hparams", "options")
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EAGAIN)
+
+
+class CannotLoad(Exception):
+    """The file can't be judged; the message says why."""
+
+
+class TooLong(BaseException):
+    """A statement or call took longer than its limit."""
+
+
+class OnCPU(TorchFunctionMode):
+    """Puts on the CPU what a submission asks to be on CUDA."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.cuda:
+            self.asked = True
+            return args[0]
+        if getattr(function, "__name__", "") == "to":
+            args = tuple(self._cpu(arg) for arg in args)
+        if "device" in kwargs:
+            kwargs = kwargs | {"device": self._cpu(kwargs["device"])}
+        return function(*args, **kwargs)
+
+    def _cpu(self, device):
+        if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
+            self.asked = True
+            return "cpu"
+        if isinstance(device, int) and not isinstance(device, bool):
+            return "cpu"
+        return device
+
+    def install(self) -> None:
+        """From now on, in this process."""
+
+        def stay(module, device=None):
+            self.asked = True
+            return module
+
+        nn.Module.cuda = stay
+        torch.cuda.FloatTensor, torch.cuda.LongTensor = torch.FloatTensor, torch.LongTensor
+        torch.cuda.is_available = lambda: False
+        self.__enter__()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooLong in the block after this time. Only Python code is interrupted."""
+
+    def stop(signum, frame):
+        raise TooLong(f"longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Submission:
+    """A submission's module, executed.
+
+    Args:
+        path: its file, in a folder that is on `sys.path`.
+        attempt: calls a function, with shims for old PyTorch if it needs them.
+    """
+
+    def __init__(self, path: Path, attempt: Callable):
+        self.path, self.attempt = path, attempt
+        self.skipped: list[str] = []
+        self.instances: list[nn.Module] = []
+        try:
+            with tokenize.open(path) as file:
+                self.tree = ast.parse(file.read())
+        except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+            line = getattr(error, "lineno", "?")
+            raise CannotLoad(f"no Python 3: {one_line(error)} (line {line})") from error
+        self.module = types.ModuleType(path.stem)
+        self.module.__file__ = str(path)
+        sys.modules[path.stem] = self.module
+        sys.argv = [str(path)]
+        self._patch_open()
+        self._execute(self.tree.body)
+        self._inject()
+        self._track_instances()
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def find(self, *names: str) -> Any:
+        """The first of these names that the module defines, or None."""
+        return next((vars(self.module)[n] for n in names if n in vars(self.module)), None)
+
+    def find_class(self, *names: str) -> type | None:
+        """The module's nn.Module subclass of one of these names, or with one inside its name."""
+        classes = {
+            name: value
+            for name, value in vars(self.module).items()
+            if isinstance(value, type)
+            and issubclass(value, nn.Module)
+            and value.__module__ == self.module.__name__
+        }
+        for name in names:
+            if name in classes:
+                return classes[name]
+        for name in names:
+            for candidate, value in classes.items():
+                if name.lower() in candidate.lower():
+                    return value
+        return None
+
+    # --- Executing
+    def _execute(self, statements, guarded=False):
+        for statement in statements:
+            if self._is_guard(statement):
+                self._execute(statement.body, guarded=True)
+            elif isinstance(statement, ast.If) and guarded:
+                with contextlib.suppress(Exception):
+                    test = ast.Expression(statement.test)
+                    chosen = eval(compile(test, str(self.path), "eval"), vars(self.module))
+                    self._execute(statement.body if chosen else statement.orelse, guarded)
+            elif self._is_work(statement):
+                self.skipped.append(f"line {statement.lineno}")
+            else:
+                self._run(statement)
+
+    def _run(self, statement):
+        code = compile(ast.Module([statement], []), str(self.path), "exec")
+        definition = isinstance(
+            statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
+        )
+        try:
+            with time_limit(STATEMENT_SECONDS):
+                self.attempt(exec, code, vars(self.module))
+        except TooLong:
+            self.skipped.append(f"line {statement.lineno}, stopped after {STATEMENT_SECONDS} s")
+        except (MemoryError, OSError) as error:
+            forbidden = getattr(error, "errno", errno.EAGAIN) in FORBIDDEN
+            if forbidden or isinstance(error, MemoryError):
+                raise CannotLoad(f"line {statement.lineno}: {one_line(error)}") from error
+            self.skipped.append(f"line {statement.lineno}: {one_line(error)}")
+        except SystemExit:
+            self.skipped.append(f"line {statement.lineno}: exit")
+        except Exception as error:
+            if definition:
+                raise CannotLoad(f"line {statement.lineno}: {one_line(error)}") from error
+            self.skipped.append(f"line {statement.lineno}: {one_line(error)}")
+
+    @staticmethod
+    def _is_guard(statement):
+        return (
+            isinstance(statement, ast.If)
+            and isinstance(statement.test, ast.Compare)
+            and "__name__" in ast.unparse(statement.test)
+        )
+
+    @staticmethod
+    def _is_work(statement):
+        """Loops and calls that may train: calls of plain functions, and of methods like `run`."""
+        if isinstance(statement, ast.For | ast.While | ast.With):
+            return True
+        if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)):
+            return False
+        function = statement.value.func
+        return (
+            isinstance(function, ast.Name)
+            or (isinstance(function, ast.Attribute) and function.attr in WORK)
+            or any(isinstance(arg, ast.Name) and arg.id in WORK for arg in statement.value.args)
+        )
+
+    def _patch_open(self):
+        """Folders that a submission expects exist as soon as it writes into them."""
+        scratch, original = Path.cwd(), builtins.open
+
+        def opening(file, mode="r", *args, **options):
+            if isinstance(file, str | Path) and set(mode) & set("wax"):
+                parent = Path(file).parent
+                if not parent.is_absolute():
+                    (scratch / parent).mkdir(parents=True, exist_ok=True)
+            return original(file, mode, *args, **options)
+
+        vars(self.module)["open"] = opening
+
+    def _inject(self):
+        """Define the settings and devices that functions use but only the main block defines."""
+        names = {
+            node.id
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        }
+        self.settings = next(
+            (v for v in vars(self.module).values() if isinstance(v, argparse.Namespace)), None
+        )
+        if self.settings is None:
+            self.settings = argparse.Namespace(**self._defaults())
+        for name in names & {*SETTINGS}:
+            if vars(self.module).get(name) is None:
+                vars(self.module)[name] = self.settings
+        for name in names & {"device", "DEVICE"}:
+            vars(self.module).setdefault(name, torch.device("cpu"))
+
+    def _defaults(self) -> dict:
+        """The literal defaults of all `add_argument` calls."""
+        defaults = {"device": "cpu"}
+        for node in ast.walk(self.tree):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")):
+                continue
+            with contextlib.suppress(ValueError, IndexError, AttributeError):
+                flags = [ast.literal_eval(arg) for arg in node.args]
+                name = max(flags, key=len).lstrip("-").replace("-", "_")
+                options = {k.arg: k.value for k in node.keywords}
+                action = ast.literal_eval(options.get("action", ast.Constant(None)))
+                default = False if action == "store_true" else None
+                if "default" in options:
+                    default = ast.literal_eval(options["default"])
+                defaults[name] = default
+        return defaults
+
+    def _track_instances(self):
+        """Remember every module of the submission's classes that is made."""
+        for kind in list(vars(self.module).values()):
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                self._track(kind)
+
+    def _track(self, kind):
+        original, instances = kind.__init__, self.instances
+
+        def initialise(self, *args, **options):
+            original(self, *args, **options)
+            if type(self) is kind:
+                instances.append(self)
+
+        if kind.__module__ == self.module.__name__:
+            initialise.__signature__ = inspect.signature(original)
+            kind.__init__ = initialise
+
+    # --- Calling
+    @cached_property
+    def pool(self) -> dict:
+        """Values for parameters by name."""
+        parse = self.find("parse_args")
+        settings = self.settings
+        if parse is not None:
+            with contextlib.suppress(Exception):
+                settings = parse([])
+        values = {name: settings for name in SETTINGS}
+        values |= {k: v for k, v in vars(settings).items() if v is not None}
+        return values | {
+            "device": torch.device("cpu"), "shape": [784], "x_dim": 784, "x_dims": (1, 28, 28),
+            "image_dim": 784, "input_dim": 784, "input_size": 784, "img_shape": (1, 28, 28),
+            "img_dim": 784, "epoch": 0, "z_dim": 20, "hidden_dim": 500, "latent_dim": 100,
+            "batch_size": 64, "n_epochs": 1, "criterion": nn.BCELoss(), "writer": Stub(),
+        }  # fmt: skip
+
+    def call(self, function: Callable, *args: Any, **known: Any) -> Any:
+        """Call with `args` in order, and further required parameters by name from the pool."""
+        parameters = list(inspect.signature(function).parameters.values())
+        pool, options = self.pool | known, {}
+        positional = [
+            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        args = args if takes_all else args[: len(positional)]
+        for parameter in parameters:
+            if parameter in positional[: len(args)]:
+                continue
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            required = parameter.default is parameter.empty
+            if parameter.name in known or (required and parameter.name in pool):
+                options[parameter.name] = pool[parameter.name]
+            elif required:
+                options[parameter.name] = Stub()
+        return function(*args, **options)
+
+    def run_main(self, stops: tuple[str, ...], seconds: float) -> dict | None:
+        """Run `main` until it calls one of these functions: the call's arguments, by parameter.
+
+        None if it ends, fails or takes too long before.
+        """
+        main = self.find("main", "Main", "run", "train_model")
+        if main is None:
+            return None
+        caught = {}
+
+        def stop_at(name, function):
+            def stop(*args, **options):
+                with contextlib.suppress(TypeError):
+                    caught.update(inspect.signature(function).bind(*args, **options).arguments)
+                caught["function"] = name
+                raise TooLong(name)
+
+            return stop
+
+        functions = {name: self.find(name) for name in stops if callable(self.find(name))}
+        vars(self.module).update({n: stop_at(n, f) for n, f in functions.items()})
+        try:
+            with time_limit(seconds), contextlib.suppress(Exception, TooLong, SystemExit):
+                self.call(main)
+        finally:
+            vars(self.module).update(functions)
+        return caught or None
+
+    def made(self, kind: type | None) -> nn.Module | None:
+        """The newest instance of a class."""
+        return next((m for m in reversed(self.instances) if type(m) is kind), None)
+
+
+def is_theirs(error: BaseException, folder: str) -> bool:
+    """Whether the error was raised in (or below) code of this folder."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.startswith(folder + os.sep):
+            return True
+        trace = trace.tb_next
+    return False

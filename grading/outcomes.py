@@ -1,0 +1,239 @@
+"""What a check says: a status, what was measured, what was expected; and how checks are run."""
+
+import contextlib
+import functools
+import random
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# From the worst to the best. Only the first two accuse.
+WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS = "wrong", "weak", "old", "unjudged", "note", "pass"
+STATUSES = (WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS)
+ACCUSING = (WRONG, WEAK)
+
+
+class CannotJudge(Exception):
+    """A check's preconditions don't hold; the message says why."""
+
+
+class CheckFailure(AssertionError):
+    """Checks found the mathematics wrong; the message lists what was measured and expected."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one measurement.
+
+    Args:
+        status: one of STATUSES.
+        measured: in one line, with its unit.
+        expected: in one line, with its unit.
+    """
+
+    status: str
+    measured: str
+    expected: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is checked.
+
+    Args:
+        name: short, unique within a model.
+        measure: a function of the subject that returns an `Outcome`; it may raise `CannotJudge`.
+        why: why it matters, in one sentence.
+        hint: what to look at, without the answer.
+        reference: equation and paper.
+        central: whether a submission counts as judged only with this check.
+        points: in the default rubric.
+        crash: an exception of the submission's own code is WRONG, as it is called as documented.
+    """
+
+    name: str
+    measure: Callable[[Any], Outcome]
+    why: str
+    hint: str
+    reference: str = ""
+    central: bool = False
+    points: float = 1.0
+    crash: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check's outcome with all that a report says about it."""
+
+    model: str
+    check: str
+    status: str
+    measured: str
+    expected: str
+    why: str
+    reference: str
+    hint: str
+    central: bool
+
+    def line(self) -> str:
+        """The finding in one line."""
+        expected = f"; expected {self.expected}" if self.expected else ""
+        return f"{self.status}: {self.check}: {self.measured}{expected}"
+
+
+def load_checks(section: str, measures: dict[str, Callable[[Any], Outcome]]) -> tuple[Check, ...]:
+    """The checks of a section of `checks.toml`, with the functions that measure them, by name."""
+    table = checks_table()[section]
+    if table.keys() != measures.keys():
+        raise ValueError(f"checks.toml and the code disagree: {table.keys() ^ measures.keys()}")
+    return tuple(Check(name, measure, **table[name]) for name, measure in measures.items())
+
+
+@functools.cache
+def checks_table() -> dict[str, dict]:
+    """`checks.toml`: by section and name, what a report says about a check."""
+    return tomllib.loads((Path(__file__).parent / "checks.toml").read_text())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed PyTorch, NumPy and Python: submissions draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def run_checks(
+    model: str,
+    subject: Any,
+    checks: Iterable[Check],
+    adapt: Callable[[Exception], bool] = lambda error: False,
+    theirs: Callable[[Exception], bool] = lambda error: True,
+    seed: int = 0,
+) -> Iterator[Finding]:
+    """Findings of all checks on a subject. Accusations are measured twice, with other draws.
+
+    If the second measurement disagrees with the first, the check is unjudged.
+
+    Args:
+        model: "vae", "flow" or "gan".
+        subject: what is measured; its attribute `seed` is what measurements start from.
+        checks: in order.
+        adapt: called with an exception; True means that the measurement may now succeed.
+        theirs: whether an exception was raised by the code under measurement.
+        seed: 0 to 999, another one for other random numbers.
+    """
+    for check in checks:
+        outcome = _measure(check, subject, 1000 + seed, adapt, theirs)
+        if outcome.status in ACCUSING:
+            second = _measure(check, subject, 2000 + seed, adapt, theirs)
+            if second.status not in ACCUSING:
+                outcome = Outcome(
+                    UNJUDGED,
+                    f"two measurements disagree: {outcome.measured}; {second.measured}",
+                    outcome.expected,
+                )
+        yield finding(model, check, outcome)
+
+
+def finding(model: str, check: Check, outcome: Outcome) -> Finding:
+    """The finding of a check with this outcome."""
+    return Finding(
+        model,
+        check.name,
+        **asdict(outcome),
+        why=check.why,
+        reference=check.reference,
+        hint=check.hint,
+        central=check.central,
+    )
+
+
+CRASHES = (RuntimeError, TypeError, AttributeError, ValueError, IndexError, UnboundLocalError)
+
+
+def _measure(check, subject, seed, adapt, theirs) -> Outcome:
+    subject.seed = seed
+    while True:
+        seed_everything(subject.seed)
+        try:
+            return check.measure(subject)
+        except CannotJudge as reason:
+            return Outcome(UNJUDGED, str(reason))
+        except NotImplementedError:
+            return Outcome(UNJUDGED, "not implemented")
+        except Exception as error:  # whatever other people's code raises
+            if theirs(error) and adapt(error):
+                continue
+            if check.crash and isinstance(error, CRASHES) and theirs(error):
+                return Outcome(WRONG, f"it crashes: {one_line(error)}", "no exception")
+            return Outcome(UNJUDGED, one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message, at most 160 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160].rstrip(": ")
+
+
+def raise_failures(findings: Iterable[Finding], weak_too: bool = False) -> list[Finding]:
+    """The findings, if none is wrong.
+
+    Raises:
+        CheckFailure: some are, or weak if `weak_too`; the message has one line for each.
+    """
+    findings = list(findings)
+    bad = [f for f in findings if f.status == WRONG or (weak_too and f.status == WEAK)]
+    if bad:
+        raise CheckFailure(
+            "\n".join(f"{f.model}: {f.line()}\n    {f.why} ({f.reference})" for f in bad)
+        )
+    return findings
+
+
+@contextlib.contextmanager
+def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Set attributes (object, name, value) inside the block, and restore what was there."""
+    missing = object()
+    before = [(thing, name, vars(thing).get(name, missing)) for thing, name, _ in replacements]
+    for thing, name, value in replacements:
+        object.__setattr__(thing, name, value)
+    try:
+        yield
+    finally:
+        for thing, name, value in before:
+            if value is missing:
+                object.__delattr__(thing, name)
+            else:
+                object.__setattr__(thing, name, value)
+
+
+@contextlib.contextmanager
+def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Restore these tensors after the block, whatever happens to them in it."""
+    parameters = list(parameters)
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, saved):
+            parameter.data.copy_(value)
+
+
+def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:
+    """Add normal noise to tensors, from a generator of its own; it repeats after 65,537 numbers."""
+    noise = std * torch.randn(65_537, generator=torch.Generator().manual_seed(seed))
+    for parameter in parameters:
+        n = parameter.numel()
+        repeated = noise.repeat(-(-n // len(noise)))[:n].view(parameter.shape)
+        parameter.data.add_(repeated.to(parameter.dtype))
+        noise = noise.roll(n)
+
+
+def float32_sum_error(value: float, n_terms: int = 784) -> float:
+    """Bound on the rounding error of a float32 sum of n terms: n times 2^-24 times its size."""
+    return n_terms * 2.0**-24 * max(1.0, abs(value))

@@ -1,0 +1,72 @@
+"""Points: which check is worth how many, and what part of them a status earns."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grading.grader import MODELS, FileResult, Person
+from grading.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG, checks_table
+from harness.errors import UserError
+
+SECTIONS = {
+    "vae": ("vae", "epochs", "training", "all"),
+    "nf": ("flow", "model", "epochs", "training", "all"),
+    "gan": ("gan", "all"),
+}
+CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, UNJUDGED: 0.0, WRONG: 0.0}
+
+
+def default_points(model: str) -> dict[str, float]:
+    """The points of a model's checks in `checks.toml`; 1 where it states none."""
+    tables = (checks_table()[section] for section in SECTIONS[model])
+    return {name: check.get("points", 1.0) for table in tables for name, check in table.items()}
+
+
+@dataclass
+class Rubric:
+    """Points by model and check, and the part of them that each status earns."""
+
+    points: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {model: default_points(model) for model in MODELS}
+    )
+    credit: dict[str, float] = field(default_factory=lambda: dict(CREDIT))
+
+    def of_file(self, result: FileResult) -> tuple[float, float]:
+        """(earned, possible) points of a file; checks that were not run count for nothing."""
+        points = self.points[result.model]
+        counted = [(points.get(f.check, 0.0), self.credit[f.status]) for f in result.findings]
+        return sum(p * c for p, c in counted), sum(p for p, _ in counted)
+
+    def of_person(self, person: Person) -> tuple[float, float]:
+        """(earned, possible) points of all of a person's files."""
+        totals = [self.of_file(result) for result in person.results.values()]
+        return sum(t[0] for t in totals), sum(t[1] for t in totals)
+
+
+def read_rubric(path: Path) -> Rubric:
+    """A rubric from a TOML file: tables [vae], [gan], [nf] of points, [credit] by status.
+
+    What it doesn't name keeps its default.
+
+    Raises:
+        UserError: it is missing, no TOML, or names a check or status that doesn't exist.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--rubric {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--rubric {path}: {error}") from error
+    rubric = Rubric()
+    tables = rubric.points | {"credit": rubric.credit}
+    for name, table in content.items():
+        if name not in tables or not isinstance(table, dict):
+            raise UserError(f"--rubric {path}: tables are {', '.join(tables)}, not {name}")
+        for key, value in table.items():
+            known = STATUSES if name == "credit" else tables[name]
+            if key not in known:
+                raise UserError(f"--rubric {path}: [{name}] has no {key}, but {', '.join(known)}")
+            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+                raise UserError(f"--rubric {path}: {name}.{key} must be a number, at least 0")
+            tables[name][key] = float(value)
+    return rubric

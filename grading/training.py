@@ -1,0 +1,257 @@
+"""Checks of a submission's own epoch functions: averages, units, clipping, validation, learning."""
+
+import math
+import resource
+import time
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from grading.epochs import BATCH, EPOCH_SECONDS, NATS_PER_BIT, numbers
+from grading.loading import time_limit
+from grading.outcomes import (
+    NOTE,
+    PASS,
+    WEAK,
+    WRONG,
+    CannotJudge,
+    Check,
+    Outcome,
+    changed_weights,
+    load_checks,
+    perturb,
+)
+
+LAST = 8  # images in the short last batch: unusual ones
+BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely
+# Short training: steps of 128 images with Adam 1e-3, then the true value on 512 images. Bands: see
+# grading/README.md, "Reference bands".
+STEPS = {"vae": 112, "nf": 12}
+BANDS = {"vae": (184.1, 190.8), "nf": (3.68, 4.49)}
+SLACK = 1.1  # other architectures may be this much slower
+UNITS = {"vae": "nats", "nf": "bits/dim"}
+
+
+def _epoch_value(epochs):
+    """What `epoch_iter` returns for two full batches and a short one of unusual images.
+
+    Returns (words of the average it is, words of its unit, the value, the average over images).
+    """
+    epochs.settle()
+    usual = epochs.images[:: len(epochs.images) // (2 * BATCH)][: 2 * BATCH]
+    unusual = torch.full((784,), 128.0)
+    with changed_weights([*epochs.module.parameters(), *epochs.module.buffers()]):
+        if epochs.model == "vae":  # a new VAE gives all images nearly the same value
+            biases = [p for p in epochs.module.parameters() if p.shape == (784,)]
+            perturb(biases, BIAS_STD, epochs.seed)
+            unusual = (sum(biases, torch.zeros(784)) < 0).float()  # the least likely image
+        return _explain_average(epochs, torch.cat([usual, unusual.expand(LAST, 784)]))
+
+
+def _explain_average(epochs, images):
+    batches = images.split(BATCH)
+    epochs.module.eval()
+    draws = [[epochs.true_value(b).double().mean().item() for b in batches] for _ in range(3)]
+    means = torch.tensor(draws).double()
+    spread = means.std(dim=0).mean().item()  # of one value of a batch, from its noise
+    losses, sizes = means.mean(dim=0), torch.tensor([len(b) for b in batches]).double()
+    total, n = (losses * sizes).sum().item(), len(batches)
+    averages = {
+        "the average over images": total / len(images),
+        "the average of batch averages": losses.mean().item(),
+        "the sum of batch averages over the number of batches minus 1": losses.sum().item()
+        / (n - 1),
+        "the sum of batch averages": losses.sum().item(),
+        "the last batch's average": losses[-1].item(),
+        "the sum over images": total,
+        "batch sums averaged over batches": total / n,
+        "batch averages summed and divided by the number of images": losses.sum().item()
+        / len(images),
+    }
+    units = {"": 1.0}
+    if epochs.model == "nf":
+        units |= {
+            "nats per dimension (not divided by log 2)": math.log(2),
+            "multiplied by log 2 instead of divided": math.log(2) ** 2,
+            "nats per image": NATS_PER_BIT,
+            "bits per image": 784.0,
+        }
+    with time_limit(EPOCH_SECONDS):
+        values = numbers(epochs.epoch(images, training=False))
+    tolerance = 1e-3 + 5 * spread / abs(losses.mean().item())
+    likely = [value for _, value in list(averages.items())[:2]]
+    if abs(likely[0] / likely[1] - 1) < 2 * tolerance:
+        raise CannotJudge("the images' values differ too little to tell averages apart")
+    for words, average in averages.items():
+        for unit_words, unit in units.items():
+            for value in map(abs, values):
+                if abs(value / abs(average * unit) - 1) < tolerance:
+                    return words, unit_words, value, averages["the average over images"]
+    raise CannotJudge(f"{values[0]:.5g} is no known average of the batches' values")
+
+
+def _average(epochs):
+    words, _, value, expected = _epoch_value(epochs)
+    unit = UNITS[epochs.model]
+    status = PASS
+    if words != "the average over images":
+        harmless = ("the average of batch averages", "the sum of batch averages over the number of "
+                    "batches minus 1")  # fmt: skip
+        status = WEAK if words in harmless else WRONG
+    return Outcome(
+        status, f"{value:.4f}: {words}", f"the average over images, {expected:.4f} {unit}"
+    )
+
+
+def _bpd(epochs):
+    _, unit_words, value, expected = _epoch_value(epochs)
+    measured = f"{value:.4f}{': ' + unit_words if unit_words else ''}"
+    expected = f"{expected:.4f} bits per dimension: nats / (784 log 2)"
+    return Outcome(WRONG if unit_words else PASS, measured, expected)
+
+
+def _state(module, optimizer):
+    tensors = [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+    moments = [
+        v.detach().clone()
+        for state in optimizer.state.values()
+        for v in state.values()
+        if isinstance(v, torch.Tensor)
+    ]
+    return tensors, moments
+
+
+def _validation(epochs):
+    """Whether weights, batch statistics or the optimiser's moments change after training ends."""
+    epochs.settle()
+    module = epochs.module
+    images = epochs.images[epochs.seed % 97 :][: 2 * BATCH]
+    train, val = (epochs.loader(part, BATCH // 2) for part in images.split(BATCH))
+    optimizer = epochs.optimizer(1e-3)
+    states = {}
+    train.on_start = lambda: states.setdefault("train", _state(module, optimizer))
+    val.on_start = lambda: states.setdefault("val", _state(module, optimizer))
+    with changed_weights([*module.parameters(), *module.buffers()]), time_limit(EPOCH_SECONDS):
+        if epochs.submission.find("run_epoch") is not None:
+            epochs.run_epoch(train, val, optimizer)
+        else:
+            states["train"] = None
+            epochs.epoch(images, training=True, lr=1e-3)
+            val.on_start()
+            module.eval()
+            epochs.epoch(images, training=False, lr=1e-3)
+        after = _state(module, optimizer)
+    if len(states) < 2:
+        raise CannotJudge("run_epoch doesn't iterate over both data sets")
+    moved = ["weights or batch statistics", "the optimiser's moments"]
+    changed = [
+        words
+        for words, before, now in zip(moved, states["val"], after)
+        if len(before) != len(now) or any(not torch.equal(b, a) for b, a in zip(before, now))
+    ]
+    expected = "validation changes nothing"
+    if not changed:
+        return Outcome(PASS, expected, expected)
+    return Outcome(WRONG, f"validation trains: it changes {' and '.join(changed)}", expected)
+
+
+def _clipping(epochs):
+    """Norms of the gradients at the optimiser's steps, at weights where they are large."""
+    epochs.settle()
+    norms = []
+
+    def record(optimizer, args, options):
+        parts = [
+            p.grad.norm() for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
+        norms.append(torch.stack(parts).norm().item())
+
+    module = epochs.module
+    handle = register_optimizer_step_pre_hook(record)
+    try:
+        with changed_weights([*module.parameters(), *module.buffers()]):
+            perturb(module.parameters(), 0.003, epochs.seed)
+            epochs.epoch(epochs.images[: 3 * BATCH], training=True)
+    finally:
+        handle.remove()
+    if not norms:
+        raise CannotJudge("no optimiser's step was seen")
+    words = f"gradient norms {', '.join(f'{n:.4g}' for n in norms)} at the steps"
+    if max(norms) - min(norms) < 1e-3 * max(norms) or max(norms) <= 10.001:
+        return Outcome(PASS, words)
+    return Outcome(WEAK, words, "clipped: equal norms where gradients are large")
+
+
+def _short_training(epochs):
+    """Train for a few steps with the submission's own function: a dict of what came out."""
+    cache = getattr(epochs, "trained", None)
+    if cache is not None:
+        return cache
+    epochs.settle()
+    size, steps = 128, STEPS[epochs.model]
+    n = min(len(epochs.images) - 512, steps * size)
+    train, val = epochs.images[:n], epochs.images[-512:]
+    passes = max(1, round(steps * size / n))
+    optimizer, module = epochs.optimizer(1e-3), epochs.module
+    before = epochs.exact(val)
+    started, value = time.monotonic(), None
+    for _ in range(passes):
+        loaders = epochs.loader(train, size), epochs.loader(val, size)
+        with time_limit(60):
+            value = epochs.run_epoch(*loaders, optimizer)
+    seconds = time.monotonic() - started
+    module.eval()
+    epochs.trained = {
+        "before": before, "after": epochs.exact(val), "seconds": seconds / passes / n * 50_000,
+        "reported": _last_number(value), "coded": epochs.true_value(val).double().mean().item(),
+        "steps": passes * math.ceil(n / size),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }  # fmt: skip
+    return epochs.trained
+
+
+def _last_number(value):
+    """The validation's part of what `run_epoch` returns."""
+    if isinstance(value, tuple | list) and len(value) >= 2:
+        half = value[len(value) // 2 :] if len(value) % 2 == 0 and len(value) > 2 else value[1]
+        if len(value) > 2:
+            return [sum(numbers(part)[0] for part in half)]
+        return numbers(half)
+    raise CannotJudge("run_epoch doesn't return a value for each data set")
+
+
+def _learns(epochs):
+    run, unit = _short_training(epochs), UNITS[epochs.model]
+    low, high = BANDS[epochs.model]
+    measured = (
+        f"{run['before']:.4g} to {run['after']:.4g} {unit} in {run['steps']} steps; an epoch of "
+        f"50,000 images would take {run['seconds']:.0f} s on one core, in {run['megabytes']} MB"
+    )
+    expected = f"{low:g} to {high:g}, our script over six seeds"
+    if not math.isfinite(run["after"]) or run["after"] >= run["before"]:
+        return Outcome(WRONG, measured, expected)
+    return Outcome(PASS if run["after"] <= SLACK * high else NOTE, measured, expected)
+
+
+def _reported(epochs):
+    run, unit = _short_training(epochs), UNITS[epochs.model]
+    says = min((abs(abs(r) - run["after"]), abs(r)) for r in run["reported"])[1]
+    error = abs(says / run["after"] - 1)
+    measured = f"says {says:.4g} {unit}"
+    expected = f"{run['after']:.4g}, recomputed on the same weights and images"
+    return Outcome(WRONG if error > 0.02 else PASS, measured, expected)
+
+
+EPOCH_MEASURES = {
+    "validation": _validation,
+    "epoch_average": _average,
+    "bits_per_dimension": _bpd,
+    "clipping": _clipping,
+}
+EPOCH_CHECKS = load_checks("epochs", EPOCH_MEASURES)
+TRAINING_CHECKS = load_checks("training", {"learns": _learns, "reported": _reported})
+
+
+def epoch_checks(model: str) -> tuple[Check, ...]:
+    """The checks of the epoch functions of a model."""
+    return EPOCH_CHECKS if model == "nf" else EPOCH_CHECKS[:2]

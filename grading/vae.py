@@ -1,0 +1,384 @@
+"""Checks of a VAE's mathematics (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014)."""
+
+import math
+
+import torch
+
+from grading.outcomes import (
+    NOTE,
+    PASS,
+    WEAK,
+    WRONG,
+    CannotJudge,
+    Finding,
+    Outcome,
+    changed_weights,
+    float32_sum_error,
+    load_checks,
+    perturb,
+    raise_failures,
+    replaced,
+    run_checks,
+    seed_everything,
+)
+from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence, reduced
+
+KL_SETTINGS = 14
+
+
+def _shapes(vae):
+    mean, head = vae.outputs(vae.batch)
+    output = vae.decode(torch.randn_like(mean))
+    expected = f"two of [{len(vae.batch)}, z_dim]; 784 means in [0, 1], or logits, per image"
+    shapes = f"encoder {list(mean.shape)}, {list(head.shape)}; decoder {list(output.shape)}"
+    right = (
+        mean.shape == head.shape
+        and mean.dim() == 2
+        and len(mean) == len(vae.batch)
+        and output.numel() == 784 * len(vae.batch)
+    )
+    return Outcome(PASS if right else WRONG, shapes, expected)
+
+
+def _loss(vae):
+    x = vae.batch
+    with vae.finite():
+        c, _, residual = vae.recon_and_kl(x)
+        c_twice, _, _ = vae.recon_and_kl(torch.cat([x, x]))
+    tolerance = float32_sum_error(600 * abs(c))
+    if residual > 4 * tolerance:
+        raise CannotJudge(f"the loss is no multiple of recon plus KL: {residual:.3g} nats remain")
+    if c < 0:
+        c, c_twice = -c, -c_twice
+        if abs(c - 1) < 1e-3:
+            return Outcome(NOTE, "the loss is the ELBO itself, to be maximised", "its negative")
+    factors = {1: "", N_IMAGES: "the sum over", 1 / 784: "the average over pixels and"}
+    words = next((w for f, w in factors.items() if abs(c / f - 1) < 1e-3), f"{c:.4g} times that of")
+    if abs(c - 1) < 1e-3 and abs(c_twice - 1) < 1e-3:
+        return Outcome(PASS, f"{c:.4f} times the average reconstruction of a batch", "1")
+    return Outcome(WEAK, f"the loss is {words} the batch's images", "the average over images")
+
+
+def _likelihood(vae):
+    """The loss follows the Bernoulli likelihood when the decoder's means change."""
+    with vae.finite():
+        c, _, residual = vae.recon_and_kl(vae.batch, n=6)
+    tolerance = 4 * float32_sum_error(600 * abs(c))
+    status = PASS if residual < tolerance else WRONG
+    measured = f"loss - {c:.3g} recon changes by {residual:.2g} nats over 6 decoders"
+    return Outcome(status, measured, f"a constant, to {tolerance:.2g} nats")
+
+
+def _kl(vae):
+    """The KL for the likeliest reading of the encoder's outputs that it agrees with."""
+    outcomes = []
+    for posterior in list(vae.posteriors):
+        outcomes.append(_kl_of(vae, posterior))
+        if outcomes[-1].status == PASS:
+            vae.prefer(posterior)
+            return outcomes[-1]
+    return outcomes[0]
+
+
+def _kl_of(vae, posterior):
+    rows, coded, factors = [], [], []
+    for i in range(KL_SETTINGS):
+        with vae.encoder_setting(i), torch.no_grad():
+            mean, std = (part.double() for part in posterior.of(vae.outputs(vae.batch)))
+            if std.min() < 1e-2 or std.max() > 8:
+                continue
+            try:
+                c, k, residual = vae.recon_and_kl(vae.batch)
+            except CannotJudge:
+                continue
+            if residual > 4 * float32_sum_error(600 * abs(c)):
+                continue
+            c = c or 1.0
+            coded.append(k / c)
+            factors.append(c)
+            terms = (std.square(), std, mean.square(), std.log(), torch.ones_like(std))
+            rows.append([term.sum(dim=1).mean().item() for term in terms])
+    if len(coded) < 4:
+        return _kl_of_one_draw(vae)
+    rows, coded = torch.tensor(rows).double(), torch.tensor(coded).double()
+    exact = rows @ torch.tensor([0.5, 0, 0.5, -1, -0.5]).double()
+    error = (coded - exact).abs()
+    tolerance = 5e-4 * exact.abs() + 2 * float32_sum_error(600)
+    if (error < tolerance).all():
+        return Outcome(
+            PASS, f"the closed form, to {error.max():.1g} nats; the head is {posterior.meaning}"
+        )
+    worst = error.argmax()
+    return Outcome(
+        WRONG,
+        f"{coded[worst]:.2f} nats: {_kl_in_words(rows, coded, exact)} "
+        f"(z shows that the head is {posterior.meaning})",
+        f"{exact[worst]:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
+    )
+
+
+def _kl_of_one_draw(vae):
+    """The KL estimated from the drawn z itself, log q(z|x) - log p(z), is unbiased."""
+    with torch.no_grad(), vae.encoder_setting(0):
+        mean, std = (part.double() for part in vae.posterior.of(vae.outputs(vae.batch)))
+        draw = vae.draw(vae.batch)
+        eps = (draw.z - mean) / std
+        estimate = 0.5 * (draw.z.square() - eps.square() - 2 * std.log()).sum(dim=1).mean()
+        error = (draw.loss - draw.nll.mean() - estimate).abs().item()
+    if error < float32_sum_error(600):
+        return Outcome(PASS, "log q(z|x) - log p(z) of the draw, an unbiased estimate")
+    raise CannotJudge("the standard deviation is 0, or the loss not finite or no recon plus KL")
+
+
+def _kl_in_words(rows, coded, exact) -> str:
+    """Which formula was coded, by least squares."""
+    batch, z_dim = N_IMAGES, rows[0, 4].item()
+    ratio = ((coded @ exact) / exact.square().sum()).item()
+    if (coded - ratio * exact).abs().max() < 1e-2 * exact.abs().max() * abs(ratio) + 1e-2:
+        words = {
+            -1: "the sign is wrong",
+            1 / z_dim: "averaged over the latent dimensions",
+            batch: "summed over the batch, beside an averaged reconstruction",
+            1 / batch: "averaged over the batch twice",
+            batch / z_dim: "averaged over the latent dimensions, summed over the batch",
+            1 / (batch * z_dim): "averaged over batch and latent dimensions",
+            0: "there is none",
+        }
+        known = [
+            w for factor, w in words.items() if abs(ratio - factor) < 0.02 * abs(factor) + 1e-3
+        ]
+        return f"{known[0] if known else 'a factor is wrong'}, {ratio:.3g} times the KL"
+    coefficients = torch.linalg.lstsq(rows, coded[:, None]).solution[:, 0]
+    quarters = (4 * coefficients[:4]).round() / 4  # a formula in a program has such factors
+    error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()
+    if (error > 2e-2 * (1 + coded.abs())).any():
+        return "no combination of sigma^2, sigma, mu^2, log sigma"
+    names = ("sigma^2", "sigma", "mu^2", "log sigma", "1")
+    terms = [f"{c:+.2f} {name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
+    missing_square = abs(coefficients[0]) < 0.02 < abs(coefficients[1])
+    words = "the standard deviation stands where the variance belongs: " if missing_square else ""
+    return f"{words}sum({' '.join(terms)})"
+
+
+def _gradient(vae):
+    if _kl(vae).status != PASS:
+        raise CannotJudge("the value of the KL is wrong, so its gradient is too")
+    x, (encoder, decoder) = vae.batch, vae.parameters
+    with vae.encoder_setting(1):
+        c, _, _ = vae.recon_and_kl(x)
+        draw = vae.draw(x)
+        gradient = _flat(torch.autograd.grad(draw.loss, encoder + decoder, allow_unused=True))
+        mean, std = vae.posterior.of(vae.outputs(x))
+        eps = ((draw.z - mean) / std).detach()
+        nll = vae.nll(vae.decode(mean + std * eps), x)
+        reference = c * (nll + kl_divergence(mean, std)).mean()
+        exact = _flat(torch.autograd.grad(reference, encoder + decoder, allow_unused=True))
+        nll = vae.nll(vae.decode(draw.z.detach()), x)
+        cut = c * (nll + kl_divergence(*vae.posterior.of(vae.outputs(x)))).mean()
+        cut = _flat(torch.autograd.grad(cut, encoder + decoder, allow_unused=True))
+    if not exact.isfinite().all():
+        raise CannotJudge("the true gradient is not finite: the standard deviation is 0")
+    error = ((gradient - exact).norm() / exact.norm()).item()
+    if error < 1e-3:
+        return Outcome(PASS, f"relative error {error:.1g}")
+    detached = (gradient - cut).norm() < 1e-3 * cut.norm()
+    words = ": the reconstruction has no gradient with respect to the encoder" if detached else ""
+    return Outcome(WRONG, f"relative error {error:.2g}{words}", "below 1e-3")
+
+
+def _flat(gradients):
+    return torch.cat([g.flatten().double() for g in gradients if g is not None])
+
+
+def _std_positive(vae):
+    with torch.no_grad():
+        _, std = vae.posterior.of(vae.outputs(vae.x))
+    zero = (std == 0).double().mean().item()
+    if zero == 0:
+        return Outcome(PASS, f"at least {std.min():.2g}", "above 0")
+    return Outcome(
+        WRONG,
+        f"exactly 0 in {zero:.0%} of the latent dimensions ({vae.posterior.meaning}): "
+        "the KL is infinite there",
+        "above 0, as from exp or softplus",
+    )
+
+
+def _noise_per_image(vae):
+    _, shared = vae.latents(vae.batch, n=32)
+    if not shared:
+        return Outcome(PASS, "differs between equal images of a batch")
+    z = [vae.draw(vae.batch).z for _ in range(2)]
+    if (z[0] == z[1]).all():
+        raise CannotJudge("there is no noise that changes between calls")
+    return Outcome(
+        WEAK,
+        "one noise vector for all images of a batch: each image's ELBO stays unbiased, "
+        "the batch's varies more",
+        "noise of its own for every image",
+    )
+
+
+def _noise_per_dimension(vae):
+    z, _ = vae.latents(vae.batch)
+    eps = (z - z.mean(dim=0)) / (z.std(dim=0) + 1e-12)
+    eps = eps.flatten(0, 1)[:, z.std(dim=0).min(dim=0).values > 1e-6]
+    if eps.shape[1] < 2:
+        raise CannotJudge("fewer than two latent dimensions vary")
+    correlation = torch.corrcoef(eps.T).fill_diagonal_(0).abs().max().item()
+    measured = f"correlation of the noise of two dimensions at most {correlation:.2f}"
+    # The largest of some 200 correlations of 256 independent draws or more is below 0.4.
+    return Outcome(PASS if correlation < 0.4 else WRONG, measured, "0")
+
+
+def _noise_per_call(vae):
+    first, second = (vae.draw(vae.batch).z for _ in range(2))
+    change = (first - second).abs().max().item()
+    measured = f"z changes by {change:.2g} between two calls on the same images"
+    return Outcome(PASS if change > 1e-6 else WRONG, measured, "new noise on every call")
+
+
+def _noise_in_evaluation(vae):
+    for module in vae.modules:
+        module.eval()
+    try:
+        first, second = (vae.draw(vae.batch).z for _ in range(2))
+    finally:
+        for module in vae.modules:
+            module.train()
+    if (first - second).abs().max() > 1e-6:
+        return Outcome(PASS, "z is drawn in evaluation mode too")
+    return Outcome(
+        WRONG,
+        "z has no noise in evaluation mode, so validation reports no bound on log p(x)",
+        "a draw from q(z|x)",
+    )
+
+
+def _moments(vae):
+    try:
+        return Outcome(PASS, f"z = mu + sigma eps; the head is {vae.posterior.meaning}")
+    except CannotJudge as reason:
+        return Outcome(WRONG, str(reason), "z = mu + sigma eps, eps ~ N(0, 1)")
+
+
+def _stable(vae):
+    decoder = vae.parameters[1]
+    with changed_weights(decoder):
+        for parameter in decoder:
+            parameter.data.mul_(8)
+        perturb(decoder, 2.0, seed=vae.seed)
+        loss = vae.draw(vae.batch).loss
+        gradient = _flat(torch.autograd.grad(loss, decoder, allow_unused=True))
+    if loss.isfinite() and gradient.isfinite().all():
+        return Outcome(PASS, "loss and gradient are finite where the means saturate")
+    measured = f"loss {loss.item():.4g}, {gradient.isnan().double().mean():.0%} of gradients NaN"
+    return Outcome(WEAK, measured, "finite: binary cross-entropy of logits, or clamped logarithms")
+
+
+def _decoder_blind(vae):
+    """With a constant q(z|x), the loss must change with x as -x . logit does."""
+    x, other = vae.batch, vae.x[-N_IMAGES:]
+    name = "forward" if isinstance(vae.encode, torch.nn.Module) else vae.encode.__name__
+    target = getattr(vae.encode, "__self__", vae.encode)
+    with vae.finite():
+        c, _, _ = vae.recon_and_kl(x)
+        outputs = vae.encode(vae.to_encoder(x))
+    constant = [o.detach() if isinstance(o, torch.Tensor) else o for o in outputs]
+    with replaced((target, name, lambda *args: type(outputs)(constant))), torch.no_grad():
+        draws = [vae.draw(images, seed=vae.seed) for images in (x, other)]
+    change = (draws[1].loss - draws[0].loss).item()
+    expected = c * (draws[1].nll.mean() - draws[0].nll.mean()).item()
+    same_z = (draws[0].z - draws[1].z).abs().max() < 1e-6
+    right = same_z and abs(change - expected) < 4 * float32_sum_error(600 * abs(c))
+    measured = f"the loss changes by {change:.3f} nats between images at the same q(z|x)"
+    return Outcome(PASS if right else WRONG, measured, f"{expected:.3f}, as -log p(x|z) does")
+
+
+def _sample(vae):
+    if vae.sample is None:
+        raise CannotJudge("there is no function sample")
+    n = 200
+    seed_everything(vae.seed)
+    with vae.single_precision(), vae.spied() as seen, torch.no_grad():
+        returned = vae.sample(n)
+    returned = returned if isinstance(returned, tuple | list) else [returned]
+    images = [r.detach().double() for r in returned if isinstance(r, torch.Tensor)]
+    images = [r.reshape(n, -1) for r in images if r.numel() == 784 * n]
+    binary = [r for r in images if ((r == 0) | (r == 1)).all()]
+    means = [r for r in images if not ((r == 0) | (r == 1)).all()]
+    problems = []
+    if seen:
+        z = seen[0].detach().double().reshape(-1, seen[0].shape[-1])
+        if abs(z.mean()) > 6 / math.sqrt(z.numel()) or abs(z.var() - 1) > 9 / math.sqrt(z.numel()):
+            problems.append(f"z has mean {z.mean():.2f}, variance {z.var():.2f}")
+        elif len(z) > 1 and (z.std(dim=0) < 1e-6).any():
+            problems.append("all latents are the same")
+    if not binary:
+        problems.append("no binary images are returned")
+    if not means:
+        problems.append("no means of all images are returned")
+    if binary and means:
+        # Draws differ from their means by sum m (1 - m) on average.
+        spread = (means[0] * (1 - means[0])).sum()
+        z_score = min(
+            ((draws - means[0]).square().sum() - spread).abs() / (spread.sqrt() + 1e-9)
+            for draws in binary
+        )
+        if means[0].min() < 0 or means[0].max() > 1:
+            problems.append("means outside [0, 1]")
+        elif z_score > 8:
+            problems.append("the binary images are no draws from the means")
+    expected = "z ~ N(0, I), binary draws and their means"
+    return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
+
+
+def _seeded(vae):
+    losses = [vae.draw(vae.batch, seed=vae.seed).loss.item() for _ in range(2)]
+    same = losses[0] == losses[1]
+    return Outcome(PASS if same else NOTE, f"{losses[0]:.4f} and {losses[1]:.4f}", "equal")
+
+
+CHECKS = load_checks(
+    "vae",
+    {
+        "shapes": _shapes,
+        "loss": _loss,
+        "likelihood": _likelihood,
+        "kl": _kl,
+        "gradient": _gradient,
+        "std_positive": _std_positive,
+        "moments": _moments,
+        "noise_per_image": _noise_per_image,
+        "noise_per_dimension": _noise_per_dimension,
+        "noise_per_call": _noise_per_call,
+        "noise_in_evaluation": _noise_in_evaluation,
+        "stable": _stable,
+        "decoder_blind": _decoder_blind,
+        "sample": _sample,
+        "seeded": _seeded,
+    },
+)
+
+
+def check_vae(loss, encode, decode, x, sample=None, weak_too: bool = False) -> list[Finding]:
+    """Check a VAE's mathematics; returns the findings.
+
+    Args:
+        loss: binary images -> average negative ELBO in nats (a scalar, one value per image, or the
+            pair of its terms). A module, or a method of one.
+        encode: images -> (mean, head), where the head may be a (log) standard deviation or
+            variance. A module, or a method of an object.
+        decode: latents -> Bernoulli means or logits. A module, or a method of an object.
+        x: at least 16 different binary images, in the shape that `loss` takes.
+        sample: n -> (binary images, means); optional.
+        weak_too: raise for weak findings as well.
+
+    Raises:
+        CheckFailure: an AssertionError that lists what is wrong.
+    """
+    subject = VAESubject(loss, encode, decode, x, sample)
+    return raise_failures(run_checks("vae", subject, CHECKS), weak_too)
+
+
+__all__ = ["CHECKS", "VAESubject", "check_vae", "reduced"]

@@ -1,0 +1,321 @@
+"""A VAE as a black box: its loss, the latents it draws, and the posterior they really follow."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from grading.outcomes import CannotJudge, changed_weights, perturb, replaced, seed_everything
+
+N_IMAGES = 8  # in a batch of most measurements
+N_REPEATS = 256  # of each image, to measure moments of z
+ENCODER_STD = 0.02  # noise added to the encoder's weights: standard deviations of 0.2 to 5
+DECODER_STD = 0.03  # to the decoder's: reconstructions change by tens of nats, none saturates
+# What the encoder's second output may mean.
+MEANINGS = {
+    "the standard deviation": lambda h: h,
+    "the log standard deviation": torch.exp,
+    "the log variance": lambda h: torch.exp(h / 2),
+    "the standard deviation through softplus": F.softplus,
+    "the standard deviation through ReLU": F.relu,
+    "the absolute standard deviation": torch.abs,
+    "the variance": lambda h: h.clamp(min=0).sqrt(),
+    "half the log standard deviation": lambda h: torch.exp(2 * h),
+    "the variance through softplus": lambda h: F.softplus(h).sqrt(),
+    "the variance, used as a standard deviation": lambda h: h.square(),
+    "the standard deviation through a sigmoid": torch.sigmoid,
+    "the standard deviation through ELU": lambda h: F.elu(h) + 1,
+}
+
+
+class Draw(NamedTuple):
+    """One call of the loss."""
+
+    loss: torch.Tensor  # as returned, reduced to a scalar
+    z: torch.Tensor  # what the decoder got, [batch, z_dim]
+    nll: torch.Tensor  # -log p(x|z) in nats of the decoder's output for z, [batch]
+
+
+class Posterior(NamedTuple):
+    """q(z|x) as the samples show it: mean and standard deviation of the encoder's outputs."""
+
+    meaning: str
+    of: Callable  # the encoder's outputs -> (mean, standard deviation)
+
+
+def reduced(value) -> torch.Tensor:
+    """A loss as a scalar: per-image values are averaged, (recon, kl) pairs added.
+
+    Of more values, the first is taken, or of two if it is not the sum.
+    """
+    if isinstance(value, tuple | list) and value:
+        parts = [reduced(part) for part in value if isinstance(part, torch.Tensor | float)]
+        if len(parts) == 2:
+            return parts[0] + parts[1]
+        return parts[0]
+    value = torch.as_tensor(value)
+    if value.dim() > 1:
+        value = value.flatten(1).sum(dim=1)
+    return value.mean()
+
+
+def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """KL(N(mu, sigma^2) || N(0, 1)) in nats, [batch]. Kingma & Welling 2014, Appendix B."""
+    return 0.5 * (std.square() + mean.square() - 2 * std.log() - 1).sum(dim=1)
+
+
+class VAESubject:
+    """A VAE under measurement.
+
+    Args:
+        loss: binary images [batch, 784] -> average negative ELBO in nats.
+        encode: images -> (mean, head); a module, or a method of an object.
+        decode: latents -> Bernoulli means or logits; a module, or a method of an object.
+        x: binary images, at least 16 different ones, in the shape that `loss` takes.
+        sample: n -> generated images and their means; None if there is no such function.
+        to_encoder: maps a batch to the shape that `encode` takes.
+    """
+
+    def __init__(self, loss, encode, decode, x, sample=None, to_encoder=lambda x: x):
+        self.loss, self.encode, self.decode, self.sample = loss, encode, decode, sample
+        self.to_encoder = to_encoder
+        self.x = x
+        self.seed = 0
+        owners = [getattr(part, "__self__", part) for part in (loss, encode, decode)]
+        self.modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+        for module in self.modules:
+            for part in nn.Module.modules(module):
+                if isinstance(part, nn.Dropout):
+                    part.p = 0.0
+        self._to_float64()
+
+    def _to_float64(self):
+        """Measure in float64 where the code allows it."""
+        for module in self.modules:
+            module.train().double()
+        with contextlib.suppress(Exception):
+            if reduced(self.loss(self.x.double())).dtype == torch.float64:
+                self.x = self.x.double()
+                return
+        for module in self.modules:
+            module.float()
+
+    def to_float32(self) -> None:
+        """End the measurements in float64, for good."""
+        self.x = self.x.float()
+        for module in self.modules:
+            module.float()
+
+    @property
+    def batch(self) -> torch.Tensor:
+        """A batch that depends on the seed of the measurement."""
+        first = 0 if self.seed < 2000 else N_IMAGES
+        return self.x[first : first + N_IMAGES]
+
+    @cached_property
+    def parameters(self) -> tuple[list, list]:
+        """The encoder's and the decoder's parameters: those that their outputs depend on."""
+        everything = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad}
+        parameters = list(everything.values())
+        heads = self.outputs(self.x[:2])
+        encoder = _reaching(heads[0].sum() + heads[1].sum(), parameters)
+        decoder = _reaching(self.decode(torch.randn_like(heads[0])).sum(), parameters)
+        return encoder, decoder
+
+    def outputs(self, x) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's two outputs, [batch, z_dim] each."""
+        outputs = self.encode(self.to_encoder(x))
+        if isinstance(outputs, torch.distributions.Normal):
+            outputs = outputs.loc, outputs.scale
+        if not isinstance(outputs, tuple | list) or len(outputs) < 2:
+            raise CannotJudge("the encoder doesn't return a mean and a deviation")
+        return tuple(outputs[:2])
+
+    @contextlib.contextmanager
+    def spied(self) -> Iterator[list]:
+        """Record the inputs of the decoder: the first of a call is z."""
+        seen = []
+
+        def recording(function):
+            def call(*args, **options):
+                seen.extend(args[:1])
+                return function(*args, **options)
+
+            return call
+
+        if isinstance(self.decode, nn.Module):
+            parts = [self.decode]
+            parts += [
+                m
+                for m in nn.Module.modules(self.decode)
+                if next(m.parameters(False), None) is not None
+            ]
+            targets = [(part, "forward", recording(part.forward)) for part in parts]
+        elif hasattr(self.decode, "__self__"):
+            name = self.decode.__name__
+            targets = [(self.decode.__self__, name, recording(self.decode))]
+        else:
+            raise CannotJudge("decode is a plain function, so what the loss gives it isn't seen")
+        with replaced(*targets):
+            yield seen
+
+    def draw(self, x, seed=None) -> Draw:
+        """One call of the loss, with the latents it drew and the likelihood it should report."""
+        if seed is not None:
+            seed_everything(seed)
+        with self.spied() as seen:
+            loss = reduced(self.loss(x.clone()))
+        if not seen:
+            raise CannotJudge("the loss never calls the decoder")
+        return Draw(loss, seen[0], self.nll(self.decode(seen[0]), x))
+
+    @cached_property
+    def logits(self) -> bool:
+        """Whether the decoder returns logits instead of means."""
+        z = 3 * torch.randn_like(self.outputs(self.x[:16])[0])
+        with changed_weights(self.parameters[1]):
+            perturb(self.parameters[1], 0.3, seed=1)
+            output = self.decode(z)
+        return bool(output.min() < 0 or output.max() > 1)
+
+    def nll(self, output, x) -> torch.Tensor:
+        """-log p(x|z) in nats of the decoder's output for z, [batch]."""
+        output, x = output.reshape(len(x), -1).double(), x.reshape(len(x), -1).double()
+        if output.shape != x.shape:
+            raise CannotJudge(f"the decoder returns {output.shape[1]} values for {x.shape[1]}")
+        if self.logits:
+            return F.binary_cross_entropy_with_logits(output, x, reduction="none").sum(dim=1)
+        log_0, log_1 = (part.log().clamp(min=-100) for part in (1 - output, output))
+        return -(x * log_1 + (1 - x) * log_0).sum(dim=1)
+
+    @torch.no_grad()
+    def latents(self, x, n=N_REPEATS) -> tuple[torch.Tensor, bool]:
+        """Latents of every image, [n, batch, z_dim], and whether a batch shares its noise."""
+        z = self.draw(x.repeat(n, *[1] * (x.dim() - 1))).z
+        z = z.reshape(n, len(x), -1).double()
+        spread = z.std(dim=0)
+        if (spread > 1e-6 * (1 + z.abs().mean())).any():
+            return z, False
+        return torch.stack([self.draw(x).z.double() for _ in range(n)]), True
+
+    @cached_property
+    def posteriors(self) -> list[Posterior]:
+        """What the encoder's outputs may mean, judged by many draws of z; the likeliest first.
+
+        Raises:
+            CannotJudge: neither output is the mean, or the deviation is no known function of the
+                other.
+        """
+        x = self.x[:N_IMAGES]
+        encoder = self.parameters[0]
+        with changed_weights(encoder), torch.no_grad():
+            perturb(encoder, 2 * ENCODER_STD, seed=5)
+            z, _ = self.latents(x)
+            outputs = [output.double() for output in self.outputs(x)]
+        mean, std = z.mean(dim=0), z.std(dim=0)
+        # Squared errors of the mean in units of its standard error: 1 on average if it is right.
+        error = [
+            ((mean - m).square() / (std.square() / len(z) + 1e-12)).mean().item() for m in outputs
+        ]
+        i_mean = min((0, 1), key=lambda i: error[i])
+        if error[i_mean] > 3:
+            raise CannotJudge("the latents are centred on neither output of the encoder")
+        head = outputs[1 - i_mean]
+        misfits = sorted(
+            ((self._misfit(std, of(head)), meaning) for meaning, of in MEANINGS.items()),
+            key=lambda pair: pair[0],
+        )
+        # A log ratio of standard deviations has variance 1 / (2 n).
+        likely = [meaning for misfit, meaning in misfits if misfit * math.sqrt(2 * len(z)) < 2]
+        if not likely:
+            raise CannotJudge("the latents' deviation is no known function of the encoder's output")
+
+        def reading(meaning):
+            return lambda outputs: (outputs[i_mean], MEANINGS[meaning](outputs[1 - i_mean]))
+
+        return [Posterior(meaning, reading(meaning)) for meaning in likely]
+
+    @property
+    def posterior(self) -> Posterior:
+        """The likeliest of `posteriors`."""
+        return self.posteriors[0]
+
+    def prefer(self, posterior: Posterior) -> None:
+        """Move a reading that the KL agrees with to the front."""
+        self.posteriors.sort(key=lambda other: other is not posterior)
+
+    @staticmethod
+    def _misfit(measured, std) -> float:
+        floor = 1e-9
+        if (std < 0).any():
+            return math.inf
+        ratio = (measured + floor).log() - (std + floor).log()
+        return ratio.abs().mean().item()
+
+    @contextlib.contextmanager
+    def single_precision(self) -> Iterator[None]:
+        """Make the modules float32 inside the block: `sample` draws float32 latents."""
+        precision = self.x.dtype
+        for module in self.modules:
+            module.float()
+        try:
+            yield
+        finally:
+            for module in self.modules:
+                module.to(precision)
+
+    @contextlib.contextmanager
+    def encoder_setting(self, i: int) -> Iterator[None]:
+        """Perturb the encoder, differently for each i; restore it after the block."""
+        encoder = self.parameters[0]
+        with changed_weights(encoder):
+            perturb(
+                encoder,
+                ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
+                seed=self.seed + i,
+            )
+            z_dim = self.outputs(self.x[:2])[0].shape[1]
+            for parameter in encoder:
+                if parameter.shape == (z_dim,):
+                    parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2, 2.0, 3.0)[i % 7])
+            yield
+
+    @contextlib.contextmanager
+    def finite(self) -> Iterator[None]:
+        """Perturb the encoder inside the block if the loss is not finite as it is.
+
+        A standard deviation through ReLU is 0 for half of a new encoder's units.
+        """
+        if self.draw(self.batch).loss.isfinite():
+            yield
+        else:
+            with self.encoder_setting(6):
+                yield
+
+    def recon_and_kl(self, x, n=4) -> tuple[float, float, float]:
+        """Fit loss = c * recon + K over n random decoders: (c, K, largest residual), in nats."""
+        decoder = self.parameters[1]
+        losses, nlls = [], []
+        with changed_weights(decoder), torch.no_grad():
+            for i in range(n):
+                perturb(decoder, DECODER_STD / math.sqrt(i + 1), seed=self.seed + 77 * i)
+                draw = self.draw(x)
+                losses.append(draw.loss.double())
+                nlls.append(draw.nll.mean())
+        losses, nlls = torch.stack(losses), torch.stack(nlls)
+        if not losses.isfinite().all():
+            raise CannotJudge("the loss is not finite")
+        centred = nlls - nlls.mean()
+        c = ((losses - losses.mean()) @ centred / centred.square().sum()).item()
+        k = (losses.mean() - c * nlls.mean()).item()
+        return c, k, (losses - c * nlls - k).abs().max().item()
+
+
+def _reaching(output, parameters) -> list:
+    gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+    return [p for p, gradient in zip(parameters, gradients) if gradient is not None]

@@ -1,0 +1,175 @@
+"""Our own scripts with one fault each, and the check that must find it.
+
+A patch replaces a short text that occurs exactly once, so that a rewording of a script that matters
+here shows at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A patch of a script.
+
+    Args:
+        model: "vae", "nf" or "gan".
+        name: the fault.
+        old, new: text that is replaced.
+        check: what must find it.
+        status: how.
+        words: part of what is measured.
+        also: checks that may accuse as well, because the same fault breaks what they state.
+    """
+
+    model: str
+    name: str
+    old: str
+    new: str
+    check: str
+    status: str = "wrong"
+    words: str = ""
+    also: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> Path:
+        """Write the patched script into a folder."""
+        source = (ROOT / f"a3_{self.model}_template.py").read_text()
+        assert source.count(self.old) == 1, f"{self.name}: {source.count(self.old)} x {self.old!r}"
+        path = folder / f"a3_{self.model}_template.py"
+        path.write_text(source.replace(self.old, self.new))
+        return path
+
+
+OTHER_AVERAGE = """def mean_over_images(step, data, after_step=None):
+    values = []
+    for batch in data:
+        values.append(step(batch) / len(batch))
+    return torch.stack(values).double().sum(dim=0) / {divisor}
+
+
+def epoch_iter("""
+NEVER_CLEARED = """torch.optim.Optimizer.zero_grad = lambda *arguments: None
+
+
+def train_step("""
+REVERSE = ("flow_reverse_logdet",)
+NO_LOSS = ("loss", "likelihood", "decoder_blind")
+
+VAE = [
+    ("sigma for sigma squared", "0.5 * (torch.exp(2 * log_std) + mean.square() - 2 * log_std",
+     "0.5 * (torch.exp(log_std) + mean.square() - log_std", "kl", "wrong", "where the variance"),
+    ("KL without one half", "0.5 * (torch.exp(2 * log_std)", "(torch.exp(2 * log_std)", "kl",
+     "wrong", "2 times the KL"),
+    ("sign of the KL", "Nats(recon + kl, recon, kl,", "Nats(recon - kl, recon, kl,", "kl",
+     "wrong", "sign"),
+    ("KL summed over the batch", "kl = kl_divergence(mean, log_std)",
+     "kl = kl_divergence(mean, log_std).sum()", "kl", "wrong", "summed over the batch"),
+    ("KL averaged over dimensions", "- 2 * log_std - 1).sum(dim=1)",
+     "- 2 * log_std - 1).mean(dim=1)", "kl", "wrong", "averaged over the latent"),
+    ("no KL", "Nats(recon + kl, recon, kl,", "Nats(recon + 0 * kl, recon, kl,", "kl", "wrong",
+     "there is none"),
+    ("sigma squared times eps", "z = mean + log_std.exp() * eps\n        recon",
+     "z = mean + (2 * log_std).exp() * eps\n        recon", "kl"),
+    ("standard deviation through ReLU", "z = mean + log_std.exp() * eps\n        recon",
+     "z = mean + F.relu(log_std) * eps\n        recon", "std_positive", "wrong", "exactly 0",
+     ("kl", "gradient")),
+    ("one noise vector for a batch", "torch.randn_like(mean)", "torch.randn_like(mean[:1])",
+     "noise_per_image", "weak"),
+    ("one noise value for all dimensions", "torch.randn_like(mean)",
+     "torch.randn_like(mean[:, :1])", "noise_per_dimension"),
+    ("the same noise on every call", "torch.randn_like(mean)",
+     "torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))", "noise_per_call",
+     "wrong", "", ("noise_in_evaluation",)),
+    ("no noise", "torch.randn_like(mean)", "torch.zeros_like(mean)", "noise_per_call", "wrong", "",
+     ("moments", "noise_in_evaluation", "std_positive", "kl", "gradient")),
+    ("no noise in evaluation", "torch.randn_like(mean)", "torch.randn_like(mean) * self.training",
+     "noise_in_evaluation"),
+    ("uniform noise", "torch.randn_like(mean)", "torch.rand_like(mean)", "moments"),
+    ("no gradient through z", "z = mean + log_std.exp() * eps\n        recon",
+     "z = (mean + log_std.exp() * eps).detach()\n        recon", "gradient", "wrong",
+     "no gradient"),
+    ("squared error", 'F.binary_cross_entropy_with_logits(logits, input, reduction="none")',
+     "(torch.sigmoid(logits) - input).square()", "likelihood", "wrong", "", NO_LOSS),
+    ("average over pixels", 'input, reduction="none").sum(dim=1)',
+     'input, reduction="none").mean(dim=1)', "loss", "weak", "average over pixels", ("kl",)),
+    ("sum over the batch", "return self.terms(input).neg_elbo.mean()",
+     "return self.terms(input).neg_elbo.sum()", "loss", "weak", "sum over"),
+    ("logarithm of a saturated mean",
+     'F.binary_cross_entropy_with_logits(logits, input, reduction="none")',
+     "-(input * torch.sigmoid(logits).log() + (1 - input) * (1 - torch.sigmoid(logits)).log())",
+     "stable", "weak"),
+    ("decoder sees the image", "self.decoder.logits(z), input)",
+     "self.decoder.logits(z) + input, input)", "decoder_blind", "wrong", "", ("likelihood",)),
+    ("means for samples", "return torch.bernoulli(means), means", "return means, means", "sample",
+     "wrong", "no binary"),
+    ("samples not from the prior", "z = torch.randn(n_samples, self.z_dim",
+     "z = 2 * torch.randn(n_samples, self.z_dim", "sample", "wrong", "variance"),
+    ("training on validation", "evaluate(model if average is None else average.model, val)",
+     "epoch_iter(model, val, optimizer)", "validation", "wrong", "validation trains"),
+    ("average of batch averages", "def epoch_iter(", OTHER_AVERAGE.format(divisor="len(values)"),
+     "epoch_average", "weak", "batch averages"),
+    ("batches minus 1", "def epoch_iter(", OTHER_AVERAGE.format(divisor="(len(values) - 1)"),
+     "epoch_average", "weak", "minus 1"),
+]  # fmt: skip
+NF = [
+    ("doubled log-determinant", "ldj = ldj + log_scale.sum(dim=1)",
+     "ldj = ldj + 2 * log_scale.sum(dim=1)", "coupling_logdet", "wrong", "doubled",
+     ("coupling_reverse_logdet", *REVERSE)),
+    ("no inverse", "* torch.exp(-log_scale)", "* torch.exp(log_scale)", "coupling_inverse", "wrong",
+     "", ("flow_inverse", *REVERSE)),
+    ("reverse returns zero", "ldj = ldj - log_scale.sum(dim=1)", "ldj = torch.zeros_like(ldj)",
+     "coupling_reverse_logdet", "wrong", "zero", REVERSE),
+    ("reverse adds again", "ldj = ldj - log_scale.sum(dim=1)", "ldj = ldj + log_scale.sum(dim=1)",
+     "coupling_reverse_logdet", "wrong", "again", REVERSE),
+    ("reverse in forward order", "reversed(self.layers) if reverse else self.layers", "self.layers",
+     "flow_inverse", "wrong", "", REVERSE),
+    ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks"),
+    ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "wrong",
+     "checkerboard"),
+    ("no dequantisation noise", "z + torch.rand_like(z)", "z + 0.5", "dequantize"),
+    ("too little noise", "z + torch.rand_like(z)", "z + torch.rand_like(z) / 256", "dequantize"),
+    ("log pi for log 2 pi", "math.log(2 * math.pi)", "math.log(math.pi)", "log_prior", "wrong", "",
+     ("log_px",)),
+    ("prior summed over the batch", "math.log(2 * math.pi)).sum(dim=1)",
+     "math.log(2 * math.pi)).sum()", "log_prior", "wrong", "whole batch",
+     ("log_px", "epoch_average", "bits_per_dimension")),
+    ("sign of the logit step", "(per_pixel - log_z - log_1_minus_z)",
+     "(per_pixel + log_z + log_1_minus_z)", "logit", "wrong", "", ("log_px",)),
+    ("log-determinant left out", "return log_prior(z) + ldj", "return log_prior(z)", "log_px"),
+    ("nats per dimension", "(n_dimensions * math.log(2))", "n_dimensions", "bits_per_dimension",
+     "wrong", "log 2"),
+    ("no clipping", "nn.utils.clip_grad_norm_(model.parameters(), max_norm)", "pass", "clipping",
+     "weak"),
+    ("a name that NumPy dropped", "z + torch.rand_like(z)",
+     "z + torch.rand_like(z) * __import__('numpy').float(1)", "runs_today", "old", "np.float"),
+    ("samples out of range", "return z.floor().clamp(0, self.n_bins - 1)", "return 2 * z",
+     "sample"),
+]  # fmt: skip
+GAN = [
+    ("smoothing of both sides", '"standard": 0.0', '"standard": 0.1', "smoothing", "note",
+     "both sides"),
+    ("the same label for both", "labels = args.real_label, args.fake_label",
+     "labels = args.real_label, args.real_label", "discriminator_loss"),
+    ("generator helps the discriminator", "F.softplus(-logits_fake)", "F.softplus(logits_fake)",
+     "generator_loss", "wrong", "smaller"),
+    ("saturating loss", "F.softplus(-logits_fake)", "-F.softplus(logits_fake)", "generator_loss",
+     "note", "saturating"),
+    ("gradients never cleared", "def train_step(", NEVER_CLEARED, "stray_gradient"),
+    ("one optimiser moves both", "adam(discriminator, args.lr)",
+     "adam(nn.ModuleList([generator, discriminator]), args.lr)", "steps",
+     "wrong", "", ("stray_gradient", "generator_loss")),
+    ("discriminator stands still", "adam(discriminator, args.lr)", "adam(discriminator, 0.0)",
+     "both_move"),
+    ("generator without tanh", "nn.Tanh()", "nn.Identity()", "generator_range", "wrong", "",
+     ("image_scale",)),
+    ("images in [0, 1]", "grey / 127.5 - 1", "grey / 255", "image_scale", "weak"),
+    ("the same noise for every batch", "torch.randn(n_samples, latent_dim, device=device)",
+     "torch.randn(n_samples, latent_dim, generator=torch.Generator().manual_seed(0))", "latents"),
+]  # fmt: skip
+MUTANTS = [
+    Mutant(model, *patch)
+    for model, patches in (("vae", VAE), ("nf", NF), ("gan", GAN))
+    for patch in patches
+]

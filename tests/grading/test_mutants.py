@@ -1,0 +1,61 @@
+"""Our own scripts pass every check; with one fault each, the check meant for it finds it."""
+
+import pytest
+
+from grading.grader import MODELS, judge_file
+from grading.outcomes import ACCUSING
+from tests.conftest import ROOT
+from tests.grading.mutants import MUTANTS
+
+QUICK = ("sigma for sigma squared", "smoothing of both sides")
+
+
+def accusations(result):
+    return {f.check: f for f in result.findings if f.status in ACCUSING}
+
+
+def test_there_are_mutants_enough_and_their_patches_fit(tmp_path):
+    assert len(MUTANTS) >= 30
+    for mutant in MUTANTS:
+        mutant.write(tmp_path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_our_script_passes(zygote, model):
+    result = judge_file(zygote, model, ROOT / f"a3_{model}_template.py", training=False)
+    assert result.is_judged, result.reason
+    assert not accusations(result)
+    assert not [f.line() for f in result.findings if f.status == "unjudged"]
+    assert result.picture
+
+
+def assert_found(mutant, zygote, project):
+    result = judge_file(zygote, mutant.model, mutant.write(project), 300, training=False)
+    assert not result.reason
+    found = {f.check: f for f in result.findings}[mutant.check]
+    assert found.status == mutant.status, found.line()
+    assert mutant.words in found.measured
+    assert accusations(result).keys() <= {mutant.check, *mutant.also}
+
+
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda m: m.name)
+def test_fault_is_found_by_its_check_and_no_other(zygote, project, mutant):
+    assert_found(mutant, zygote, project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutant", [m for m in MUTANTS if m.name not in QUICK], ids=lambda m: m.name
+)
+def test_every_fault_is_found(zygote, project, mutant):
+    assert_found(mutant, zygote, project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 21))
+@pytest.mark.parametrize("model", MODELS)
+def test_our_script_passes_with_other_draws(zygote, model, seed):
+    path = ROOT / f"a3_{model}_template.py"
+    result = judge_file(zygote, model, path, 300, training=seed <= 3, seed=seed)
+    assert result.is_judged, result.reason
+    assert not accusations(result)
