@@ -45,6 +45,14 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """The values in float64 on the CPU, where sums and statistics are computed.
+
+    MPS has no float64, so the copy comes before the conversion.
+    """
+    return values.cpu().double()
+
+
 class RandomState:
     """The state of every random generator that a run on `device` draws from.
 

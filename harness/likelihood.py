@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from harness.devices import to_host
+
 
 def importance_weighted(
     log_weights: Callable[[torch.Tensor, int], torch.Tensor],
@@ -37,7 +39,7 @@ def importance_weighted(
             log_weights(batch, min(n_draws, n_samples - start))
             for start in range(0, n_samples, n_draws)
         ]
-        weights = torch.cat(draws, dim=1).double()
+        weights = to_host(torch.cat(draws, dim=1))
         bounds.append(weights.mean(dim=1))
         log_px.append(torch.logsumexp(weights, dim=1) - math.log(n_samples))
     bound, log_px = torch.cat(bounds), torch.cat(log_px)

@@ -12,6 +12,7 @@ from scipy.linalg import eigh, eigvalsh
 
 from datasets import mnist
 from harness import judge
+from harness.devices import to_host
 
 N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
@@ -73,7 +74,7 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     (Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017, Equation 6, there
     on Inception features).
     """
-    a, b = (np.asarray(rows.cpu(), np.float64) for rows in (a, b))
+    a, b = (to_host(rows).numpy() for rows in (a, b))
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # The symmetric C_a^1/2 C_b C_a^1/2 has the eigenvalues of C_a C_b, and a stable root even
     # where features depend on each other.
@@ -105,7 +106,7 @@ def precision_recall(
 def _share_within(queries: torch.Tensor, points: torch.Tensor, k: int) -> float:
     def radii_of(rows):
         # The smallest distance is that of a point to itself.
-        return torch.cdist(rows, points).kthvalue(k + 1, dim=1).values
+        return torch.cdist(rows, points).topk(k + 1, largest=False).values[:, k]
 
     radii = torch.cat([radii_of(rows) for rows in points.split(ROWS)])
     within = [(torch.cdist(rows, points) <= radii).any(dim=1) for rows in queries.split(ROWS)]
@@ -114,7 +115,7 @@ def _share_within(queries: torch.Tensor, points: torch.Tensor, k: int) -> float:
 
 def class_shares(classes: torch.Tensor) -> dict[str, float]:
     """Shares of the rarest and the commonest of ten classes, and their entropy (at most log 10)."""
-    shares = torch.bincount(classes, minlength=10).double() / len(classes)
+    shares = torch.bincount(classes.cpu(), minlength=10).double() / len(classes)
     return {
         "smallest_class": shares.min().item(),
         "largest_class": shares.max().item(),
@@ -151,7 +152,7 @@ def parzen(
         return parzen_log_likelihood(samples, validation[:1000], bandwidth).mean().item()
 
     best = max(BANDWIDTHS, key=score)
-    log_likelihoods = parzen_log_likelihood(samples, test, best).double()
+    log_likelihoods = to_host(parzen_log_likelihood(samples, test, best))
     standard_error = log_likelihoods.std() / math.sqrt(len(test))
     return log_likelihoods.mean().item(), standard_error.item()
 
@@ -164,4 +165,5 @@ def diversity(images: torch.Tensor) -> tuple[float, int]:
     """
     n = len(images)
     total = sum(torch.cdist(rows, images).sum().item() for rows in images.split(ROWS))
-    return total / (n * (n - 1)), n - len((images * 255).round().unique(dim=0))
+    in_8_bits = (images * 255).round().cpu()  # not every device can find repeated rows
+    return total / (n * (n - 1)), n - len(in_8_bits.unique(dim=0))

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from harness import devices
-from harness.devices import RandomState, device_of
+from harness.devices import RandomState, device_of, to_host
 
 
 def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
@@ -39,7 +39,7 @@ def mean_over_images(
         n_images += len(batch)
         if after_step is not None:
             after_step()
-    return torch.stack(sums).cpu().double().sum(dim=0) / n_images
+    return to_host(torch.stack(sums)).sum(dim=0) / n_images
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:
