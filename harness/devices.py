@@ -15,8 +15,7 @@ no_graph = False  # set by `select_device` for the whole process
 def select_device(name: str, eager: bool = False) -> torch.device:
     """The device for 'auto' (CUDA, else MPS, else CPU), 'cuda', 'mps' or 'cpu'.
 
-    On CUDA it also sets, for the whole process, TF32 matrix products and, with `eager`, that
-    `steps.captured` makes no graphs.
+    With `eager`, `steps.captured` makes no CUDA graphs in this process.
 
     Raises:
         UserError: the device is not available.
@@ -36,8 +35,6 @@ def select_device(name: str, eager: bool = False) -> torch.device:
             f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
             f"use --device {best}"
         )
-    if name == "cuda":
-        torch.set_float32_matmul_precision("high")
     return torch.device(name)
 
 
@@ -51,6 +48,29 @@ def n_cores() -> int:
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's parameters."""
     return next(module.parameters()).device
+
+
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """CUDA's matrix products in TF32 inside the block: for training, not for graded numbers.
+
+    TF32 rounds the factors to 11 significant bits. A CUDA graph keeps the precision that it was
+    captured with.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """The values in float64 on the CPU, where sums and statistics are computed.
+
+    MPS has no float64, so the copy comes before the conversion.
+    """
+    return values.cpu().double()
 
 
 class RandomState:

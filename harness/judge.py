@@ -56,6 +56,8 @@ class Classifier(nn.Module):
         return self.output(self.features(images))
 
 
+# cuDNN by default rounds to TF32 and picks an algorithm that may differ from run to run.
+@torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 @torch.no_grad()
 def features_and_classes(
     model: Classifier, images: torch.Tensor

@@ -5,6 +5,8 @@ import math
 import torch
 from scipy.special import ndtri  # the quantile function of N(0, 1)
 
+from harness.devices import to_host
+
 
 def quantile_grid(n: int) -> torch.Tensor:
     """An n x n grid over a 2-dimensional prior N(0, I), cells of equal probability: [n * n, 2].
@@ -42,7 +44,7 @@ def measures(mean: torch.Tensor, log_std: torch.Tensor) -> dict[str, float]:
     Args:
         mean, log_std: of the diagonal Gaussian q(z|x) of n images, [n, z_dim] each.
     """
-    mean, log_std = mean.double(), log_std.double()
+    mean, log_std = to_host(mean), to_host(log_std)
     z = mean + log_std.exp() * torch.randn_like(mean)
     precision = torch.exp(-2 * log_std)
     log_normalizer = 2 * log_std + math.log(2 * math.pi)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from harness.devices import to_host
 from harness.progress import progress_bar
 
 # images -> n -> n independent log-weights for each image, in nats: [batch, n]
@@ -42,7 +43,7 @@ def importance_weighted(
             draw, n_draws = log_weights(batch), max(1, max_rows // len(batch))
             starts = range(0, n_samples, n_draws)
             draws = [draw(min(n_draws, n_samples - start)) for start in starts]
-            weights = torch.cat(draws, dim=1).cpu().double()
+            weights = to_host(torch.cat(draws, dim=1))
             bounds.append(weights.mean(dim=1))
             log_px.append(_log_mean(weights))
             sizes.append(torch.softmax(weights, dim=1).square().sum(dim=1).reciprocal())

@@ -4,9 +4,8 @@ Each metric comes with its floor: the value that real images get. Images are row
 [0, 1]. Features and classes are those of the classifier in `harness.judge`.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from scipy.linalg import eigh, eigvalsh
 
 from datasets import bmnist, mnist
 from harness import judge
+from harness.devices import to_host
 
 N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
@@ -60,11 +60,10 @@ def sample_quality(images: torch.Tensor, binarize: str | None = None) -> dict[st
     classifier = judge.load_classifier(images.device)
     kind = kind_of(binarize)
     validation, test = real_images(kind, images.device)
-    with _full_precision():
-        features, classes = judge.features_and_classes(classifier, images)
-        test_features, _ = judge.features_and_classes(classifier, test)
-        precision, recall = precision_recall(test_features, features)
-        parzen_nats, parzen_error = parzen(images, validation, test)
+    features, classes = judge.features_and_classes(classifier, images)
+    test_features, _ = judge.features_and_classes(classifier, test)
+    precision, recall = precision_recall(test_features, features)
+    parzen_nats, parzen_error = parzen(images, validation, test)
     floor = record["floors"][kind]
     return {
         "frechet_distance": frechet_distance(features, test_features),
@@ -103,17 +102,6 @@ def floors(
     }
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 on CUDA: a distance of near images is a small difference of large products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Fréchet distance between Gaussians fitted to the rows of a and of b, [n, d] each.
 
@@ -122,7 +110,7 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     (Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017, Equation 6, there
     on Inception features).
     """
-    a, b = (np.asarray(rows.cpu(), np.float64) for rows in (a, b))
+    a, b = (to_host(rows).numpy() for rows in (a, b))
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # The symmetric C_a^1/2 C_b C_a^1/2 has the eigenvalues of C_a C_b, and a stable root even
     # where features depend on each other.
@@ -165,7 +153,7 @@ def _radii(points: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _share(true: torch.Tensor) -> float:
-    return true.cpu().double().mean().item()
+    return to_host(true).mean().item()
 
 
 def class_shares(classes: torch.Tensor) -> dict[str, float]:
@@ -207,7 +195,7 @@ def parzen(
     """
     scores = parzen_log_likelihoods(samples, validation[:1000], BANDWIDTHS).mean(dim=1)
     best = BANDWIDTHS[scores.argmax().item()]
-    (log_likelihoods,) = parzen_log_likelihoods(samples, test, [best]).cpu().double()
+    (log_likelihoods,) = to_host(parzen_log_likelihoods(samples, test, [best]))
     standard_error = log_likelihoods.std() / math.sqrt(len(test))
     return log_likelihoods.mean().item(), standard_error.item()
 
@@ -219,7 +207,7 @@ def diversity(images: torch.Tensor) -> dict[str, float]:
         `mean_distance`, the mean Euclidean distance of two images; `repeats`, how many images
         repeat an earlier one in 8 bits per pixel; and `mean_distance_real`, of the test images.
     """
-    rounded = (images * 255).round().byte()
+    rounded = (images * 255).round().byte().cpu()  # not every device can find repeated rows
     return {
         "mean_distance": mean_distance(images),
         "repeats": len(images) - len(rounded.unique(dim=0)),
@@ -227,7 +215,6 @@ def diversity(images: torch.Tensor) -> dict[str, float]:
     }
 
 
-@_full_precision()
 def mean_distance(images: torch.Tensor) -> float:
     """The mean Euclidean distance of two different rows of [n, d]."""
     total = 0.0

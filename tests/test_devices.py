@@ -52,10 +52,15 @@ def test_an_absent_device_is_refused_with_one_that_is_there():
 def test_auto_is_the_fastest_device_there_is(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    precision = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", precision.append)
     assert select_device("auto") == torch.device(expected)
-    assert precision == (["high"] if cuda else [])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tf32_ends_with_its_block_also_by_an_error():
+    with pytest.raises(KeyboardInterrupt), devices.tf32():
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyboardInterrupt
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_eager_holds_until_the_next_choice(monkeypatch):
