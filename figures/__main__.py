@@ -14,6 +14,7 @@ from figures.gallery import draw_all, write_page
 from figures.kinds import KINDS
 from figures.report import FIGURES
 from figures.runs import StoredRun, find_runs, newest_of_kind, read_run, unfinished_message
+from figures.strip import last_pictures, save_strip
 from figures.trainings import train
 from harness import cli, graded
 from harness.devices import n_cores, select_device
@@ -130,6 +131,11 @@ def main(args: Namespace) -> None:
         hint = f"no finished run under {args.runs}; --train makes what is missing"
         raise UserError("; ".join([*messages, hint]))
     drawn, missing = draw_all(groups, args.out, args.quick)
+    if pictures := last_pictures(groups):
+        try:
+            save_strip(args.out / "report" / "strip.png", pictures)
+        except UserError as error:
+            missing.append(f"strip: {error}")
     for name in WANTED:
         if not groups[name]:
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
