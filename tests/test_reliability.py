@@ -1,4 +1,4 @@
-"""Runs that are stopped, starved of disk or spoilt: each must go on as if nothing had been."""
+"""Runs that are killed, stopped or out of disk space end as if nothing had happened."""
 
 import json
 import os
@@ -9,25 +9,21 @@ import time
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-import a3_vae_template
 from harness import records
-from harness.errors import UserError
 from tests.conftest import ROOT
 from tests.processes import GAN, NF, SCRIPTS, VAE, Process, run, wait_for
 
 SHORT = {
-    VAE: "--epochs 6 --zdim 3 --hidden_dim 16 --batch_size 1000 --importance_samples 2",
-    NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 1000 --importance_samples 1",
-    GAN: "--n_epochs 1 --batch_size 2048 --save_interval 5",
+    VAE: "--epochs 6 --zdim 3 --hidden_dim 16 --batch_size 100 --importance_samples 2",
+    NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 100 --importance_samples 1",
+    GAN: "--n_epochs 1 --batch_size 204 --save_interval 5",
 }
 SHORT = {script: [*flags.split(), "--quality_samples", "0"] for script, flags in SHORT.items()}
 
 
 def final_state(folder):
-    """Everything a run ends with, but for what time it took."""
+    """Everything a run ends with, except the time it took."""
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     metrics = [line | {"seconds": None} for line in records.read_metrics(folder)]
     assert metrics == [line | {"seconds": None} for line in checkpoint.pop("metrics")]
@@ -55,7 +51,7 @@ def assert_same(one, other):
 def finished(tmp_path_factory):
     """{script: (folder of an uninterrupted run, seconds it took)}."""
     base, folders = tmp_path_factory.mktemp("finished"), {}
-    run(base, VAE, *SHORT[VAE], "--epochs", "1", "--out", base / "warm_up")
+    run(base, VAE, "--help")  # starts the fork server
     for script, flags in SHORT.items():
         started = time.monotonic()
         status, output = run(base, script, *flags, "--out", base / script)
@@ -181,65 +177,14 @@ def test_a_folder_removed_during_the_run(tmp_path, script):
     torch.load(tmp_path / "gone" / "checkpoint.pt", weights_only=True)
 
 
-def test_resume_refuses_what_would_change_the_training(tmp_path, finished):
+def test_a_refused_resume_changes_nothing(tmp_path, finished):
     folder, _ = finished[VAE]
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    for flags, words in (
-        ([], "is finished"),
-        (["--lr", "0.1"], "its --lr is 0.001, not 0.1"),
-        (["--seed", "3"], "its --seed is 0, not 3"),
-        (["--epochs", "2"], "has --epochs 6, which may only grow"),
-        (["--zdim", "3", "--binarize", "dynamic"], "its --binarize is static, not dynamic"),
-        (["--out", "elsewhere"], f"its --out is {folder}, not elsewhere"),
+    for script, flags, status, words in (
+        (VAE, [], 1, "is finished"),
+        (VAE, ["--lr", "0.1", "--epochs", "9"], 2, "its --lr is 0.001, not 0.1"),
+        (NF, [], 1, "is a run of 'a3_vae_template.py', not of a3_nf_template.py"),
     ):
-        status, output = run(tmp_path, VAE, "--resume", folder, *flags)
-        assert status in (1, 2) and words in output and output.count("\n") == 1
-    status, output = run(tmp_path, NF, "--resume", folder)
-    assert status == 1 and "is a run of 'a3_vae_template.py', not of a3_nf_template.py" in output
+        found, output = run(tmp_path, script, "--resume", folder, *flags)
+        assert found == status and words in output and output.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-SCALAR = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.lists(st.integers(), max_size=2)
-)
-
-
-NAMES = [
-    "zdim",
-    "lr",
-    "binarize",
-    "seed",
-    "device",
-    "epochs",
-    "out",
-    "help",
-    "resume",
-    "generate",
-    "new",
-]
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(NAMES), SCALAR)
-def test_a_spoilt_setting_is_an_error_or_passes_the_parser(
-    tmp_path_factory, monkeypatch, finished, name, value
-):
-    folder = tmp_path_factory.getbasetemp() / "spoilt"
-    folder.mkdir(exist_ok=True)
-    config = json.loads((finished[VAE][0] / "config.json").read_text())
-    config["arguments"][name] = value
-    (folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("sys.argv", ["a3_vae_template.py"])
-    try:
-        args = a3_vae_template.parse_args(["--resume", str(folder)])
-    except UserError as error:
-        assert str(error).startswith(f"{folder / 'config.json'}: ") and "\n" not in str(error)
-    else:
-        assert type(args.zdim) is type(args.seed) is type(args.epochs) is int
-        assert type(args.lr) is float
-        assert args.binarize in a3_vae_template.BINARIZATIONS and args.zdim > 0 and args.lr > 0
