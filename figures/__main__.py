@@ -46,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--jobs",
         type=cli.number(int, at_least=1),
         metavar="N",
-        help="trainings to run side by side (default: on CUDA all, otherwise 1)",
+        help="trainings to run side by side (default: on CUDA all, otherwise 1); on one GPU their "
+        "kernels take turns, and overlap only if NVIDIA's MPS daemon already runs",
     )
     parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
     parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")

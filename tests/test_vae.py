@@ -315,3 +315,11 @@ def test_the_mean_importance_weight_is_the_integral_over_z():
     estimates = torch.logsumexp(weights, dim=1) - math.log(10_000)
     assert estimates.tolist() == pytest.approx([value.item() for value in exact], abs=0.03)
     assert (weights.mean(dim=1) < torch.stack(exact)).all()
+
+
+@pytest.mark.parametrize("protocol, length", [("standard", 3), ("report", 4)])
+def test_training_computes_the_report_s_nats_only_where_they_are_its_objective(protocol, length):
+    model = VAE(hidden_dim=4, z_dim=2, protocol=protocol)
+    batch = torch.zeros(2, 784)
+    assert len(script.train_step(model, torch.optim.Adam(model.parameters()), batch)) == length
+    assert len(script.evaluation_step(model, batch)) == 4
