@@ -86,16 +86,17 @@ class Coupling(nn.Module):
 
     def forward(self, z, ldj, reverse=False):
         """(z, ldj) for z [batch, c_in] and log-determinants so far [batch]; reverse inverts."""
-        log_scale, translation = self.nn(z.index_select(1, self.kept)).chunk(2, dim=1)
-        log_scale = torch.tanh(log_scale)
-        changed = z.index_select(1, self.changed)
-        if reverse:
-            changed = (changed - translation) * torch.exp(-log_scale)
-            ldj = ldj - log_scale.sum(dim=1)
-        else:
-            changed = changed * torch.exp(log_scale) + translation
-            ldj = ldj + log_scale.sum(dim=1)
+        kept, changed = z.index_select(1, self.kept), z.index_select(1, self.changed)
+        changed, ldj = self.change(kept, changed, ldj, reverse)
         return z.index_copy(1, self.changed, changed), ldj
+
+    def change(self, kept, changed, ldj, reverse):
+        """(changed pixels, ldj) after the coupling, from the kept and the changed ones before."""
+        log_scale, translation = self.nn(kept).chunk(2, dim=1)
+        log_scale = torch.tanh(log_scale)
+        if reverse:
+            return (changed - translation) * torch.exp(-log_scale), ldj - log_scale.sum(dim=1)
+        return changed * torch.exp(log_scale) + translation, ldj + log_scale.sum(dim=1)
 
 
 class Flow(nn.Module):
@@ -111,9 +112,13 @@ class Flow(nn.Module):
 
     def forward(self, z, ldj, reverse=False):
         """(z, ldj) through all couplings, for z [batch, c_in], ldj [batch]; reverse inverts."""
-        for layer in reversed(self.layers) if reverse else self.layers:
-            z, ldj = layer(z, ldj, reverse)
-        return z, ldj
+        layers = self.layers[::-1] if reverse else self.layers
+        first = layers[0]
+        kept, changed = z.index_select(1, first.kept), z.index_select(1, first.changed)
+        for layer in layers:
+            changed, ldj = layer.change(kept, changed, ldj, reverse)
+            kept, changed = changed, kept  # the next mask is the complement
+        return z.index_copy(1, first.kept, kept).index_copy(1, first.changed, changed), ldj
 
 
 class Model(nn.Module):
@@ -133,28 +138,23 @@ class Model(nn.Module):
         per_pixel = math.log(1 - ALPHA) - math.log(self.n_bins)
         if reverse:
             ldj = ldj - (per_pixel - F.logsigmoid(z) - F.logsigmoid(-z)).sum(dim=1)
-            z = (torch.sigmoid(z) - ALPHA / 2) / (1 - ALPHA) * self.n_bins
-        else:
-            z = z / self.n_bins * (1 - ALPHA) + ALPHA / 2
-            log_z, log_1_minus_z = torch.log(z), torch.log1p(-z)
-            ldj = ldj + (per_pixel - log_z - log_1_minus_z).sum(dim=1)
-            z = log_z - log_1_minus_z
-        return z, ldj
+            return (torch.sigmoid(z) - ALPHA / 2) / (1 - ALPHA) * self.n_bins, ldj
+        z = z / self.n_bins * (1 - ALPHA) + ALPHA / 2
+        log_z, log_1_minus_z = torch.log(z), torch.log1p(-z)
+        ldj = ldj + (per_pixel - log_z - log_1_minus_z).sum(dim=1)
+        return log_z - log_1_minus_z, ldj
 
     def forward(self, input):
         """log p(x) of integer images [batch, c_in] in nats, with one draw of noise: [batch]."""
-        ldj = torch.zeros(len(input), dtype=input.dtype, device=input.device)
-        z, ldj = self.logit_normalize(self.dequantize(input), ldj)
+        z, ldj = self.logit_normalize(self.dequantize(input), input.new_zeros(len(input)))
         z, ldj = self.flow(z, ldj)
         return log_prior(z) + ldj
 
     @torch.no_grad()
     def sample(self, n_samples, temperature=1.0):
         """Draw integer images [n_samples, c_in]; a temperature scales the prior's deviation."""
-        device = device_of(self)
-        z = temperature * sample_prior((n_samples, *self.flow.z_shape), device)
-        ldj = torch.zeros(n_samples, device=device)
-        z, ldj = self.flow(z, ldj, reverse=True)
+        z = temperature * sample_prior((n_samples, *self.flow.z_shape), device_of(self))
+        z, ldj = self.flow(z, z.new_zeros(n_samples), reverse=True)
         z, _ = self.logit_normalize(z, ldj, reverse=True)
         return z.floor().clamp(0, self.n_bins - 1)
 

@@ -90,7 +90,7 @@ class Nats(NamedTuple):
     neg_elbo: torch.Tensor  # recon + kl
     recon: torch.Tensor  # -log p(x|z)
     kl: torch.Tensor  # KL(q(z|x) || p(z))
-    report: torch.Tensor  # recon + the report's KL: not a bound on log p(x)
+    report: torch.Tensor | None = None  # recon + the report's KL: not a bound on log p(x)
 
 
 class VAE(nn.Module):
@@ -105,14 +105,15 @@ class VAE(nn.Module):
         self.encoder = Encoder(hidden_dim, z_dim)
         self.decoder = Decoder(hidden_dim, z_dim)
 
-    def terms(self, input):
+    def terms(self, input, report=True):
         """Terms of the objective for binary images [batch, 784], with one sample of z per image."""
         mean, log_std = self.encoder(input)
         eps = torch.randn_like(mean)  # new for every image and dimension
         z = mean + log_std.exp() * eps
         recon = neg_log_likelihood(self.decoder.logits(z), input)
         kl = kl_divergence(mean, log_std)
-        return Nats(recon + kl, recon, kl, recon + report_kl(mean, log_std))
+        report_nats = recon + report_kl(mean, log_std) if report else None
+        return Nats(recon + kl, recon, kl, report_nats)
 
     def forward(self, input):
         """Average negative ELBO of binary images [batch, 784], in nats: a scalar."""
@@ -162,13 +163,14 @@ def save_pictures(model, epoch, folder, seed):
 
 # --- Training
 def train_step(model, optimizer, batch):
-    """One optimiser step on binary images [batch, 784]; returns the sums of the `Nats`, [4]."""
-    terms = model.terms(batch)
-    objective = terms.report if model.protocol == "report" else terms.neg_elbo
+    """One optimiser step on binary images [batch, 784]; returns sums of the `Nats`, [3] or [4]."""
+    report = model.protocol == "report"
+    terms = model.terms(batch, report)
+    objective = terms.report if report else terms.neg_elbo
     optimizer.zero_grad()
     objective.mean().backward()
     optimizer.step()
-    return torch.stack(terms).detach().sum(dim=1)
+    return torch.stack([term for term in terms if term is not None]).detach().sum(dim=1)
 
 
 @torch.no_grad()
@@ -215,11 +217,10 @@ def test_results(args, model, test):
     results = {"test": {f"{term}_nats": value for term, value in nats.items()}}
     with separate_random_numbers(args.seed, images.device), torch.no_grad():
         results["latent"] = latent.measures(*model.encoder(images))
-        if args.importance_samples:
+        if n := args.importance_samples:
             log_weights = PROPOSALS[args.proposal](model.decoder, model.encoder)
-            results["likelihood"] = likelihood.importance_weighted(
-                log_weights, images.split(128), args.importance_samples
-            )
+            batches = images.split(max(128, likelihood.rows_at_once(images.device) // n))
+            results["likelihood"] = likelihood.importance_weighted(log_weights, batches, n)
             gap = results["test"]["neg_elbo_nats"] - results["likelihood"]["neg_log_px_nats"]
             results["likelihood"]["encoder_gap_nats"] = gap
         if args.quality_samples:

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
+from harness.likelihood import (
+    importance_weighted,
+    inverse_error,
+    per_dimension,
+    repeated,
+    rows_at_once,
+)
 
 
 def gaussian_weights(x):
@@ -126,3 +132,16 @@ def test_the_inverse_error_is_the_largest_of_each_layer():
     errors = inverse_error(layers, torch.tensor([[1.0, -3.0], [0.5, 2.0]]))
     # The second layer's error of 1 is halved on its way back through the first.
     assert errors == {"second": 1.0, "first": 0.75}
+
+
+def test_a_gpu_gets_more_rows_at_once():
+    assert rows_at_once(torch.device("cuda")) == 2**18
+    assert rows_at_once(torch.device("cpu")) == 4096
+    calls = []
+
+    def log_weights(batch, n):
+        calls.append(n)
+        return torch.zeros(len(batch), n)
+
+    importance_weighted(log_weights, [torch.zeros(4)], n_samples=2000)
+    assert calls == [1024, 976]

@@ -114,6 +114,16 @@ def test_flow_log_determinant_and_inverse():
     assert torch.allclose(x_back, x, atol=1e-9) and torch.allclose(ldj_back, zeros(2), atol=1e-9)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_flow_is_the_chain_of_its_couplings(reverse):
+    flow = perturbed(Flow([784], n_flows=2, n_hidden=16), scale=0.1)
+    z, ldj = expected = torch.randn(2, 784, dtype=torch.double), zeros(2)
+    for layer in reversed(flow.layers) if reverse else flow.layers:
+        expected = layer(*expected, reverse)
+    for one, other in zip(flow(z, ldj, reverse), expected):
+        assert torch.allclose(one, other, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda: Flow([784], n_flows=2), lambda: Coupling(784, get_mask())],
@@ -319,8 +329,8 @@ def test_inverse_error_is_small_and_measured(images):
         errors = inverse_error(layers, model.dequantize(images))
         assert 0 < errors["pixels"] < 0.01 and 0 < errors["logit"] < 1e-4
         layer = model.flow.layers[0]
-        forward = layer.forward
-        layer.forward = lambda z, ldj, reverse=False: forward(z + 1e-2 * reverse, ldj, reverse)
+        change = layer.change
+        layer.change = lambda kept, *rest: change(kept + 1e-2 * rest[-1], *rest)
         assert inverse_error(layers, model.dequantize(images))["logit"] > 1e-3
 
 

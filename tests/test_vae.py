@@ -275,3 +275,11 @@ def test_the_jacobian_is_that_of_autodiff(images):
     decoder, z = Decoder(30, 5).double(), torch.randn(4, 5).double()
     expected = torch.func.vmap(torch.func.jacrev(decoder.logits))(z)  # [batch, 784, z_dim]
     assert torch.allclose(decoder.jacobian(z), expected.transpose(1, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize("protocol, length", [("standard", 3), ("report", 4)])
+def test_training_computes_the_report_s_nats_only_where_they_are_its_objective(protocol, length):
+    model = VAE(hidden_dim=4, z_dim=2, protocol=protocol)
+    batch = torch.zeros(2, 784)
+    assert len(script.train_step(model, torch.optim.Adam(model.parameters()), batch)) == length
+    assert len(script.evaluation_step(model, batch)) == 4
