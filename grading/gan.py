@@ -92,7 +92,8 @@ def _leaks(gan):
 def _discriminator_loss(gan):
     real, fake, residual, weight, random = _labels(gan)
     expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
-    measured = f"labels {real:.2f} for real and {fake:.2f} for generated images"
+    digits = 2 if residual < EXPLAINED else 1  # labels that differ between images are rough
+    measured = f"labels {real:.{digits}f} for real and {fake:.{digits}f} for generated images"
     if residual > RANDOM_LABELS:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     if weight < 0:
@@ -100,7 +101,9 @@ def _discriminator_loss(gan):
     if abs(real - fake) < 0.2:
         return Outcome(WRONG, measured, expected)
     noisy = ", random ones" if random else ""
-    words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
+    words = (
+        f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 and digits == 2 else ""
+    )
     swapped = "; D is the probability of a generated image" if real < fake else ""
     status = NOTE if noisy or words or swapped else PASS
     return Outcome(status, measured + noisy + words + swapped, expected)
@@ -111,6 +114,9 @@ def _smoothing(gan):
     if residual > RANDOM_LABELS:
         raise CannotJudge("the discriminator's loss is no cross-entropy")
     top, bottom = max(real, fake), min(real, fake)
+    if residual > EXPLAINED:
+        labels = f"about {top:.1f} and {bottom:.1f} on average"
+        return Outcome(NOTE, f"labels that differ between images, {labels}", "fixed labels")
     sides = [
         n for n, smooth in (("real", abs(top - 1) > 0.015), ("generated", bottom > 0.015)) if smooth
     ]
