@@ -47,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--jobs",
         type=cli.number(int, at_least=1),
         metavar="N",
-        help="trainings to run side by side (default: on CUDA all, on a CPU one per core); on a CPU "
-        "they share the cores; on one GPU their kernels take turns, and overlap only if NVIDIA's "
-        "MPS daemon already runs",
+        help="trainings to run side by side (default: all on CUDA, one per core on a CPU). On a "
+        "CPU they share the cores. On one GPU their kernels take turns, and overlap only if "
+        "NVIDIA's MPS daemon already runs.",
     )
     parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
     parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")

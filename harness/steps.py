@@ -22,17 +22,17 @@ def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
 
 
 def clipped_step(optimizer: torch.optim.Adam, max_norm: float) -> None:
-    """A step of fused Adam with the gradient's norm clipped at `max_norm`.
+    """A step of Adam with the gradient's norm clipped at `max_norm`.
 
-    Adam itself scales the gradients, in the pass that it makes over them anyway.
+    The fused kernel scales the gradients itself, in the pass that it makes over them anyway.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if norm.device.type == "mps":  # its fused Adam ignores a scale
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    else:
+    if optimizer.defaults["fused"] and norm.device.type != "mps":
         optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
         optimizer.found_inf = torch.zeros_like(norm)
+    else:  # the fused kernel of MPS ignores a scale
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()
 
 

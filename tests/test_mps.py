@@ -31,11 +31,12 @@ def small(monkeypatch):
 
         return splits
 
-    monkeypatch.setattr(vae, "bmnist", first_100(datasets.bmnist))
+    for module in (vae, sample_quality):
+        monkeypatch.setattr(module, "bmnist", first_100(datasets.bmnist))
     for module in (nf, gan, sample_quality):
         monkeypatch.setattr(module, "mnist", first_100(datasets.mnist))
     classifier = judge.Classifier().eval()
-    monkeypatch.setattr(judge, "load_classifier", lambda device: (classifier, 0.0))
+    monkeypatch.setattr(judge, "load_classifier", lambda device: classifier)
     monkeypatch.setattr(gan, "N_DIVERSITY", 50)
 
 

@@ -202,29 +202,6 @@ def test_half_of_the_validation_images_are_the_samples_of_the_parzen_floor(grey)
     assert floors["parzen_floor_nats"] == expected
 
 
-def test_products_are_in_full_precision_and_the_setting_is_restored(grey, monkeypatch):
-    used = []
-    monkeypatch.setattr(
-        torch,
-        "cdist",
-        lambda a, b, cdist=torch.cdist: (
-            used.append(torch.get_float32_matmul_precision()) or cdist(a, b)
-        ),
-    )
-    monkeypatch.setattr(
-        sample_quality, "real_images", lambda kind, device: [images[:50] for images in grey]
-    )
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        sample_quality.sample_quality(torch.rand(20, 784))
-        diversity(torch.rand(20, 784))
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert len(used) > 5 and set(used) == {"highest"}
-
-
 def test_the_recorded_frechet_floor_is_that_of_real_images(grey):
     classifier = judge.load_classifier()
     validation, test = (judge.features_and_classes(classifier, images)[0] for images in grey)

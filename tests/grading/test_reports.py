@@ -12,6 +12,7 @@ from grading import report
 from grading.grader import FileResult, Memory, Person, discover, grade
 from grading.outcomes import Finding, checks_table
 from grading.rubric import SECTIONS, Rubric, default_points, read_rubric
+from harness import cli
 from harness.errors import UserError
 
 VAE = "import torch\n\n\nclass VAE:\n    pass\n"
@@ -171,8 +172,6 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
 
 
 def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
-    from harness import cli
-
     for line in ([str(tmp_path / "nowhere")], ["--jobs", "0", str(tmp_path)], []):
         monkeypatch.setattr(sys, "argv", ["grading", *line])
         with pytest.raises(SystemExit) as exit:
