@@ -309,10 +309,7 @@ class Submission:
         return function(*args, **options)
 
     def run_main(self, stops: tuple[str, ...], seconds: float) -> dict | None:
-        """Run `main` until it calls one of these functions: the call's arguments, by parameter.
-
-        None if it ends, fails or takes too long before.
-        """
+        """Run `main` until it calls one of these: the call's arguments by parameter, or None."""
         main = self.find("main", "Main", "run", "train_model")
         if main is None:
             return None

@@ -21,9 +21,8 @@ from grading.outcomes import (
     run_checks,
     seed_everything,
 )
-from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence, reduced
-
-KL_SETTINGS = 14
+from grading.vae_kl import flat, gradient, kl, std_positive
+from grading.vae_subject import N_IMAGES, VAESubject, reduced
 
 
 def _shapes(vae):
@@ -67,141 +66,6 @@ def _likelihood(vae):
     status = PASS if residual < tolerance else WRONG
     measured = f"loss - {c:.3g} recon changes by {residual:.2g} nats over 6 decoders"
     return Outcome(status, measured, f"a constant, to {tolerance:.2g} nats")
-
-
-def _kl(vae):
-    """The KL for the likeliest reading of the encoder's outputs that it agrees with."""
-    outcomes = []
-    for posterior in list(vae.posteriors):
-        outcomes.append(_kl_of(vae, posterior))
-        if outcomes[-1].status == PASS:
-            vae.prefer(posterior)
-            return outcomes[-1]
-    return outcomes[0]
-
-
-def _kl_of(vae, posterior):
-    rows, coded, factors = [], [], []
-    for i in range(KL_SETTINGS):
-        with vae.encoder_setting(i), torch.no_grad():
-            mean, std = (part.double() for part in posterior.of(vae.outputs(vae.batch)))
-            if std.min() < 1e-2 or std.max() > 8:
-                continue
-            try:
-                c, k, residual = vae.recon_and_kl(vae.batch)
-            except CannotJudge:
-                continue
-            if residual > 4 * float32_sum_error(600 * abs(c)):
-                continue
-            c = c or 1.0
-            coded.append(k / c)
-            factors.append(c)
-            terms = (std.square(), std, mean.square(), std.log(), torch.ones_like(std))
-            rows.append([term.sum(dim=1).mean().item() for term in terms])
-    if len(coded) < 4:
-        return _kl_of_one_draw(vae)
-    rows, coded = torch.tensor(rows).double(), torch.tensor(coded).double()
-    exact = rows @ torch.tensor([0.5, 0, 0.5, -1, -0.5]).double()
-    error = (coded - exact).abs()
-    tolerance = 5e-4 * exact.abs() + 2 * float32_sum_error(600)
-    if (error < tolerance).all():
-        return Outcome(
-            PASS, f"the closed form, to {error.max():.1g} nats; the head is {posterior.meaning}"
-        )
-    worst = error.argmax()
-    return Outcome(
-        WRONG,
-        f"{coded[worst]:.2f} nats: {_kl_in_words(rows, coded, exact)} "
-        f"(z shows that the head is {posterior.meaning})",
-        f"{exact[worst]:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
-    )
-
-
-def _kl_of_one_draw(vae):
-    """The KL estimated from the drawn z itself, log q(z|x) - log p(z), is unbiased."""
-    with torch.no_grad(), vae.encoder_setting(0):
-        mean, std = (part.double() for part in vae.posterior.of(vae.outputs(vae.batch)))
-        draw = vae.draw(vae.batch)
-        eps = (draw.z - mean) / std
-        estimate = 0.5 * (draw.z.square() - eps.square() - 2 * std.log()).sum(dim=1).mean()
-        error = (draw.loss - draw.nll.mean() - estimate).abs().item()
-    if error < float32_sum_error(600):
-        return Outcome(PASS, "log q(z|x) - log p(z) of the draw, an unbiased estimate")
-    raise CannotJudge("the standard deviation is 0, or the loss not finite or no recon plus KL")
-
-
-def _kl_in_words(rows, coded, exact) -> str:
-    """Which formula was coded, by least squares."""
-    batch, z_dim = N_IMAGES, rows[0, 4].item()
-    ratio = ((coded @ exact) / exact.square().sum()).item()
-    if (coded - ratio * exact).abs().max() < 1e-2 * exact.abs().max() * abs(ratio) + 1e-2:
-        words = {
-            -1: "the sign is wrong",
-            1 / z_dim: "averaged over the latent dimensions",
-            batch: "summed over the batch, beside an averaged reconstruction",
-            1 / batch: "averaged over the batch twice",
-            batch / z_dim: "averaged over the latent dimensions, summed over the batch",
-            1 / (batch * z_dim): "averaged over batch and latent dimensions",
-            0: "there is none",
-        }
-        known = [
-            w for factor, w in words.items() if abs(ratio - factor) < 0.02 * abs(factor) + 1e-3
-        ]
-        return f"{known[0] if known else 'a factor is wrong'}, {ratio:.3g} times the KL"
-    coefficients = torch.linalg.lstsq(rows, coded[:, None]).solution[:, 0]
-    quarters = (4 * coefficients[:4]).round() / 4  # a formula in a program has such factors
-    error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()
-    if (error > 2e-2 * (1 + coded.abs())).any():
-        return "no combination of sigma^2, sigma, mu^2, log sigma"
-    names = ("sigma^2", "sigma", "mu^2", "log sigma", "1")
-    terms = [f"{c:+.2f} {name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
-    missing_square = abs(coefficients[0]) < 0.02 < abs(coefficients[1])
-    words = "the standard deviation stands where the variance belongs: " if missing_square else ""
-    return f"{words}sum({' '.join(terms)})"
-
-
-def _gradient(vae):
-    if _kl(vae).status != PASS:
-        raise CannotJudge("the value of the KL is wrong, so its gradient is too")
-    x, (encoder, decoder) = vae.batch, vae.parameters
-    with vae.encoder_setting(1):
-        c, _, _ = vae.recon_and_kl(x)
-        draw = vae.draw(x)
-        gradient = _flat(torch.autograd.grad(draw.loss, encoder + decoder, allow_unused=True))
-        mean, std = vae.posterior.of(vae.outputs(x))
-        eps = ((draw.z - mean) / std).detach()
-        nll = vae.nll(vae.decode(mean + std * eps), x)
-        reference = c * (nll + kl_divergence(mean, std)).mean()
-        exact = _flat(torch.autograd.grad(reference, encoder + decoder, allow_unused=True))
-        nll = vae.nll(vae.decode(draw.z.detach()), x)
-        cut = c * (nll + kl_divergence(*vae.posterior.of(vae.outputs(x)))).mean()
-        cut = _flat(torch.autograd.grad(cut, encoder + decoder, allow_unused=True))
-    if not exact.isfinite().all():
-        raise CannotJudge("the true gradient is not finite: the standard deviation is 0")
-    error = ((gradient - exact).norm() / exact.norm()).item()
-    if error < 1e-3:
-        return Outcome(PASS, f"relative error {error:.1g}")
-    detached = (gradient - cut).norm() < 1e-3 * cut.norm()
-    words = ": the reconstruction has no gradient with respect to the encoder" if detached else ""
-    return Outcome(WRONG, f"relative error {error:.2g}{words}", "below 1e-3")
-
-
-def _flat(gradients):
-    return torch.cat([g.flatten().double() for g in gradients if g is not None])
-
-
-def _std_positive(vae):
-    with torch.no_grad():
-        _, std = vae.posterior.of(vae.outputs(vae.x))
-    zero = (std == 0).double().mean().item()
-    if zero == 0:
-        return Outcome(PASS, f"at least {std.min():.2g}", "above 0")
-    return Outcome(
-        WRONG,
-        f"exactly 0 in {zero:.0%} of the latent dimensions ({vae.posterior.meaning}): "
-        "the KL is infinite there",
-        "above 0, as from exp or softplus",
-    )
 
 
 def _noise_per_image(vae):
@@ -269,8 +133,8 @@ def _stable(vae):
             parameter.data.mul_(8)
         perturb(decoder, 2.0, seed=vae.seed)
         loss = vae.draw(vae.batch).loss
-        gradient = _flat(torch.autograd.grad(loss, decoder, allow_unused=True))
-    if loss.isfinite() and gradient.isfinite().all():
+        gradients = flat(torch.autograd.grad(loss, decoder, allow_unused=True))
+    if loss.isfinite() and gradients.isfinite().all():
         return Outcome(PASS, "loss and gradient are finite where the means saturate")
     measured = f"loss {loss.item():.4g}, {gradient.isnan().double().mean():.0%} of gradients NaN"
     return Outcome(WEAK, measured, "finite: binary cross-entropy of logits, or clamped logarithms")
@@ -345,9 +209,9 @@ CHECKS = load_checks(
         "shapes": _shapes,
         "loss": _loss,
         "likelihood": _likelihood,
-        "kl": _kl,
-        "gradient": _gradient,
-        "std_positive": _std_positive,
+        "kl": kl,
+        "gradient": gradient,
+        "std_positive": std_positive,
         "moments": _moments,
         "noise_per_image": _noise_per_image,
         "noise_per_dimension": _noise_per_dimension,

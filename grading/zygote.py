@@ -37,7 +37,7 @@ class Zygote:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "grading.zygote", str(theirs.fileno())],
+            [sys.executable, "-W", "ignore", "-m", "grading.fork_server", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -105,28 +105,3 @@ def _collect(pid: int, results_r: int, output_r: int, seconds: float):
     kill("")  # whatever it left running
     reader.join(timeout=5)
     return lines, reason[0], b"".join(output).decode(errors="replace")
-
-
-def serve(connection: socket.socket) -> None:
-    """Answer requests until the socket closes."""
-    from grading import worker  # PyTorch and the data
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped at once
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 2)
-        if not message:
-            return
-        child = os.fork()
-        if child == 0:
-            connection.close()
-            os.setsid()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            worker.main(json.loads(message), *descriptors)
-            os._exit(0)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        connection.send(str(child).encode())
-
-
-if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))

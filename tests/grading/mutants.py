@@ -114,14 +114,14 @@ VAE = [
      "epoch_average", "weak", "minus 1"),
 ]  # fmt: skip
 NF = [
-    ("doubled log-determinant", "ldj = ldj + log_scale.sum(dim=1)",
-     "ldj = ldj + 2 * log_scale.sum(dim=1)", "coupling_logdet", "wrong", "doubled",
+    ("doubled log-determinant", "ldj + log_scale.sum(dim=1)",
+     "ldj + 2 * log_scale.sum(dim=1)", "coupling_logdet", "wrong", "doubled",
      ("coupling_reverse_logdet", *REVERSE)),
     ("no inverse", "* torch.exp(-log_scale)", "* torch.exp(log_scale)", "coupling_inverse", "wrong",
      "", ("flow_inverse", *REVERSE)),
-    ("reverse returns zero", "ldj = ldj - log_scale.sum(dim=1)", "ldj = torch.zeros_like(ldj)",
+    ("reverse returns zero", "ldj - log_scale.sum(dim=1)", "torch.zeros_like(ldj)",
      "coupling_reverse_logdet", "wrong", "zero", REVERSE),
-    ("reverse adds again", "ldj = ldj - log_scale.sum(dim=1)", "ldj = ldj + log_scale.sum(dim=1)",
+    ("reverse adds again", "ldj - log_scale.sum(dim=1)", "ldj + log_scale.sum(dim=1)",
      "coupling_reverse_logdet", "wrong", "again", REVERSE),
     ("reverse in forward order", "reversed(self.layers) if reverse else self.layers", "self.layers",
      "flow_inverse", "wrong", "", REVERSE),
