@@ -123,7 +123,7 @@ NF = [
      "coupling_reverse_logdet", "wrong", "zero", REVERSE),
     ("reverse adds again", "ldj - log_scale.sum(dim=1)", "ldj + log_scale.sum(dim=1)",
      "coupling_reverse_logdet", "wrong", "again", REVERSE),
-    ("reverse in forward order", "reversed(self.layers) if reverse else self.layers", "self.layers",
+    ("reverse in forward order", "self.layers[::-1] if reverse else self.layers", "self.layers",
      "flow_inverse", "wrong", "", REVERSE),
     ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks"),
     ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "wrong",
