@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.overrides import TorchFunctionMode
 
 from grading.outcomes import one_line
 from grading.stand_ins import Stub
@@ -35,45 +34,6 @@ class CannotLoad(Exception):
 
 class TooLong(BaseException):
     """A statement or call took longer than its limit."""
-
-
-class OnCPU(TorchFunctionMode):
-    """Puts on the CPU what a submission asks to be on CUDA."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked = False
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is torch.Tensor.cuda:
-            self.asked = True
-            return args[0]
-        if getattr(function, "__name__", "") == "to":
-            args = tuple(self._cpu(arg) for arg in args)
-        if "device" in kwargs:
-            kwargs = kwargs | {"device": self._cpu(kwargs["device"])}
-        return function(*args, **kwargs)
-
-    def _cpu(self, device):
-        if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
-            self.asked = True
-            return "cpu"
-        if isinstance(device, int) and not isinstance(device, bool):
-            return "cpu"
-        return device
-
-    def install(self) -> None:
-        """From now on, in this process."""
-
-        def stay(module, device=None):
-            self.asked = True
-            return module
-
-        nn.Module.cuda = stay
-        torch.cuda.FloatTensor, torch.cuda.LongTensor = torch.FloatTensor, torch.LongTensor
-        torch.cuda.is_available = lambda: False
-        self.__enter__()
 
 
 @contextlib.contextmanager
@@ -309,7 +269,10 @@ class Submission:
         return function(*args, **options)
 
     def run_main(self, stops: tuple[str, ...], seconds: float) -> dict | None:
-        """Run `main` until it calls one of these: the call's arguments by parameter, or None."""
+        """Run `main` until it calls one of these functions: the call's arguments, by parameter.
+
+        None if it ends, fails or takes too long before.
+        """
         main = self.find("main", "Main", "run", "train_model")
         if main is None:
             return None

@@ -21,8 +21,8 @@ from grading.outcomes import (
     run_checks,
     seed_everything,
 )
-from grading.vae_kl import flat, gradient, kl, std_positive
-from grading.vae_subject import N_IMAGES, VAESubject, reduced
+from grading.vae_kl import kl
+from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence, reduced
 
 
 def _shapes(vae):
@@ -66,6 +66,50 @@ def _likelihood(vae):
     status = PASS if residual < tolerance else WRONG
     measured = f"loss - {c:.3g} recon changes by {residual:.2g} nats over 6 decoders"
     return Outcome(status, measured, f"a constant, to {tolerance:.2g} nats")
+
+
+def _gradient(vae):
+    if kl(vae).status != PASS:
+        raise CannotJudge("the value of the KL is wrong, so its gradient is too")
+    x, (encoder, decoder) = vae.batch, vae.parameters
+    with vae.encoder_setting(1):
+        c, _, _ = vae.recon_and_kl(x)
+        draw = vae.draw(x)
+        gradient = _flat(torch.autograd.grad(draw.loss, encoder + decoder, allow_unused=True))
+        mean, std = vae.posterior.of(vae.outputs(x))
+        eps = ((draw.z - mean) / std).detach()
+        nll = vae.nll(vae.decode(mean + std * eps), x)
+        reference = c * (nll + kl_divergence(mean, std)).mean()
+        exact = _flat(torch.autograd.grad(reference, encoder + decoder, allow_unused=True))
+        nll = vae.nll(vae.decode(draw.z.detach()), x)
+        cut = c * (nll + kl_divergence(*vae.posterior.of(vae.outputs(x)))).mean()
+        cut = _flat(torch.autograd.grad(cut, encoder + decoder, allow_unused=True))
+    if not exact.isfinite().all():
+        raise CannotJudge("the true gradient is not finite: the standard deviation is 0")
+    error = ((gradient - exact).norm() / exact.norm()).item()
+    if error < 1e-3:
+        return Outcome(PASS, f"relative error {error:.1g}")
+    detached = (gradient - cut).norm() < 1e-3 * cut.norm()
+    words = ": the reconstruction has no gradient with respect to the encoder" if detached else ""
+    return Outcome(WRONG, f"relative error {error:.2g}{words}", "below 1e-3")
+
+
+def _flat(gradients):
+    return torch.cat([g.flatten().double() for g in gradients if g is not None])
+
+
+def _std_positive(vae):
+    with torch.no_grad():
+        _, std = vae.posterior.of(vae.outputs(vae.x))
+    zero = (std == 0).double().mean().item()
+    if zero == 0:
+        return Outcome(PASS, f"at least {std.min():.2g}", "above 0")
+    return Outcome(
+        WRONG,
+        f"exactly 0 in {zero:.0%} of the latent dimensions ({vae.posterior.meaning}): "
+        "the KL is infinite there",
+        "above 0, as from exp or softplus",
+    )
 
 
 def _noise_per_image(vae):
@@ -133,8 +177,8 @@ def _stable(vae):
             parameter.data.mul_(8)
         perturb(decoder, 2.0, seed=vae.seed)
         loss = vae.draw(vae.batch).loss
-        gradients = flat(torch.autograd.grad(loss, decoder, allow_unused=True))
-    if loss.isfinite() and gradients.isfinite().all():
+        gradient = _flat(torch.autograd.grad(loss, decoder, allow_unused=True))
+    if loss.isfinite() and gradient.isfinite().all():
         return Outcome(PASS, "loss and gradient are finite where the means saturate")
     measured = f"loss {loss.item():.4g}, {gradient.isnan().double().mean():.0%} of gradients NaN"
     return Outcome(WEAK, measured, "finite: binary cross-entropy of logits, or clamped logarithms")
@@ -210,8 +254,8 @@ CHECKS = load_checks(
         "loss": _loss,
         "likelihood": _likelihood,
         "kl": kl,
-        "gradient": gradient,
-        "std_positive": std_positive,
+        "gradient": _gradient,
+        "std_positive": _std_positive,
         "moments": _moments,
         "noise_per_image": _noise_per_image,
         "noise_per_dimension": _noise_per_dimension,

@@ -21,7 +21,8 @@ import datasets
 from grading import flow, gan, sandbox, vae
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
-from grading.loading import CannotLoad, OnCPU, Submission, is_theirs
+from grading.loading import CannotLoad, Submission, is_theirs
+from grading.on_cpu import OnCPU
 from grading.outcomes import (
     NOTE,
     OLD,

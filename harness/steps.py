@@ -29,8 +29,8 @@ def clipped_step(optimizer: torch.optim.Adam, max_norm: float) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if optimizer.defaults["fused"] and norm.device.type != "mps":
-        optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
-        optimizer.found_inf = torch.zeros_like(norm)
+        optimizer.grad_scale = (norm / max_norm).clamp(min=1.0).float()
+        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
     else:  # the fused kernel of MPS ignores a scale
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()

@@ -158,7 +158,7 @@ def check_quick_report(base):
     """Every figure is there and says that it shows a quick run."""
     text = unwrapped((base / "figures" / "README.md").read_text())
     assert "a quick run" in text.splitlines()[0]
-    drawn = {path.stem for path in (base / "figures" / "report").glob("*.png")}
+    drawn = {path.stem for path in (base / "figures" / "report").glob("fig*.png")}
     assert drawn == {figure.name for figure in FIGURES if figure.kind in WANTED}
     captions = [line for line in text.splitlines() if line.startswith("**Figure")]
     assert len(captions) == len(drawn)
