@@ -1,5 +1,6 @@
 """The flow: densities that sum to 1, log-determinants and inverses against autodiff in float64."""
 
+import functools
 import math
 from argparse import Namespace
 
@@ -105,6 +106,8 @@ def test_flow_log_determinant_and_inverse():
     assert len(flow.layers) == 4
     x = torch.randn(2, 784, dtype=torch.double)
     z, ldj = flow(x, zeros(2))
+    chain = functools.reduce(lambda state, layer: layer(*state), flow.layers, (x, zeros(2)))
+    torch.testing.assert_close((z, ldj), chain, rtol=1e-12, atol=1e-12)
     assert (z != x).all()  # the masks alternate, so that every pixel is changed
     assert ldj.abs().min() > 0.1
     assert ldj[0].item() == pytest.approx(
@@ -112,16 +115,6 @@ def test_flow_log_determinant_and_inverse():
     )
     x_back, ldj_back = flow(z, ldj, reverse=True)
     assert torch.allclose(x_back, x, atol=1e-9) and torch.allclose(ldj_back, zeros(2), atol=1e-9)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_flow_is_the_chain_of_its_couplings(reverse):
-    flow = perturbed(Flow([784], n_flows=2, n_hidden=16), scale=0.1)
-    z, ldj = expected = torch.randn(2, 784, dtype=torch.double), zeros(2)
-    for layer in reversed(flow.layers) if reverse else flow.layers:
-        expected = layer(*expected, reverse)
-    for one, other in zip(flow(z, ldj, reverse), expected):
-        assert torch.allclose(one, other, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
