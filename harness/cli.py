@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -246,6 +248,7 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     def interrupt(signum, frame):
         raise Interrupted(signum)
 
+    sys.unraisablehook = _signal_again
     for signum in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup and shells' background jobs set it
             signal.signal(signum, interrupt)
@@ -270,6 +273,15 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     notes = getattr(error, "__notes__", [])
     print(f"{name}: " + "; ".join([message, *notes]), file=sys.stderr)
     sys.exit(status)
+
+
+def _signal_again(unraisable) -> None:
+    """Python ignores exceptions in weakref callbacks: send a signal that arrived there again."""
+    if isinstance(unraisable.exc_value, Interrupted):
+        again = os.getpid(), unraisable.exc_value.signum
+        threading.Timer(0.05, os.kill, again).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_out_of_memory(exception: Exception) -> bool:
