@@ -4,61 +4,66 @@ python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [
                           [--json FILE]
 
 Each training has a process of its own, as in real use. The two take turns, a few steps at a time,
-data loading included, with a third that multiplies square matrices. Medians are compared.
+data loading included, with a third that only multiplies matrices. Medians are compared.
 
-The fraction of peak is the rate of this project's matrix products, if they took the whole step,
-over the rate of a square product by the faster of PyTorch's and oneDNN's. The products' own time
-is that of every matrix product of a step alone, each by the faster of the two.
+PyTorch multiplies matrices on a CPU by MKL, and has oneDNN as well. The peak is the rate of a
+square product by the faster of the two, in the precision of the training. The fraction of peak is
+the rate of this project's matrix products, if they took the whole step, over the peak. Beside it
+stands the time that these products take alone, each by the faster of the two.
 """
 
 import argparse
 import contextlib
 import itertools
 import json
+import math
 import multiprocessing
 import resource
 import statistics
 import time
+import timeit
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import N_PIXELS, Stream, bmnist, mnist
-from harness import linear
 from harness.average import WeightAverage
 from harness.devices import select_device
 from harness.run import device_name
-from harness.steps import adam, captured
+from harness.steps import CapturedStep, adam, captured
 from tests import plain
 
 ROUNDS = 4
 STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
 SQUARE = 4096
 MODELS = {"vae": "VAE", "nf": "flow", "gan": "GAN"}
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # computes a @ b.T
 
 
 def endless(batches):
     return itertools.chain.from_iterable(iter(batches) for _ in itertools.count())
 
 
+def one_of_each_shape(batches):
+    """A full batch and the short last one: with these, all steps of an epoch are captured."""
+    return {batch.shape: batch for batch in batches}.values()
+
+
 def ours_vae(device, batch_size=128, hidden_dim=500):
     train, val, _ = bmnist(batch_size=batch_size, device=device)
     model = vae.VAE(hidden_dim).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
+    vae.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
-
-    def steps(n):
-        return vae.epoch_iter(model.train(), itertools.islice(batches, n), optimizer, average)
-
     return {
-        "step": steps,
+        "step": lambda n: vae.epoch_iter(model, itertools.islice(batches, n), optimizer, average),
         "epoch": lambda _: vae.run_epoch(model, (train, val), optimizer, average),
         "eager": lambda _: vae.train_step(model, optimizer, next(batches)),
     }
@@ -68,6 +73,7 @@ def ours_nf(device, batch_size=128, n_hidden=1024):
     train, _, _ = mnist(batch_size=batch_size, device=device, max_shift=nf.MAX_SHIFT)
     model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
+    nf.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
     return {
         "step": lambda n: nf.epoch_iter(model, itertools.islice(batches, n), optimizer, average),
@@ -89,7 +95,7 @@ def ours_gan(device):
 
 def plain_vae(device, workers):
     train, val, _ = (
-        plain.loader(255 * split.images, 128, [plain.to_tensor], split.shuffle, workers)
+        plain.loader(255 * split.images, 128, plain.VAE_TRANSFORM, split.shuffle, workers)
         for split in bmnist()
     )
     step, batches = plain.vae_step(device), endless(train)
@@ -106,15 +112,13 @@ def plain_vae(device, workers):
 
 
 def plain_nf(device, workers):
-    transforms = [plain.random_affine, plain.to_tensor]
-    batches = endless(plain.loader(mnist()[0].images, 128, transforms, workers=workers))
-    return {"step": partial(_take, plain.nf_step(device), batches)}
+    data = plain.loader(mnist()[0].images, 128, plain.NF_TRANSFORM, workers=workers)
+    return {"step": partial(_take, plain.nf_step(device), endless(data))}
 
 
 def plain_gan(device, workers):
-    transforms = [plain.to_tensor, plain.normalize]
-    batches = endless(plain.loader(mnist()[0].images, 64, transforms, workers=workers))
-    return {"step": partial(_take, plain.gan_step(device), batches)}
+    data = plain.loader(mnist()[0].images, 64, plain.GAN_TRANSFORM, workers=workers)
+    return {"step": partial(_take, plain.gan_step(device), endless(data))}
 
 
 def _take(step, batches, n):
@@ -122,76 +126,80 @@ def _take(step, batches, n):
         step(batch)
 
 
-def products_of(device):
-    """By name, functions of matrices a and b that compute a @ b.T in float32."""
-    products = {"PyTorch": lambda a, b: a @ b.T}
-    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        products["oneDNN"] = linear._product
-    return products
-
-
-def square_products(device):
-    """Milliseconds of a square product, by the faster way."""
-    a, b = torch.randn(2, SQUARE, SQUARE, device=device)
-
-    def multiply(product, n):
-        for _ in range(n):
-            result = product(a, b)
-        result[0, 0].item()  # waits for the device
-
-    return {name: partial(multiply, product) for name, product in products_of(device).items()}
-
-
-@contextlib.contextmanager
-def _without_onednn():
-    """All products are PyTorch's inside the block; oneDNN's are not counted."""
-    linear.USE_ONEDNN, before = False, linear.USE_ONEDNN
-    yield
-    linear.USE_ONEDNN = before
-
-
-def gflop(function):
-    """Floating-point operations of the matrix products that `function` calls, in 10^9."""
-    with _without_onednn(), FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() / 1e9
-
-
-class _ProductShapes(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the shapes (rows, inner, columns) of all matrix products."""
+class _ProductCounter(TorchDispatchMode):
+    """Counts matrix products a @ b by what `_layout` says of a and b."""
 
     def __init__(self):
         super().__init__()
-        self.shapes = Counter()
+        self.products = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            a, b = args[-2:]
-            self.shapes[a.shape[0], a.shape[1], b.shape[1]] += 1
+            self.products[_layout(args[-2]), _layout(args[-1])] += 1
+        elif ONEDNN is not None and function is ONEDNN.default:
+            self.products[_layout(args[0]), _layout(args[1].t())] += 1
         return function(*args, **kwargs or {})
 
 
-def products_ms(function, device):
-    """Milliseconds of the matrix products that `function` calls, each by the faster way, alone."""
-    with _without_onednn(), _ProductShapes() as mode:
+def _layout(matrix):
+    """(shape, stride) of a matrix, or of a dense copy if its elements share memory."""
+    return tuple(matrix.shape), torch.empty_like(matrix, device="meta").stride()
+
+
+def products_of(function):
+    """The matrix products a @ b that `function` calls: {(shape, stride of a, of b): how many}."""
+    with _ProductCounter() as counter:
         function()
-    total = 0.0
-    for (rows, inner, columns), count in mode.shapes.items():
-        a = torch.randn(rows, inner, device=device)
-        b = torch.randn(columns, inner, device=device)
-        total += count * min(_milliseconds(p, a, b) for p in products_of(device).values())
-    return total
+    return counter.products
 
 
-def _milliseconds(product, a, b, n=10, repeats=3):
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
+def gflop(products):
+    """Floating-point operations of products as `products_of` returns them, in 10^9."""
+    return sum(2e-9 * math.prod(a) * b[1] * n for ((a, _), (b, _)), n in products.items())
+
+
+def ways_to_multiply(device):
+    """By name, functions that compute a @ b on the device."""
+    ways = {"PyTorch": torch.mm}
+    if device.type == "cpu" and ONEDNN is not None and torch.backends.mkldnn.is_available():
+        ways["oneDNN"] = lambda a, b: ONEDNN(a, b.t(), None, "none", [], "")
+    return ways
+
+
+def faster_way(device, a, b):
+    """The function that takes less time for a @ b."""
+    ways = ways_to_multiply(device).values()
+    return min(ways, key=lambda way: min(timeit.repeat(partial(way, a, b), number=10)))
+
+
+def bare_products(device, products):
+    """Matrix products alone: a square one by each way; all given ones, each by its faster way."""
+    work = []
+    for layouts, count in products.items():
+        pairs = [
+            [torch.empty_strided(*layout, device=device).normal_() for layout in layouts]
+            for _ in range(count)  # each product reads matrices of its own, as in a step
+        ]
+        way = faster_way(device, *pairs[0])
+        work += [partial(way, *pair) for pair in pairs]
+
+    def multiply_all(_):
+        for multiply in work:
+            result = multiply()  # which frees the one before
+        return result[:1, :1]
+
+    # On CUDA a graph, as the step itself.
+    all_products = CapturedStep(multiply_all, []) if device.type == "cuda" else multiply_all
+    square = torch.randn(2, SQUARE, SQUARE, device=device)
+    functions = {name: partial(way, *square) for name, way in ways_to_multiply(device).items()}
+    functions["all"] = partial(all_products, torch.zeros(1, device=device))
+
+    def repeat(function, n):
         for _ in range(n):
-            result = product(a, b)
-        result[0, 0].item()
-        times.append(1000 * (time.perf_counter() - started) / n)
-    return min(times[1:])
+            result = function()
+        result[0, 0].item()  # waits for the device
+
+    return {name: partial(repeat, function) for name, function in functions.items()}
 
 
 def gpu_busy(function):
@@ -216,10 +224,8 @@ def serve(pipe, make, device, arguments):
         name, n = request
         if name == "memory":
             pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        elif name == "gflop":
-            pipe.send(gflop(lambda: functions["eager"](1)))
         elif name == "products":
-            pipe.send(products_ms(lambda: functions["eager"](1), device))
+            pipe.send(products_of(lambda: functions["eager"](1)))
         elif name == "busy":
             pipe.send(gpu_busy(lambda: functions["step"](n)))
         else:
@@ -269,21 +275,21 @@ def compare_step(name, make_ours, make_plain, args, device):
     with (
         Trainee(make_ours, device) as ours,
         Trainee(make_plain, device, args.workers) as theirs,
-        Trainee(square_products, device) as square,
+        Trainee(bare_products, device, products := ours.ask("products")) as bare,
     ):
-        turns = [(theirs, "step", n), (ours, "step", many * n)]
-        turns += [(square, product, many) for product in products_of(device)]
-        plain_ms, ours_ms, *square_ms = compare(turns, ROUNDS)
-        peak, gflop_per_step = 2e-6 * SQUARE**3 / min(square_ms), ours.ask("gflop")
+        turns = [(theirs, "step", n), (ours, "step", many * n), (bare, "all", many * n)]
+        turns += [(bare, way, many) for way in ways_to_multiply(device)]
+        plain_ms, ours_ms, products_ms, *square_ms = compare(turns, ROUNDS)
+        gflop_per_step, peak = gflop(products), 2e-6 * SQUARE**3 / min(square_ms)
         row = {"plain_ms": plain_ms, "ours_ms": ours_ms, "ratio": plain_ms / ours_ms}
-        row |= {"gflop_per_step": gflop_per_step, "peak_gflops": peak}
-        row["fraction_of_peak"] = gflop_per_step / (ours_ms / 1000) / peak
-        row |= {"products_ms": ours.ask("products"), "peak_memory_mb": ours.ask("memory")}
+        row |= {"gflop_per_step": gflop_per_step, "peak_gflops": peak, "products_ms": products_ms}
+        row["fraction_of_peak"] = 1000 * gflop_per_step / ours_ms / peak
+        row["peak_memory_mb"] = ours.ask("memory")
         print(
             f"{MODELS[name]:4} plain {plain_ms:7.2f} ms   ours {ours_ms:7.2f} ms   "
-            f"ratio {row['ratio']:5.2f}   products alone {row['products_ms']:6.2f} ms   "
+            f"ratio {row['ratio']:5.2f}   {gflop_per_step:6.2f} GFLOP a step   "
             f"{row['fraction_of_peak']:.2f} of {peak:.0f} GFLOP/s   "
-            f"peak memory {row['peak_memory_mb']:.0f} MB"
+            f"products alone {products_ms:6.2f} ms   peak memory {row['peak_memory_mb']:.0f} MB"
         )
         if name == "vae" and args.epoch:
             turns = [(theirs, "epoch", 1), (ours, "epoch", 1)]
@@ -302,21 +308,18 @@ def scaling(device):
     """Microseconds per training image by batch size and by width: rows of a table, printed."""
     rows = []
     print("      batch  width   us per image   GFLOP/s")
-    for name, make, width, default in (
-        ("vae", ours_vae, "hidden_dim", 500),
-        ("nf", ours_nf, "n_hidden", 1024),
-    ):
+    models = ("vae", ours_vae, "hidden_dim", 500), ("nf", ours_nf, "n_hidden", 1024)
+    for name, make, width, default in models:
         sizes = [(batch, default) for batch in (64, 128, 512, 2048, 8192)]
         sizes += [(128, units) for units in (500, 1000, 2000, 4000) if units != default]
         for batch_size, units in sizes:
-            # About as much work as 20 steps of the default size, and no short last batch.
+            # About as much work as 20 steps of the default size, all of full batches.
             n = max(1, 20 * 128 * default // (batch_size * units))
             with Trainee(make, device, batch_size, units) as ours:
-                ours.ask("step", 2)  # captures the step on CUDA
-                milliseconds, gflop_per_step = ours.ask("step", n), ours.ask("gflop")
+                milliseconds, products = ours.ask("step", n), ours.ask("products")
             row = {"model": name, "batch_size": batch_size, width: units}
             row["us_per_image"] = 1000 * milliseconds / batch_size
-            row["gflops"] = 1000 * gflop_per_step / milliseconds
+            row["gflops"] = 1000 * gflop(products) / milliseconds
             rows.append(row)
             size = f"{MODELS[name]:4} {batch_size:6} {units:6}"
             print(f"{size} {row['us_per_image']:14.1f} {row['gflops']:9.0f}")
@@ -334,11 +337,8 @@ def main():
     device = select_device(args.device)
     print(device_name(device))
     results = {"device": device_name(device), "workers": args.workers}
-    for name, ours, theirs in (
-        ("vae", ours_vae, plain_vae),
-        ("nf", ours_nf, plain_nf),
-        ("gan", ours_gan, plain_gan),
-    ):
+    models = ("vae", ours_vae, plain_vae), ("nf", ours_nf, plain_nf), ("gan", ours_gan, plain_gan)
+    for name, ours, theirs in models:
         results |= compare_step(name, ours, theirs, args, device)
     if args.scaling:
         results["scaling"] = scaling(device)

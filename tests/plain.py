@@ -1,46 +1,30 @@
 """The three trainings as a competent student writes them, for `tests.benchmark` to compare with.
 
-A Dataset that makes a PIL image of each digit, the course's transforms (ToTensor, Normalize,
-RandomAffine, written out here), a DataLoader, eager Adam with PyTorch's defaults, probabilities
-instead of logits, couplings that multiply by masks, a second generator pass for the discriminator,
-and `.item()` after each batch.
+A Dataset that makes a PIL image of each digit, torchvision's transforms, a DataLoader, eager Adam
+with PyTorch's defaults, probabilities instead of logits, couplings that multiply by masks, a second
+generator pass for the discriminator, and `.item()` after each batch.
 """
 
 import math
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 import a3_gan_template as gan
 import a3_vae_template as vae
 from a3_nf_template import get_mask
 
-
-def to_tensor(image):
-    """A PIL image as a float tensor [1, 28, 28] in [0, 1]."""
-    pixels = torch.from_numpy(np.array(image, copy=True)).view(28, 28, 1)
-    return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-
-
-def normalize(image, mean=(0.5,), std=(0.5,)):
-    """A float tensor [1, 28, 28], shifted and scaled by channel."""
-    mean, std = (
-        torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std)
-    )
-    return image.clone().sub_(mean).div_(std)
-
-
-def random_affine(image, translate=0.05):
-    """A PIL image moved by up to that fraction of its side, by whole pixels, along each axis."""
-    limit = translate * image.size[0]
-    right, down = (round(torch.empty(1).uniform_(-limit, limit).item()) for _ in range(2))
-    return image.transform(
-        image.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down), Image.Resampling.NEAREST
-    )
+VAE_TRANSFORM = transforms.ToTensor()
+NF_TRANSFORM = transforms.Compose(
+    [transforms.RandomAffine(0, translate=(0.05, 0.05)), transforms.ToTensor()]
+)
+GAN_TRANSFORM = transforms.Compose(
+    [transforms.ToTensor(), transforms.Normalize(mean=(0.5,), std=(0.5,))]
+)
 
 
 class ImageDataset(Dataset):
@@ -48,27 +32,25 @@ class ImageDataset(Dataset):
 
     Args:
         images: uint8 tensor [n, 784].
-        transforms: applied to each PIL image in turn.
+        transform: applied to each PIL image.
     """
 
-    def __init__(self, images, transforms):
+    def __init__(self, images, transform):
         self.images = images.view(-1, 28, 28)
         self.labels = torch.zeros(len(images), dtype=torch.int64)
-        self.transforms = transforms
+        self.transform = transform
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
         image = Image.fromarray(self.images[index].numpy())
-        for transform in self.transforms:
-            image = transform(image)
-        return image, int(self.labels[index])
+        return self.transform(image), int(self.labels[index])
 
 
-def loader(images, batch_size, transforms, shuffle=True, workers=0):
+def loader(images, batch_size, transform, shuffle=True, workers=0):
     return DataLoader(
-        ImageDataset(images, transforms),
+        ImageDataset(images, transform),
         batch_size,
         shuffle=shuffle,
         num_workers=workers,

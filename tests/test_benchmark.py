@@ -1,11 +1,14 @@
 """The plain loop of the benchmark does the same work as ours, and learns the same thing."""
 
 import itertools
+import json
+import time
 
 import pytest
 import torch
 
 import a3_nf_template as nf
+import a3_vae_template as vae
 from datasets import mnist, random_shift
 from tests import benchmark, plain
 
@@ -16,24 +19,20 @@ def images():
 
 
 def test_plain_images_are_ours(images):
-    batch, _ = next(iter(plain.loader(images, 64, [plain.to_tensor], shuffle=False)))
+    batch, _ = next(iter(plain.loader(images, 64, plain.VAE_TRANSFORM, shuffle=False)))
     assert torch.allclose(255 * batch.view(64, 784), images[:64].float())
-    batch, _ = next(
-        iter(plain.loader(images, 64, [plain.to_tensor, plain.normalize], shuffle=False))
-    )
+    batch, _ = next(iter(plain.loader(images, 64, plain.GAN_TRANSFORM, shuffle=False)))
     assert torch.allclose(batch.view(64, 784), images[:64] / 127.5 - 1, atol=1e-6)
 
 
 def test_plain_shifts_are_ours(images):
     torch.manual_seed(0)
-    dataset = plain.ImageDataset(images[:3], [plain.random_affine, plain.to_tensor])
+    dataset = plain.ImageDataset(images[:3], plain.NF_TRANSFORM)
     for index in range(3):
-        shifts = {
-            tuple(dataset[index][0].mul(255).round().byte().flatten().tolist()) for _ in range(120)
-        }
-        assert shifts == {
-            tuple(row) for row in random_shift(images[index].expand(200, -1), 1).tolist()
-        }
+        theirs = torch.stack([dataset[index][0].view(784) for _ in range(120)])
+        ours = random_shift(images[index].expand(200, -1), 1)
+        shifts = (255 * theirs).round().byte().unique(dim=0)
+        assert len(shifts) == 9 and torch.equal(shifts, ours.unique(dim=0))
 
 
 def test_plain_flow_has_our_likelihood(images):
@@ -45,51 +44,151 @@ def test_plain_flow_has_our_likelihood(images):
     assert loss == pytest.approx(-model(batch).mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("make_step", [plain.vae_step, plain.nf_step])
-def test_plain_steps_learn(images, make_step):
+def test_plain_vae_has_our_objective(images):
+    batch = (images[:32] > 127).float()
     torch.manual_seed(0)
-    step = make_step()
-    batch = (
-        (images[:64] > 127).float() if make_step is plain.vae_step else images[:64].float() / 255
-    )
+    model = vae.VAE()
+    torch.manual_seed(0)
+    step = plain.vae_step()
+    torch.manual_seed(1)
+    loss = step(batch)
+    torch.manual_seed(1)
+    assert loss == pytest.approx(model(batch).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["vae", "nf"])
+def test_plain_steps_learn(images, model):
+    torch.manual_seed(0)
+    step = {"vae": plain.vae_step, "nf": plain.nf_step}[model]()
+    batch = images[:64].float() / 255
+    batch = batch.round() if model == "vae" else batch
     losses = [step(batch) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_plain_gan_steps(images):
+def test_plain_gan_steps_learn(images):
     torch.manual_seed(0)
     step = plain.gan_step()
     losses = [step(images[i : i + 64] / 127.5 - 1) for i in range(0, 640, 64)]
     assert losses[-1][1] < losses[0][1]
 
 
-@pytest.fixture
-def trainees():
+def test_trainees_take_turns_in_processes_of_their_own():
     device = torch.device("cpu")
     with (
         benchmark.Trainee(benchmark.ours_vae, device) as ours,
         benchmark.Trainee(benchmark.plain_vae, device, 0) as theirs,
     ):
-        yield ours, theirs
+        assert ours.process.pid != theirs.process.pid
+        turns = [(theirs, "step", 2), (ours, "step", 3)]
+        assert all(0 < ms < 10_000 for ms in benchmark.compare(turns, rounds=1))
+        assert 100 < ours.ask("memory") < 3000
 
 
-def test_trainees_take_turns(trainees):
-    ours, theirs = trainees
-    assert all(
-        0 < ms < 10_000
-        for ms in benchmark.compare([(theirs, "step", 2), (ours, "step", 3)], rounds=1)
-    )
-    assert 100 < ours.ask("memory") < 3000
+@pytest.mark.parametrize(
+    "make", [benchmark.ours_vae, benchmark.ours_nf, benchmark.ours_gan, benchmark.plain_nf]
+)
+def test_every_training_of_the_benchmark_makes_steps(make):
+    arguments = (0,) if make is benchmark.plain_nf else ()
+    functions = make(torch.device("cpu"), *arguments)
+    functions["step"](2)
+    if "eager" in functions:
+        assert benchmark.gflop(benchmark.products_of(lambda: functions["eager"](1))) > 0.1
 
 
-def test_gflop_per_step():
+@pytest.mark.parametrize("make, module", [(benchmark.ours_vae, vae), (benchmark.ours_nf, nf)])
+def test_no_timed_step_has_a_shape_that_is_new(monkeypatch, make, module):
+    """A new shape is captured on CUDA, which takes longer than the step."""
+    shapes = set()
+
+    def record(step, model, *_):
+        nothing = torch.zeros(4) if module is vae else torch.zeros(())
+        return lambda batch: (shapes.add(batch.shape), nothing)[1]
+
+    monkeypatch.setattr(module, "captured", record)
+    functions = make(torch.device("cpu"), 10_000 if module is nf else 8192)
+    warmed_up = shapes.copy()
+    functions["step"](8)  # an epoch is 5 or 7 batches
+    assert shapes == warmed_up and len(shapes) == (1 if module is nf else 2)
+
+
+def test_the_products_of_a_step_are_counted():
     # The forward pass, twice that for the backward pass, less the gradient towards the images.
     forward = 2 * 128 * (784 * 500 + 500 * 40 + 20 * 500 + 500 * 784)
     eager = benchmark.ours_vae(torch.device("cpu"))["eager"]
-    assert benchmark.gflop(lambda: eager(1)) == pytest.approx(
-        (3 * forward - 2 * 128 * 784 * 500) / 1e9
-    )
+    expected = (3 * forward - 2 * 128 * 784 * 500) / 1e9
+    products = benchmark.products_of(lambda: eager(1))
+    assert benchmark.gflop(products) == pytest.approx(expected)
 
 
-def test_endless():
+def test_products_by_each_way_are_equal_and_counted():
+    a, b = torch.randn(3, 5), torch.randn(7, 5).t()
+    key = ((3, 5), (5, 1)), ((5, 7), (1, 5))
+    for way in benchmark.ways_to_multiply(torch.device("cpu")).values():
+        assert torch.allclose(way(a, b), a @ b, atol=1e-5)
+        assert benchmark.products_of(lambda: way(a, b)) == {key: 1}
+    assert benchmark.gflop({key: 4}) == pytest.approx(4 * 2 * 3 * 5 * 7 / 1e9)
+
+
+def test_products_alone_are_those_of_the_step(monkeypatch):
+    """The same number of each layout, by one of the ways; a square product by each way."""
+    monkeypatch.setattr(benchmark, "SQUARE", 16)
+    device = torch.device("cpu")
+    step = {(((8, 4), (4, 1)), ((4, 6), (1, 4))): 3, (((4, 8), (1, 4)), ((8, 6), (6, 1))): 2}
+    functions = benchmark.bare_products(device, step)
+    assert functions.keys() == {"all", *benchmark.ways_to_multiply(device)}
+    assert benchmark.products_of(lambda: functions.pop("all")(2)) == {
+        layouts: 2 * n for layouts, n in step.items()
+    }
+    square = (16, 16), (16, 1)
+    for multiply in functions.values():
+        assert benchmark.products_of(lambda: multiply(5)) == {(square, square): 5}
+
+
+def test_the_faster_way_is_chosen(monkeypatch):
+    ways = {"slow": lambda a, b: time.sleep(0.001), "fast": lambda a, b: None}
+    monkeypatch.setattr(benchmark, "ways_to_multiply", lambda device: ways)
+    assert benchmark.faster_way(torch.device("cpu"), None, None) is ways["fast"]
+
+
+def test_the_json_file_has_its_keys(tmp_path, monkeypatch):
+    """Readers of the file, and the README's tables, rely on them."""
+
+    class FakeTrainee:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def ask(self, name, n=1):
+            return {(((2, 3), (3, 1)), ((3, 4), (4, 1))): 5} if name == "products" else 2.0
+
+    monkeypatch.setattr(benchmark, "Trainee", FakeTrainee)
+    monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
+    file = tmp_path / "figures.json"
+    flags = f"benchmark --device cpu --epoch --scaling --json {file}".split()
+    monkeypatch.setattr("sys.argv", flags)
+    benchmark.main()
+    content = json.loads(file.read_text())
+    assert content.keys() == {"device", "workers", "vae", "nf", "gan", "vae_epoch", "scaling"}
+    for name in ("vae", "nf", "gan"):
+        assert content[name].keys() >= {
+            "plain_ms",
+            "ours_ms",
+            "ratio",
+            "gflop_per_step",
+            "peak_gflops",
+            "fraction_of_peak",
+            "products_ms",
+            "peak_memory_mb",
+        }
+    assert content["vae_epoch"].keys() == {"plain_s", "ours_s", "ratio"}
+    assert content["scaling"][0].keys() >= {"model", "batch_size", "us_per_image", "gflops"}
+
+
+def test_endless_starts_again():
     assert list(itertools.islice(benchmark.endless([1, 2]), 5)) == [1, 2, 1, 2, 1]
