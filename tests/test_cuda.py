@@ -16,9 +16,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 MODELS = ("vae", "nf", "gan")
 COUNTER = {script: "--n_epochs" if script == GAN else "--epochs" for script in SCRIPTS}
 SIZES = [*8 * [64], 40, *6 * [64]]  # of the batches: two shapes
-# In these 15 steps rounding moves no loss by more than 1e-6, and each mistake below moves one by
-# 6e-4 or more. After 50 steps the rounding may have grown to as much.
-TOLERANCE = 2e-5
+# In these 15 steps rounding moves no loss by more than 5e-6 (the GAN's with two threads; others
+# 3e-7), and each mistake below moves one by 6e-4 or more. After 50 steps rounding may have grown
+# to as much.
+TOLERANCE = 5e-5
 RUN_TOLERANCE = 1e-4  # of the metrics of whole runs, 50 steps or more
 
 
@@ -75,7 +76,7 @@ def test_the_tolerance_allows_rounding(name):
             for parameter in torch.nn.ModuleList(modules).parameters():
                 parameter *= 1 + rounding * torch.randint(-1, 2, parameter.shape)
         losses.append(train(step, inputs))
-    assert torch.allclose(*losses, rtol=TOLERANCE / 10, atol=0)
+    assert torch.allclose(*losses, rtol=TOLERANCE / 2, atol=0)
 
 
 @pytest.mark.parametrize(
