@@ -198,7 +198,7 @@ def run_epoch(model, data, optimizer, average=None):
     """
     train, val = data
     train_nats = epoch_iter(model.train(), train, optimizer, average)
-    if model.protocol == "report":  # it never left training mode, so it trained on these as well
+    if model.protocol == "report":  # the report never left training mode, so it trained here, too
         return train_nats, epoch_iter(model, val, optimizer, average)
     return train_nats, evaluate(model if average is None else average.model, val)
 
