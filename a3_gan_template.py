@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
 
 # --- Objective
 def discriminator_loss(logits_real, logits_fake, real_label=0.9, fake_label=0.0):
-    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch] (Goodfellow 2014, Eq. 1)."""
+    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch] (minus Goodfellow's Eq. 1)."""
     logits = torch.stack([logits_real, logits_fake])
     targets = torch.full_like(logits, real_label)
     targets[1] = fake_label
@@ -248,7 +248,7 @@ def main(args):
                 panels = {f"batch {batch:,}": generate(generator, fixed_latents)}
                 plots.save_grid(run.folder / f"samples_{batch:06d}.png", panels)
             if batch % args.save_interval == 0 or batch == n_batches:
-                means = torch.stack(averages).mean(dim=0).tolist()  # the host waits only here
+                means = torch.stack(averages).mean(dim=0).tolist()  # one wait for the device
                 run.log(batch=batch, **dict(zip(LOSSES, means)))
                 averages = []
         with separate_random_numbers(args.seed + 1, device):

@@ -129,7 +129,7 @@ class VAE(nn.Module):
 
 # --- Objective
 def neg_log_likelihood(logits, input):
-    """-log p(x|z) in nats, [batch]: -sum_i x_i log m_i + (1 - x_i) log(1 - m_i), m = sigmoid."""
+    """-log p(x|z) in nats, [batch]: -sum_i [x_i log m_i + (1 - x_i) log(1 - m_i)], m = sigmoid."""
     return F.binary_cross_entropy_with_logits(logits, input, reduction="none").sum(dim=1)
 
 
@@ -139,7 +139,7 @@ def kl_divergence(mean, log_std):
 
 
 def report_kl(mean, log_std):
-    """The report's "KL" in nats, [batch]: it has sigma where sigma^2 belongs. Not a divergence."""
+    """The report's "KL" in nats, [batch]: sigma where sigma^2 belongs. Never above the KL."""
     return 0.5 * (torch.exp(log_std) + mean.square() - log_std - 1).sum(dim=1)
 
 
@@ -194,7 +194,7 @@ def epoch_iter(model, data, optimizer, average=None):
 def run_epoch(model, data, optimizer, average=None):
     """Train on data[0] and validate on data[1]: (training Nats, validation Nats).
 
-    With an `average`, its weights are validated.
+    With an `average`, protocol 'standard' validates its weights.
     """
     train, val = data
     train_nats = epoch_iter(model.train(), train, optimizer, average)
