@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.backends import cudnn
 
 from datasets import read_mnist
 from harness import judge, sample_quality, train_judge
@@ -157,3 +158,18 @@ def test_the_trainer_sees_training_images_only_and_writes_both_files(tmp_path, m
     train_judge.main(train_judge.parse_args(["--keep_weights"]))
     assert len(seen) == 1
     assert json.loads(judge.RECORD.read_bytes()) == record | {"torch": "another"}
+
+
+def test_features_are_computed_in_full_precision_by_a_deterministic_algorithm():
+    def settings():
+        return cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    class Recorder(judge.Classifier):
+        def __init__(self):
+            super().__init__()
+            self.features.register_forward_hook(lambda *_: seen.append(settings()))
+
+    before, seen = settings(), []
+    judge.features_and_classes(Recorder().eval(), torch.rand(3, 784))
+    assert seen == [(False, True, False)]
+    assert settings() == before != seen[0]
