@@ -125,7 +125,9 @@ NF = [
      "coupling_reverse_logdet", "wrong", "again", REVERSE),
     ("reverse in forward order", "self.layers[::-1] if reverse else self.layers", "self.layers",
      "flow_inverse", "wrong", "", REVERSE),
-    ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks"),
+    # The flow joins its halves as if masks alternated, so this one has no inverse either.
+    ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks",
+     "wrong", "", ("flow_inverse", *REVERSE)),
     ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "wrong",
      "checkerboard"),
     ("no dequantisation noise", "z + torch.rand_like(z)", "z + 0.5", "dequantize"),
