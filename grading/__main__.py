@@ -17,6 +17,9 @@ def main(args):
     path = Path(args.path).resolve()
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
+    for file in (args.json, args.csv, args.html, args.gradescope):
+        if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+            raise UsageError(f"{file}: no report can be written there")
     rubric = read_rubric(Path(args.rubric)) if args.rubric else Rubric()
     people = discover(path)
     if not people:

@@ -56,7 +56,7 @@ def read_rubric(path: Path) -> Rubric:
     except OSError as error:
         raise UserError(f"--rubric {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--rubric {path}: {error}") from error
+        raise UserError(f"--rubric {path} is no TOML file: {error}") from error
     rubric = Rubric()
     tables = rubric.points | {"credit": rubric.credit}
     for name, table in content.items():

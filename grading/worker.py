@@ -61,14 +61,11 @@ def main(request: dict, results: int, output: int) -> None:
         stream.write(json.dumps({"token": token, "kind": kind} | content) + "\n")
         stream.flush()
 
+    not_found = []  # modules that became stubs
     try:
-        _judge(request, emit)
-    except CannotLoad as reason:
-        emit("unjudged", reason=str(reason))
-    except NotImplementedError:
-        emit("unjudged", reason="not implemented")
+        _judge(request, emit, not_found)
     except (Exception, MemoryError) as error:
-        emit("unjudged", reason=one_line(error))
+        emit("unjudged", reason=_reason(error, not_found))
     for printed in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             printed.flush()
@@ -76,7 +73,17 @@ def main(request: dict, results: int, output: int) -> None:
     emit("end", seconds=round(time.process_time(), 2), peak_mb=peak >> 10)
 
 
-def _judge(request, emit):
+def _reason(error, not_found):
+    if isinstance(error, NotImplementedError):
+        return "not implemented"
+    words = str(error) if isinstance(error, CannotLoad) else one_line(error)
+    if not_found:
+        names = sorted({name.partition(".")[0] for name in not_found})
+        words += f" (not found beside the file, nor installed: {', '.join(names)})"
+    return words
+
+
+def _judge(request, emit, not_found):
     scratch, path = Path(request["scratch"]), Path(request["path"])
     missing = sandbox.isolate(scratch)
     code = scratch / "code"
@@ -85,7 +92,7 @@ def _judge(request, emit):
     os.environ.clear()
     os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), PATH="/usr/bin:/bin", LANG="C.UTF-8")
     torch.set_num_threads(1)
-    pictures, unknown, adaptation, on_cpu = [], [], Adaptation(), OnCPU()
+    pictures, adaptation, on_cpu = [], Adaptation(), OnCPU()
     submission_made = []
 
     def on_picture():
@@ -93,14 +100,14 @@ def _judge(request, emit):
         made = submission_made[0].instances if submission_made else []
         pictures.extend([m.training for m in made if type(m).__name__ in names][-1:])
 
-    _replace_modules(code, on_picture, unknown)
+    _replace_modules(code, on_picture, not_found)
     missing += sandbox.limit(int(request["seconds"]) + 5)
     emit("sandbox", not_enforced=sorted(set(missing)))
     on_cpu.install()
     seed_everything(request["seed"])
     submission = Submission(code / path.name, adaptation.attempt)
     submission_made.append(submission)
-    emit("loaded", skipped=submission.skipped, missing_modules=unknown)
+    emit("loaded", skipped=submission.skipped, missing_modules=not_found)
     model, folder = request["model"], str(Path.cwd())
 
     def check(subject, table):
@@ -165,7 +172,7 @@ def _copy(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
 
 
-def _replace_modules(code, on_picture, unknown):
+def _replace_modules(code, on_picture, not_found):
     """Let the submission import its own modules, and stand-ins for what is not here."""
     root = str(Path(__file__).resolve().parent.parent)
     for name in list(sys.modules):
@@ -178,8 +185,8 @@ def _replace_modules(code, on_picture, unknown):
         modules["datasets"] = StubModule("datasets")
         for name in ("bmnist", "mnist"):
             setattr(modules["datasets"], name, modules[f"datasets.{name}"])
-    sys.meta_path.insert(0, Finder(modules, unknown, str(code)))
-    sys.meta_path.append(Finder({}, unknown, str(code), last=True))
+    sys.meta_path.insert(0, Finder(modules, not_found, str(code)))
+    sys.meta_path.append(Finder({}, not_found, str(code), last=True))
     original = DataLoader.__init__
 
     def single_process(self, *args, **options):

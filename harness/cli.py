@@ -73,6 +73,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,  # an option added later would make a short form ambiguous
             **options,
         )
 

@@ -33,7 +33,7 @@ def importance_weighted(
             `rows_at_once` of the batches' device.
 
     Returns:
-        `neg_log_px_nats`; its standard error over the images; `neg_elbo_nats`, the mean of the
+        `neg_log_px_nats`; its standard error over the images; `one_draw_nats`, the mean of the
         same draws' log-weights, negated, and the gap between the two; `effective_sample_size`, the
         median over images of (sum w)^2 / sum w^2 (Kong 1992); `half_difference_nats`, by how much
         the estimates from two halves of the draws differ; and `importance_samples`.
@@ -56,7 +56,7 @@ def importance_weighted(
     return {
         "neg_log_px_nats": -log_px.mean().item(),
         "standard_error_nats": (log_px.std() / math.sqrt(len(log_px))).item(),
-        "neg_elbo_nats": -bound.mean().item(),
+        "one_draw_nats": -bound.mean().item(),
         "gap_nats": (log_px - bound).mean().item(),
         "effective_sample_size": torch.cat(sizes).median().item(),
         "half_difference_nats": torch.cat(halves).mean().abs().item(),
@@ -92,7 +92,7 @@ def per_dimension(nats: dict[str, float], n_dimensions: int) -> dict[str, float]
     return {
         "bpd": nats["neg_log_px_nats"] / bits,
         "standard_error": nats["standard_error_nats"] / bits,
-        "one_draw_bpd": nats["neg_elbo_nats"] / bits,
+        "one_draw_bpd": nats["one_draw_nats"] / bits,
         "gap": nats["gap_nats"] / bits,
         "effective_sample_size": nats["effective_sample_size"],
         "half_difference": nats["half_difference_nats"] / bits,

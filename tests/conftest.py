@@ -1,12 +1,19 @@
 """What several test files need."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from datasets import read_mnist
+from harness.devices import n_cores
 
 ROOT = Path(__file__).parent.parent
+
+if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    # Threads of two processes that wait for each other on one core are many times slower.
+    torch.set_num_threads(max(1, n_cores() // n_workers))
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def test_the_folder_of_a_run_is_named_after_its_settings():
 
 @pytest.mark.parametrize(
     "words",
-    [["--epochs", "0"], ["--device", "tpu"], ["--lr"], ["--new", "1"], ["positional"]],
+    [["--epochs", "0"], ["--device", "tpu"], ["--lr"], ["--new", "1"], ["--epoch", "1"], ["x"]],
     ids=" ".join,
 )
 def test_a_wrong_command_line_is_a_usage_error_in_one_line(words):

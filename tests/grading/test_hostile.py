@@ -1,11 +1,13 @@
 """A submission can harm nothing but itself: it ends as one line, whatever it does."""
 
 import json
+import shutil
 import socket
 
 import pytest
 
 from grading.grader import judge_file
+from tests.conftest import ROOT
 from tests.grading.conftest import SECRET
 
 FILE = """
@@ -108,6 +110,13 @@ def test_empty_template_is_not_judged(zygote, tmp_path):
     result = judge_file(zygote, "vae", path, 20, False)
     assert result.reason
     assert not result.is_wrong
+
+
+def test_the_reason_names_modules_that_are_not_beside_the_file(zygote, tmp_path):
+    path = tmp_path / "a3_vae_template.py"
+    shutil.copyfile(ROOT / path.name, path)
+    result = judge_file(zygote, "vae", path, 20, False)
+    assert result.reason.endswith("(not found beside the file, nor installed: harness)")
 
 
 @pytest.mark.parametrize("source", ["print 'python 2'", "\0", "import missing_module_xyz; VAE = 1"])
