@@ -295,9 +295,8 @@ def test_code_of_the_scripts_is_shown(browser):
 
 def test_the_page_says_what_is_missing(new_browser, runs, tmp_path):
     shutil.copytree(runs / "flow", tmp_path / "runs" / "flow")
-    out = tmp_path / "page.html"
-    main(parse_args(["--runs", str(tmp_path / "runs"), "--out", str(out)]))
-    open_page(new_browser, out.as_uri())
+    main(parse_args(["--runs", str(tmp_path / "runs")]))
+    open_page(new_browser, (tmp_path / "runs" / "explorer.html").as_uri())
     for tab, command in (
         ("plane", "python a3_vae_template.py --zdim 2"),
         ("units", "python a3_vae_template.py --zdim 20"),

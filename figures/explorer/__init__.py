@@ -1,6 +1,6 @@
 """One self-contained HTML page to play with the trained models.
 
-    python -m figures.explorer                          the newest finished runs in runs/
+    python -m figures.explorer                          runs/explorer.html, from the runs in runs/
     python -m figures.explorer --runs DIR --out FILE    other runs, another file
 
 The page needs no server, no network and no library. `models` finds the runs, `networks` rounds

@@ -16,15 +16,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "Write one HTML file to play with the trained models.", prog="python -m figures.explorer"
     )
     parser.add_argument("--runs", default="runs", metavar="DIR", help="holds the run folders")
-    parser.add_argument(
-        "--out", default="figures/explorer.html", metavar="FILE", help="the page to write"
+    parser.add_optional_argument(
+        "--out", metavar="FILE", help="the page to write (default: explorer.html in --runs)"
     )
     return parser.parse_args(argv)
 
 
 def main(args: Namespace) -> None:
     """Write the page from the runs that are there; say what is missing."""
-    base, out = Path(args.runs), Path(args.out)
+    base = Path(args.runs)
+    out = Path(args.out) if args.out else base / "explorer.html"
     if not base.is_dir():
         raise UserError(f"there is no folder {base}: name the one of the run folders with --runs")
     found, missing = models.find_models(base)
