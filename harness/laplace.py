@@ -12,6 +12,7 @@ import torch
 
 from harness.likelihood import LogWeights
 
+N_CANDIDATES = 1000  # draws from the prior among which Newton's steps may start
 N_NEWTON_STEPS = 2
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.0)  # of a Newton step; the best one is taken
 SCALE = 1.1  # of the Laplace proposal's standard deviation: its tails must cover the posterior's
@@ -79,11 +80,30 @@ def _derivatives(decoder, images, z):
     return gradient, torch.linalg.cholesky(weighted @ weighted.transpose(1, 2) + identity)
 
 
+def starting_points(decoder: Decoder, images: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Where p(x, z) is largest among the encoder's mean and draws from the prior, [batch, z_dim].
+
+    In few dimensions p(z|x) has several modes, and the encoder's mean may lie near a lesser one.
+
+    Args:
+        decoder: of p(x|z).
+        images: [batch, d].
+        means: of q(z|x), [batch, z_dim].
+    """
+    candidates = torch.randn(N_CANDIDATES, means.shape[1], dtype=means.dtype, device=means.device)
+    # The images share the candidates: log p(x, z) = x.l - sum log(1 + e^l) + log p(z).
+    log_odds = decoder.logits(candidates)
+    of_candidate = log_joint(decoder, torch.zeros_like(log_odds), candidates[:, None])[:, 0]
+    best, which = (images @ log_odds.T + of_candidate).max(dim=1)
+    is_better = best > log_joint(decoder, images, means[:, None])[:, 0]
+    return torch.where(is_better[:, None], candidates[which], means)
+
+
 def laplace_weights(decoder: Decoder, encode: Encode) -> LogWeights:
     """Log-weights for `importance_weighted` with z ~ N(mode, SCALE^2 H^-1), see `posterior_mode`.
 
-    Newton's steps start from the encoder's mean. (Kass & Raftery, "Bayes factors", Journal of the
-    American Statistical Association 1995, Section 4.)
+    Newton's steps start from the best of `starting_points`. (Kass & Raftery, "Bayes factors",
+    Journal of the American Statistical Association 1995, Section 4.)
 
     Args:
         decoder: of p(x|z).
@@ -91,7 +111,8 @@ def laplace_weights(decoder: Decoder, encode: Encode) -> LogWeights:
     """
 
     def for_images(images):
-        mode, factor = posterior_mode(decoder, images, encode(images)[0])
+        start = starting_points(decoder, images, encode(images)[0])
+        mode, factor = posterior_mode(decoder, images, start)
         return _gaussian_weights(decoder, images, mode, factor / SCALE)
 
     return for_images

@@ -140,3 +140,29 @@ def test_encoder_weights_are_exact_where_the_decoder_ignores_z():
     expected = Bernoulli(logits=model.decoder.output.bias).log_prob(images).sum(dim=1)
     weights = laplace.encoder_weights(model.decoder, model.encoder)(images)(5)
     assert torch.allclose(weights, expected[:, None].expand(6, 5))
+
+
+class TwoSided:
+    """Logits that rise with |z|, faster above 0 than below: p(z|x) has a mode on each side."""
+
+    def slope(self, z):
+        return torch.where(z > 0, 1.5, -0.5).to(z.dtype)
+
+    def logits(self, z):
+        return (self.slope(z) * z - 1) * torch.ones(20).double()
+
+    def jacobian(self, z):
+        return self.slope(z)[..., None].expand(-1, -1, 20)
+
+
+def test_the_laplace_proposal_finds_the_larger_mode_where_the_encoder_points_to_the_lesser():
+    decoder, images = TwoSided(), torch.ones(1, 20).double()
+    z = torch.linspace(-9, 9, 20001).double()[:, None]
+    prior = torch.distributions.Normal(0.0, 1.0)
+    joint = Bernoulli(logits=decoder.logits(z)).log_prob(images).sum(1) + prior.log_prob(z)[:, 0]
+    exact = torch.logsumexp(joint, dim=0) + math.log(18 / 20000)
+    encode = lambda images: (-2 * torch.ones(1, 1).double(), None)  # noqa: E731
+    torch.manual_seed(0)
+    weights = laplace.laplace_weights(decoder, encode)(images)(5000)
+    log_px = torch.logsumexp(weights, dim=1) - math.log(5000)
+    assert log_px.item() == pytest.approx(exact.item(), abs=0.03)
