@@ -79,7 +79,7 @@ class Source(NamedTuple):
     Attributes:
         dataset: one of DATASETS.
         data_dir: folder with the files; None is PACKAGE for MNIST, DEFAULT_FOLDER for the others.
-        download: let torchvision fetch files that are missing or damaged into the folder.
+        download: let torchvision fetch missing files and damaged `.gz` files into the folder.
     """
 
     dataset: str = "mnist"
