@@ -7,8 +7,10 @@ import pytest
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+from figures.runs import read_run
 from harness import records
 from harness.errors import UsageError
+from tests.fake_runs import fake_run
 from tests.processes import GAN, NF, VAE, run
 
 MODULES = {VAE: vae, NF: nf, GAN: gan}
@@ -45,6 +47,16 @@ def test_a_script_trains_on_fashion_mnist_resumes_and_is_not_comparable(
         assert result["samples"]["mean_distance_real"] > 11
     status, output = run(tmp_path, script, "--resume", folder, "--dataset", "mnist")
     assert status == 2 and "its --dataset is fashion, not mnist" in output
+
+
+@pytest.mark.parametrize("kind", ["vae", "vae_report", "nf", "gan", "gan_report"])
+def test_rows_of_another_set_are_not_comparable_whatever_the_model(tmp_path, kind):
+    verdicts = {}
+    for name in ("mnist", "fashion"):
+        folder = fake_run(tmp_path / name, kind, "--dataset", name)
+        verdicts[name] = {row["verdict"] for row in read_run(folder).graded()}
+    assert verdicts["fashion"] == {"not comparable"} and "pass" in verdicts["mnist"]
+    assert "not comparable" not in verdicts["mnist"]
 
 
 @pytest.mark.parametrize("script", FLAGS)
