@@ -28,7 +28,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from datasets import N_PIXELS, Stream, mnist
+from datasets import N_PIXELS, Source, Stream, mnist
 from harness import checkpoints, cli, graded, latent, plots, records
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import at_least, at_most, between, result, tail_mean
@@ -189,10 +189,10 @@ def test_results(args, generator):
     """Results of a trained generator, compared with the test split: dicts of numbers, by name."""
     device = device_of(generator)
     z = sample_latents(N_DIVERSITY, args.latent_dim, device)
-    results = {"samples": diversity(generate(generator, z))}
+    results = {"samples": diversity(generate(generator, z), Source.of(args))}
     if args.quality_samples:
         z = sample_latents(args.quality_samples, args.latent_dim, device)
-        results["quality"] = sample_quality(generate(generator, z))
+        results["quality"] = sample_quality(generate(generator, z), Source.of(args))
     return results
 
 
@@ -212,7 +212,7 @@ def save_loss_plot(batches, g_losses, d_losses, filename, labels=(0.9, 0.0), tit
 def grade(args, history, results):
     """The graded rows of a run, from its metrics and results alone."""
     labels = {"real_label": (0.9,), "fake_label": (FAKE_LABELS[args.protocol],)}
-    comparable = {"latent_dim": (100,), "batch_size": (64,)} | labels
+    comparable = {"dataset": ("mnist",), "latent_dim": (100,), "batch_size": (64,)} | labels
     rows = GRADED[args.protocol] + SAMPLES + graded.optional(QUALITY)
     return graded.fill_rows(rows, comparable, args, history, results)
 
@@ -223,7 +223,7 @@ def main(args):
     if args.generate is not None:
         return generate_from_run(args)
     device = select_device(args.device, args.no_graph)
-    train, val, _ = mnist(args.data_dir, args.batch_size, device)
+    train, val, _ = mnist(Source.of(args), args.batch_size, device)
     batches = Stream(torch.cat([train.images, val.images]), args.batch_size)  # all 60,000
     n_batches = args.n_epochs * batches.n_images // args.batch_size
     torch.manual_seed(args.seed)
@@ -288,7 +288,7 @@ def parse_args(argv=None):
     parser.add_optional_argument("--generate", metavar="RUN", help="draw images from this run")
     parser.add_number("--n", 100, "images to draw with --generate", at_least=1)
     parser.add_common_arguments()
-    args = parser.parse_args(argv, out="runs/gan-{protocol}-seed{seed}")
+    args = parser.parse_args(argv, out="runs/gan-{dataset}-{protocol}-seed{seed}")
     if args.fake_label is None:
         args.fake_label = FAKE_LABELS[args.protocol]
     return args

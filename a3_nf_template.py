@@ -24,7 +24,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from datasets import N_PIXELS, mnist, random_shift
+from datasets import N_PIXELS, Source, mnist, random_shift
 from harness import cli, likelihood, plots, records
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
@@ -42,7 +42,7 @@ GRADED = [
     *rows_at(REFERENCE_BPD, "validation", "bits/dim", "val_bpd"),
     Row("validation, the assignment's demand", "bits/dim", metric("val_bpd"), 1.85, at=40),
 ]
-COMPARABLE = {"n_flows": (4,), "n_hidden": (1024,)}
+COMPARABLE = {"dataset": ("mnist",), "n_flows": (4,), "n_hidden": (1024,)}
 ALPHA = 1e-5  # keeps the logit finite at black and white
 MAX_SHIFT = 1  # pixels: the report's 5% of an image's side is 1.4, and images move by whole pixels
 
@@ -228,7 +228,7 @@ def test_results(args, model, test):
             results["likelihood"] = likelihood.per_dimension(nats, N_PIXELS)
         if args.quality_samples:
             images = model.sample(args.quality_samples) / 255
-            results["quality"] = sample_quality(images)
+            results["quality"] = sample_quality(images, Source.of(args))
     return results
 
 
@@ -246,7 +246,7 @@ grade = partial(fill_rows, GRADED, COMPARABLE)  # called as grade(args, history,
 def main(args):
     """Train a flow, or continue or evaluate an earlier run, and grade it."""
     device = select_device(args.device, args.no_graph)
-    train, val, test = mnist(args.data_dir, args.batch_size, device, MAX_SHIFT)
+    train, val, test = mnist(Source.of(args), args.batch_size, device, MAX_SHIFT)
     torch.manual_seed(args.seed)
     model = Model([N_PIXELS], args.n_flows, args.n_hidden).to(device)
     optimizer = adam(model, args.lr)
@@ -255,7 +255,8 @@ def main(args):
     def draw_curves(folder, history):
         curves = records.columns(history, "train_bpd", "val_bpd")
         shifted = records.points(history, "epoch", "val_bpd_shifted")
-        stars = [(*point, "the report (shifted)") for point in REFERENCE_BPD.items()]
+        points = REFERENCE_BPD.items() if args.dataset == "mnist" else ()
+        stars = [(*point, "the report (shifted)") for point in points]
         save_bpd_plot(*curves, folder / "bpd.png", stars, shifted)
 
     def save_samples(epoch):
@@ -292,7 +293,7 @@ def parse_args(argv=None):
     parser.add_number("--max_norm", 5.0, "clip the gradient at this norm, in nats", above=0)
     parser.add_evaluation_arguments(importance_samples=32)
     parser.add_common_arguments()
-    return parser.parse_args(argv, out="runs/nf-seed{seed}")
+    return parser.parse_args(argv, out="runs/nf-{dataset}-seed{seed}")
 
 
 if __name__ == "__main__":

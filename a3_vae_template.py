@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from datasets import BINARIZATIONS, N_PIXELS, bmnist
+from datasets import BINARIZATIONS, N_PIXELS, Source, bmnist
 from harness import cli, latent, likelihood, plots, records
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
@@ -43,7 +43,8 @@ GRADED = {
     ],
 }
 PROPOSALS = {"laplace": laplace_weights, "encoder": encoder_weights}  # for z, given an image
-COMPARABLE = {"zdim": (20,), "hidden_dim": (500,), "binarize": ("static", "larochelle")}
+COMPARABLE = {"dataset": ("mnist",), "binarize": ("static", "larochelle")}
+COMPARABLE |= {"zdim": (20,), "hidden_dim": (500,)}
 
 
 # --- Model
@@ -225,9 +226,9 @@ def test_results(args, model, test):
             results["likelihood"]["encoder_gap_nats"] = gap
         if args.quality_samples:
             draws, means = model.sample(args.quality_samples)
-            results["quality_of_means"] = sample_quality(means)
+            results["quality_of_means"] = sample_quality(means, Source.of(args))
             # Draws are bits, so they are compared with bits.
-            results["quality_of_draws"] = sample_quality(draws, args.binarize)
+            results["quality_of_draws"] = sample_quality(draws, Source.of(args), args.binarize)
     return results
 
 
@@ -247,7 +248,7 @@ def grade(args, history, results):
 def main(args):
     """Train a VAE, or continue or evaluate an earlier run, and grade it."""
     device = select_device(args.device, args.no_graph)
-    train, val, test = bmnist(args.data_dir, args.batch_size, device, args.binarize)
+    train, val, test = bmnist(Source.of(args), args.batch_size, device, args.binarize)
     torch.manual_seed(args.seed)
     model = VAE(args.hidden_dim, args.zdim, args.protocol).to(device)
     optimizer = adam(model, args.lr)
@@ -256,7 +257,8 @@ def main(args):
     def draw_curves(folder, history):
         *curves, report = records.columns(history, *CURVES)
         report = report if args.protocol == "report" else None
-        save_elbo_plot(*curves, folder / "elbo.png", [GRADED[args.protocol][0].star()], report)
+        stars = [GRADED[args.protocol][0].star()] if args.dataset == "mnist" else []
+        save_elbo_plot(*curves, folder / "elbo.png", stars, report)
 
     with Run(args, device, draw_curves, model=model, average=average, optimizer=optimizer) as run:
         if run.count == 0:
@@ -280,12 +282,14 @@ def parse_args(argv=None):
     parser.add_number("--hidden_dim", 500, "units of each hidden layer", at_least=1)
     parser.add_number("--batch_size", 128, "images per step", at_least=1)
     parser.add_number("--lr", 1e-3, "learning rate of Adam", above=0)
-    parser.add_choice("--binarize", BINARIZATIONS, "how grey pixels become bits")
+    parser.add_choice("--binarize", BINARIZATIONS, "how bits are made; larochelle needs --data_dir")
     parser.add_choice("--protocol", GRADED, "report: train and count as the report did")
     parser.add_choice("--proposal", PROPOSALS, "where importance samples of z come from")
     parser.add_evaluation_arguments(importance_samples=100)
     parser.add_common_arguments()
-    args = parser.parse_args(argv, out="runs/vae-z{zdim}-{binarize}-{protocol}-seed{seed}")
+    args = parser.parse_args(argv, "runs/vae-{dataset}-z{zdim}-{binarize}-{protocol}-seed{seed}")
+    if args.binarize == "larochelle" and args.dataset != "mnist":
+        parser.error(f"--binarize larochelle is of mnist, not of {args.dataset}")
     if args.protocol == "report":
         args.ema_decay = 0.0  # the report validated the weights in training
     return args

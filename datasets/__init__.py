@@ -1,7 +1,8 @@
 """MNIST as rows of 784 pixels, in batches that live on the model's device.
 
 `mnist` gives grey images, for the flow and the GAN; `bmnist` gives binary ones, for the VAE. Both
-return (train, val, test), each an iterable of float batches.
+return (train, val, test), each an iterable of float batches. A `Source` names another data set of
+the same form, or another folder.
 """
 
 import numpy as np
@@ -9,10 +10,14 @@ import torch
 
 from datasets.batches import Batches, Stream, bernoulli_draw, random_shift
 from datasets.files import (
+    DATASETS,
+    DEFAULT_FOLDER,
     LAROCHELLE,
+    MNIST,
     N_PIXELS,
     SHAPES,
     DataError,
+    Source,
     read_larochelle,
     read_mnist,
     static_draw,
@@ -20,10 +25,14 @@ from datasets.files import (
 
 __all__ = [
     "BINARIZATIONS",
+    "DATASETS",
+    "DEFAULT_FOLDER",
+    "MNIST",
     "N_PIXELS",
     "N_TRAIN",
     "Batches",
     "DataError",
+    "Source",
     "Stream",
     "bmnist",
     "mnist",
@@ -38,24 +47,24 @@ Splits = tuple[Batches, Batches, Batches]
 
 
 def mnist(
-    data_dir: str | None = None,
+    source: Source = MNIST,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
     max_shift: int = 0,
 ) -> Splits:
-    """Grey MNIST: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0..255.
+    """Grey images: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0..255.
 
     Args:
-        data_dir: folder with `mnist.npz` or the four IDX files; None is the copy in this package.
+        source: which data set, and where it is.
         batch_size: images per batch.
         device: of the batches.
         max_shift: shift each training image by up to this many pixels along each axis, newly in
             every epoch.
 
     Raises:
-        DataError: a file is missing, unreadable or not MNIST's.
+        DataError: a file is missing, unreadable or not of this data set.
     """
-    arrays = read_mnist(data_dir)
+    arrays = read_mnist(source)
     train, val = np.split(arrays["x_train"], [N_TRAIN])
 
     def shifted(images):
@@ -67,34 +76,35 @@ def mnist(
 
 
 def bmnist(
-    data_dir: str | None = None,
+    source: Source = MNIST,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
     binarize: str = "static",
 ) -> Splits:
-    """Binary MNIST: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0 and 1.
+    """Binary images: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0 and 1.
 
     Args:
-        data_dir: folder with `mnist.npz` or the four IDX files, for 'larochelle' with his three
-            `.amat` files; None is the copy of MNIST in this package, which has no `.amat` files.
+        source: which data set, and where it is.
         batch_size: images per batch.
         device: of the batches.
         binarize: 'static', one draw with the pixels' intensities as probabilities, the same bits
             everywhere; 'dynamic', a new draw in every epoch for training (validation and test as
             static); 'threshold', 1 where the intensity is above 0.5; 'larochelle', Larochelle's
-            own fixed draw.
+            own fixed draw of MNIST, from the three `.amat` files in the source's `data_dir`.
 
     Raises:
-        DataError: a file is missing, unreadable, or not MNIST's or Larochelle's.
+        DataError: a file is missing, unreadable, or not of this data set or Larochelle's.
     """
     if binarize not in BINARIZATIONS:
         raise ValueError(f"binarize must be one of {', '.join(BINARIZATIONS)}, not {binarize!r}")
     binary = torch.Tensor.float
     if binarize == "larochelle":
-        splits = [read_larochelle(data_dir, split) for split in LAROCHELLE]
+        if source.dataset != "mnist":
+            raise ValueError("'larochelle' is a binarisation of MNIST only")
+        splits = [read_larochelle(source.data_dir, split) for split in LAROCHELLE]
         return _splits(splits, batch_size, device, binary, binary)
 
-    arrays = read_mnist(data_dir)
+    arrays = read_mnist(source)
     grey = np.concatenate([arrays["x_train"], arrays["x_test"]]).reshape(-1, N_PIXELS)
     bits = grey > 127 if binarize == "threshold" else static_draw() < grey
     train, val, test = np.split(bits.view(np.uint8), [N_TRAIN, SHAPES["x_train"][0]])

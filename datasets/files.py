@@ -1,9 +1,12 @@
-"""Reading MNIST and Larochelle's binarisation; every file is checked to the last bit."""
+"""Reading MNIST, data sets of the same form, and Larochelle's binarisation; files are checked."""
 
 import gzip
 import hashlib
 import zlib
+from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +25,25 @@ IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 
-# SHA-256 of each array's bytes, row by row.
-MNIST_SHA256 = {
-    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
-    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
-    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+# By title: SHA-256 of each array's bytes, row by row.
+SHA256 = {
+    "MNIST": {
+        "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+        "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+        "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+        "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    },
+    "FashionMNIST": {
+        "x_train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+        "y_train": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+        "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+        "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    },
 }
+# Data sets by name: their title, which is torchvision's for the class and for the folder.
+DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
+PACKAGE = Path(__file__).parent  # has MNIST
+DEFAULT_FOLDER = Path("data")  # has the others, unless the user names another
 
 # SHA-256 of the uniform draws behind the static binarisation (see `static_draw`).
 STATIC_DRAW_SHA256 = "97df49202683a78f8b54152b64a9effa709e4f9dd1e12af8c7ac253e4d8f2cce"
@@ -58,6 +73,40 @@ class DataError(Exception):
     """A data file is missing or wrong; the message names the file in one line."""
 
 
+class Source(NamedTuple):
+    """Where images come from.
+
+    Attributes:
+        dataset: one of DATASETS.
+        data_dir: folder with the files; None is PACKAGE for MNIST, DEFAULT_FOLDER for the others.
+        download: let torchvision fetch missing files and damaged `.gz` files into the folder.
+    """
+
+    dataset: str = "mnist"
+    data_dir: str | Path | None = None
+    download: bool = False
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Source":
+        """The source that a command line names."""
+        return cls(args.dataset, args.data_dir, args.download)
+
+    @property
+    def title(self) -> str:
+        """The name of the set, as torchvision writes it."""
+        return DATASETS[self.dataset]
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the files."""
+        if self.data_dir is not None:
+            return Path(self.data_dir)
+        return PACKAGE if self.dataset == "mnist" else DEFAULT_FOLDER
+
+
+MNIST = Source()
+
+
 def static_draw() -> np.ndarray:
     """The draws behind the static binarisation, uint8 [70000, 784], uniform on 0..254.
 
@@ -76,47 +125,92 @@ def static_draw() -> np.ndarray:
     return draw
 
 
-def read_mnist(data_dir: str | None = None) -> dict[str, np.ndarray]:
-    """MNIST as uint8 arrays `x_train`, `y_train`, `x_test`, `y_test`, of the shapes in SHAPES.
+def read_mnist(source: Source = MNIST) -> dict[str, np.ndarray]:
+    """MNIST, or a set of its form, as uint8 arrays `x_train`, `y_train`, `x_test`, `y_test`.
 
-    Args:
-        data_dir: folder with `mnist.npz` or the four IDX files; None is the copy in this package.
+    They have the shapes in SHAPES. The files are four in the IDX format, plain or .gz, in the
+    source's folder or in torchvision's below it (`FashionMNIST/raw`); for MNIST also `mnist.npz`.
 
     Raises:
-        DataError: a file is missing, unreadable, of the wrong shape, or differs from MNIST.
+        DataError: a file is missing, unreadable, of the wrong shape, or not of this set; or the
+            download failed.
     """
-    folder = Path(data_dir) if data_dir is not None else Path(__file__).parent
-    arrays = _read_arrays(folder)
+    try:
+        return _read_checked(source)
+    except DataError as error:
+        if not source.download or source.folder == PACKAGE:
+            raise
+        problem = error
+    try:
+        _torchvision_class(source.title)(source.folder, download=True)
+    except Exception as error:  # without a network, and torchvision reads damaged files, too
+        raise DataError(f"{problem}; --download did not help: {_one_line(error)}") from error
+    return _read_checked(source)
+
+
+def _torchvision_class(title: str) -> type:
+    import torchvision.datasets  # takes a second, which a training without it should not wait
+
+    return getattr(torchvision.datasets, title)
+
+
+def _read_checked(source: Source) -> dict[str, np.ndarray]:
+    arrays = _read_arrays(source)
     for key, array in arrays.items():
-        if hashlib.sha256(array).hexdigest() != MNIST_SHA256[key]:
-            raise DataError(
-                f"{folder}: {key} is not MNIST's (its SHA-256 is another): the file is damaged, "
-                "or of another data set"
-            )
+        sha256 = hashlib.sha256(array).hexdigest()
+        whose = next((title for title, known in SHA256.items() if known[key] == sha256), None)
+        if whose not in (source.title, None) or whose is None and source.title in SHA256:
+            problem = f"it is {whose}'s" if whose else "its SHA-256 is another: a file is damaged"
+            raise DataError(f"{source.folder}: {key} is not {source.title}'s ({problem})")
     return arrays
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+def _read_arrays(source: Source) -> dict[str, np.ndarray]:
+    folder, title = source.folder, source.title
     if folder.is_file():
         raise DataError(f"{folder} is a file: name the folder that holds it")
-    archive = folder / "mnist.npz"
-    if archive.exists():
+    torchvision_folder, archive = folder / title / "raw", folder / "mnist.npz"
+    if any(_idx_paths(torchvision_folder).values()):
+        folder = torchvision_folder
+    elif source.dataset == "mnist" and archive.exists():
         return _read_npz(archive)
-    paths = {
-        key: next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+    paths = _idx_paths(folder)
+    missing = [name for key, name in IDX_FILES.items() if paths[key] is None]
+    hint = "" if source.download else "; --download fetches them"
+    if len(missing) == len(paths):
+        npz = "mnist.npz, or " if source.dataset == "mnist" else ""
+        raise DataError(
+            f"no {title} in {folder}: expected {npz}the IDX files {', '.join(missing)} (plain or "
+            f".gz), there or in {torchvision_folder}{hint}"
+        )
+    if missing:
+        raise DataError(
+            f"{folder / missing[0]} is missing (plain or .gz): {title} is four IDX files{hint}"
+        )
+    if title not in SHA256:
+        _check_published(title, paths.values())
+    return {key: _read_idx(path, SHAPES[key]) for key, path in paths.items()}
+
+
+def _idx_paths(folder: Path) -> dict[str, Path | None]:
+    """The four IDX files of a folder, .gz first: these have a checksum."""
+    return {
+        key: next(filter(Path.exists, (folder / f"{name}.gz", folder / name)), None)
         for key, name in IDX_FILES.items()
     }
-    if not any(paths.values()):
-        raise DataError(
-            f"no MNIST in {folder}: expected mnist.npz, or the IDX files "
-            f"{', '.join(IDX_FILES.values())} (plain or .gz)"
-        )
-    for key, path in paths.items():
-        if path is None:
+
+
+def _check_published(title: str, paths: Iterable[Path]) -> None:
+    """Compare .gz files with the MD5 sums that torchvision knows."""
+    packed = [path for path in paths if path.suffix == ".gz"]
+    published = dict(_torchvision_class(title).resources) if packed else {}
+    for path in packed:
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if md5 != published[path.name]:
             raise DataError(
-                f"{folder / IDX_FILES[key]} is missing (plain or .gz): MNIST is four IDX files"
+                f"{path} is not the file that {title} publishes (its MD5 is another): it is "
+                "damaged, of another data set, or compressed anew (then unpack it)"
             )
-    return {key: _read_idx(path, SHAPES[key]) for key, path in paths.items()}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -43,7 +43,7 @@ COPIED_BYTES = 32 << 20
 SKIPPED_FOLDERS = {"__pycache__", "runs", "data", "venv", "node_modules"}
 BINARY = datasets.bmnist()[1].images[:N_IMAGES].clone()
 GREY = datasets.mnist()[1].images[:N_IMAGES].clone()
-LABELS = torch.from_numpy(datasets.read_mnist(None)["y_train"][-10_000:][:N_IMAGES]).long()
+LABELS = torch.from_numpy(datasets.read_mnist()["y_train"][-10_000:][:N_IMAGES]).long()
 gc.freeze()
 
 RUNS_TODAY, RUNS_ON_CPU = load_checks("all", {"runs_today": None, "runs_on_cpu": None})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import DataError
+from datasets import DATASETS, DEFAULT_FOLDER, DataError
 from harness import records
 from harness.errors import Interrupted, UsageError, UserError
 
@@ -20,6 +20,7 @@ MAY_GROW = ("epochs", "n_epochs")  # settings that --resume may raise
 MAY_DIFFER = (
     "device",
     "data_dir",
+    "download",
     "no_graph",
     "proposal",
     "importance_samples",
@@ -107,6 +108,22 @@ class ArgumentParser(argparse.ArgumentParser):
             at_least=0,
         )
 
+    def add_data_arguments(self) -> None:
+        """Add the options that make a `datasets.Source`."""
+        self.add_choice("--dataset", DATASETS, "the images to train on")
+        self.add_optional_argument(
+            "--data_dir",
+            metavar="DIR",
+            help="read the data set from DIR: its four IDX files, plain or .gz, there or in "
+            "torchvision's folder below it, such as FashionMNIST/raw; for mnist also mnist.npz "
+            f"(default: mnist from the copy in datasets/, the others from {DEFAULT_FOLDER}/)",
+        )
+        self.add_argument(
+            "--download",
+            action="store_true",
+            help="let torchvision fetch a data set that is not there",
+        )
+
     def add_common_arguments(self) -> None:
         """Add the options that all three scripts share."""
         self.add_number("--seed", 0, "seed of all random numbers", at_least=0, below=2**32)
@@ -116,12 +133,7 @@ class ArgumentParser(argparse.ArgumentParser):
             action="store_true",
             help="on CUDA: launch kernels one by one instead of replaying a captured graph",
         )
-        self.add_optional_argument(
-            "--data_dir",
-            metavar="DIR",
-            help="read MNIST from DIR (mnist.npz or the four IDX files; larochelle: the three "
-            ".amat files) instead of the copy in datasets/",
-        )
+        self.add_data_arguments()
         self.add_optional_argument(
             "--out",
             metavar="DIR",

@@ -1,9 +1,11 @@
 """Sample-quality metrics: Fréchet distance, precision and recall, classes, Parzen windows.
 
 Each metric comes with its floor: the value that real images get. Images are rows of 784 pixels in
-[0, 1]. Features and classes are those of the classifier in `harness.judge`.
+[0, 1]. Features and classes are those of the classifier in `harness.judge`, which knows MNIST only;
+images of another data set get the metrics that need no classifier.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from scipy.linalg import eigh, eigvalsh
 
-from datasets import bmnist, mnist
+from datasets import MNIST, Source, bmnist, mnist
 from harness import judge
 from harness.devices import to_host
 
@@ -33,37 +35,58 @@ def kind_of(binarize: str | None) -> str:
     return "threshold" if binarize == "threshold" else "static"
 
 
-def real_images(kind: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(validation images, test images) of MNIST, [10000, 784] in [0, 1] each."""
+def real_images(
+    kind: str, device: torch.device | str = "cpu", source: Source = MNIST
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(validation images, test images) of a data set, [10000, 784] in [0, 1] each."""
     if kind == "grey":
-        _, val, test = mnist(device=device)
+        _, val, test = mnist(source, device=device)
         return val.images.float() / 255, test.images.float() / 255
-    _, val, test = bmnist(device=device, binarize=kind)
+    _, val, test = bmnist(source, device=device, binarize=kind)
     return val.images.float(), test.images.float()
 
 
-def sample_quality(images: torch.Tensor, binarize: str | None = None) -> dict[str, float]:
+def sample_quality(
+    images: torch.Tensor, source: Source = MNIST, binarize: str | None = None
+) -> dict[str, float]:
     """All metrics of generated images against the test images, and the floor of each.
 
-    The floor is what a perfect model would reach: the metric of the validation images. Floors
-    come from the judge's record; `floors` computes them. The Parzen bandwidth is chosen on the
-    validation images.
+    The floor is what a perfect model would reach: the metric of the validation images (`floors`).
+    The Parzen bandwidth is chosen on the validation images.
 
     Args:
         images: generated, [n, 784].
+        source: the data set that they imitate. If it isn't MNIST, there are only Parzen windows,
+            and a line says so.
         binarize: None compares with grey images; 'static', ... with binary ones (`kind_of`).
 
     Returns:
         A dict of numbers: in nats where the name says so, otherwise dimensionless.
     """
-    record = judge.read_record()
-    classifier = judge.load_classifier(images.device)
     kind = kind_of(binarize)
-    validation, test = real_images(kind, images.device)
+    validation, test = real_images(kind, images.device, source)
+    if source.dataset == "mnist":
+        judged = _judged(images, test, kind)
+        floor = judge.read_record()["floors"][kind]["parzen_floor_nats"]
+    else:
+        _say_what_is_left_out(source.title)
+        judged, floor = {}, parzen_floor(validation, test)
+    parzen_nats, parzen_error = parzen(images, validation, test)
+    return {
+        **judged,
+        "parzen_nats": parzen_nats,
+        "parzen_standard_error": parzen_error,
+        "parzen_floor_nats": floor,
+        "n_samples": len(images),
+    }
+
+
+def _judged(images: torch.Tensor, test: torch.Tensor, kind: str) -> dict[str, float]:
+    """The metrics that need the classifier, with floors from its record."""
+    record, classifier = judge.read_record(), judge.load_classifier(images.device)
     features, classes = judge.features_and_classes(classifier, images)
     test_features, _ = judge.features_and_classes(classifier, test)
     precision, recall = precision_recall(test_features, features)
-    parzen_nats, parzen_error = parzen(images, validation, test)
     floor = record["floors"][kind]
     return {
         "frechet_distance": frechet_distance(features, test_features),
@@ -73,33 +96,40 @@ def sample_quality(images: torch.Tensor, binarize: str | None = None) -> dict[st
         "recall": recall,
         "recall_floor": floor["recall_floor"],
         **class_shares(classes),
-        "parzen_nats": parzen_nats,
-        "parzen_standard_error": parzen_error,
-        "parzen_floor_nats": floor["parzen_floor_nats"],
-        "n_samples": len(images),
         "classifier_accuracy": record["test_accuracy"],
     }
+
+
+@functools.cache  # once, although the VAE has two kinds of samples
+def _say_what_is_left_out(title: str) -> None:
+    print(
+        "\nleft out: Fréchet distance, precision, recall and classes of samples, "
+        f"for their classifier knows MNIST, not {title}"
+    )
 
 
 def floors(
     classifier: judge.Classifier, validation: torch.Tensor, test: torch.Tensor
 ) -> dict[str, float]:
-    """The metrics of real images: of the validation images against the test images.
-
-    For Parzen windows the second half of the validation images are the samples, and the first
-    half chooses the bandwidth.
-    """
+    """The metrics of real images: of the validation images against the test images."""
     features, _ = judge.features_and_classes(classifier, validation)
     test_features, _ = judge.features_and_classes(classifier, test)
     precision, recall = precision_recall(test_features, features)
-    half = len(validation) // 2
-    parzen_nats, _ = parzen(validation[half:], validation[:half], test)
     return {
         "frechet_floor": frechet_distance(features, test_features),
         "precision_floor": precision,
         "recall_floor": recall,
-        "parzen_floor_nats": parzen_nats,
+        "parzen_floor_nats": parzen_floor(validation, test),
     }
+
+
+def parzen_floor(validation: torch.Tensor, test: torch.Tensor) -> float:
+    """Parzen log-likelihood in nats with real images as samples.
+
+    They are the second half of the validation images; the first half chooses the bandwidth.
+    """
+    half = len(validation) // 2
+    return parzen(validation[half:], validation[:half], test)[0]
 
 
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -200,7 +230,7 @@ def parzen(
     return log_likelihoods.mean().item(), standard_error.item()
 
 
-def diversity(images: torch.Tensor) -> dict[str, float]:
+def diversity(images: torch.Tensor, source: Source = MNIST) -> dict[str, float]:
     """How different generated images [n, 784] are from each other.
 
     Returns:
@@ -208,10 +238,14 @@ def diversity(images: torch.Tensor) -> dict[str, float]:
         repeat an earlier one in 8 bits per pixel; and `mean_distance_real`, of the test images.
     """
     rounded = (images * 255).round().byte().cpu()  # not every device can find repeated rows
+    if source.dataset == "mnist":
+        real = judge.read_record()["mean_distance_real"]
+    else:
+        real = mean_distance(real_images("grey", images.device, source)[1])
     return {
         "mean_distance": mean_distance(images),
         "repeats": len(images) - len(rounded.unique(dim=0)),
-        "mean_distance_real": judge.read_record()["mean_distance_real"],
+        "mean_distance_real": real,
     }
 
 

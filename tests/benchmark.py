@@ -1,7 +1,7 @@
 """Time per training step of this project and of the plain loop (`tests.plain`) on this machine.
 
 python -m tests.benchmark [--device auto|cuda|mps|cpu] [--workers 0] [--epoch] [--scaling]
-                          [--json FILE]
+                          [--dataset mnist|fashion|kmnist] [--json FILE]
 
 Each training has a process of its own, as in real use. The two take turns, a few steps at a time,
 data loading included, with a third that only multiplies matrices. Medians are compared.
@@ -12,39 +12,34 @@ the rate of this project's matrix products, if they took the whole step, over th
 stands the time that these products take alone, each by the faster of the two.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
-import math
 import multiprocessing
 import resource
 import statistics
 import time
-import timeit
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from datasets import N_PIXELS, Stream, bmnist, mnist
+from datasets import MNIST, N_PIXELS, Source, Stream, bmnist, mnist, read_mnist
+from harness import cli
 from harness.average import WeightAverage
 from harness.devices import select_device
 from harness.run import device_name
-from harness.steps import CapturedStep, adam, captured
+from harness.steps import adam, captured
 from tests import plain
+from tests.products import SQUARE, bare_products, gflop, products_of, ways_to_multiply
 
 ROUNDS = 4
 STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
-SQUARE = 4096
 MODELS = {"vae": "VAE", "nf": "flow", "gan": "GAN"}
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # computes a @ b.T
 
 
 def endless(batches):
@@ -56,8 +51,8 @@ def one_of_each_shape(batches):
     return {batch.shape: batch for batch in batches}.values()
 
 
-def ours_vae(device, batch_size=128, hidden_dim=500):
-    train, val, _ = bmnist(batch_size=batch_size, device=device)
+def ours_vae(device, source=MNIST, batch_size=128, hidden_dim=500):
+    train, val, _ = bmnist(source, batch_size, device)
     model = vae.VAE(hidden_dim).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     vae.epoch_iter(model, one_of_each_shape(train), optimizer, average)
@@ -69,8 +64,8 @@ def ours_vae(device, batch_size=128, hidden_dim=500):
     }
 
 
-def ours_nf(device, batch_size=128, n_hidden=1024):
-    train, _, _ = mnist(batch_size=batch_size, device=device, max_shift=nf.MAX_SHIFT)
+def ours_nf(device, source=MNIST, batch_size=128, n_hidden=1024):
+    train, _, _ = mnist(source, batch_size, device, nf.MAX_SHIFT)
     model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     nf.epoch_iter(model, one_of_each_shape(train), optimizer, average)
@@ -81,8 +76,8 @@ def ours_nf(device, batch_size=128, n_hidden=1024):
     }
 
 
-def ours_gan(device):
-    train, _, _ = mnist(device=device)
+def ours_gan(device, source=MNIST):
+    train, _, _ = mnist(source, device=device)
     networks = gan.Generator().to(device), gan.Discriminator().to(device)
     arguments = *networks, tuple(adam(network, 2e-4) for network in networks), (0.9, 0.0)
     step = captured(gan.train_step, *arguments)
@@ -93,10 +88,10 @@ def ours_gan(device):
     }
 
 
-def plain_vae(device, workers):
+def plain_vae(device, source=MNIST, workers=0):
     train, val, _ = (
         plain.loader(255 * split.images, 128, plain.VAE_TRANSFORM, split.shuffle, workers)
-        for split in bmnist()
+        for split in bmnist(source)
     )
     step, batches = plain.vae_step(device), endless(train)
 
@@ -111,95 +106,19 @@ def plain_vae(device, workers):
     return {"step": partial(_take, step, batches), "epoch": epoch}
 
 
-def plain_nf(device, workers):
-    data = plain.loader(mnist()[0].images, 128, plain.NF_TRANSFORM, workers=workers)
+def plain_nf(device, source=MNIST, workers=0):
+    data = plain.loader(mnist(source)[0].images, 128, plain.NF_TRANSFORM, workers=workers)
     return {"step": partial(_take, plain.nf_step(device), endless(data))}
 
 
-def plain_gan(device, workers):
-    data = plain.loader(mnist()[0].images, 64, plain.GAN_TRANSFORM, workers=workers)
+def plain_gan(device, source=MNIST, workers=0):
+    data = plain.loader(mnist(source)[0].images, 64, plain.GAN_TRANSFORM, workers=workers)
     return {"step": partial(_take, plain.gan_step(device), endless(data))}
 
 
 def _take(step, batches, n):
     for batch, _ in itertools.islice(batches, n):
         step(batch)
-
-
-class _ProductCounter(TorchDispatchMode):
-    """Counts matrix products a @ b by what `_layout` says of a and b."""
-
-    def __init__(self):
-        super().__init__()
-        self.products = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            self.products[_layout(args[-2]), _layout(args[-1])] += 1
-        elif ONEDNN is not None and function is ONEDNN.default:
-            self.products[_layout(args[0]), _layout(args[1].t())] += 1
-        return function(*args, **kwargs or {})
-
-
-def _layout(matrix):
-    """(shape, stride) of a matrix, or of a dense copy if its elements share memory."""
-    return tuple(matrix.shape), torch.empty_like(matrix, device="meta").stride()
-
-
-def products_of(function):
-    """The matrix products a @ b that `function` calls: {(shape, stride of a, of b): how many}."""
-    with _ProductCounter() as counter:
-        function()
-    return counter.products
-
-
-def gflop(products):
-    """Floating-point operations of products as `products_of` returns them, in 10^9."""
-    return sum(2e-9 * math.prod(a) * b[1] * n for ((a, _), (b, _)), n in products.items())
-
-
-def ways_to_multiply(device):
-    """By name, functions that compute a @ b on the device."""
-    ways = {"PyTorch": torch.mm}
-    if device.type == "cpu" and ONEDNN is not None and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = lambda a, b: ONEDNN(a, b.t(), None, "none", [], "")
-    return ways
-
-
-def faster_way(device, a, b):
-    """The function that takes less time for a @ b."""
-    ways = ways_to_multiply(device).values()
-    return min(ways, key=lambda way: min(timeit.repeat(partial(way, a, b), number=10)))
-
-
-def bare_products(device, products):
-    """Matrix products alone: a square one by each way; all given ones, each by its faster way."""
-    work = []
-    for layouts, count in products.items():
-        pairs = [
-            [torch.empty_strided(*layout, device=device).normal_() for layout in layouts]
-            for _ in range(count)  # each product reads matrices of its own, as in a step
-        ]
-        way = faster_way(device, *pairs[0])
-        work += [partial(way, *pair) for pair in pairs]
-
-    def multiply_all(_):
-        for multiply in work:
-            result = multiply()  # which frees the one before
-        return result[:1, :1]
-
-    # On CUDA a graph, as the step itself.
-    all_products = CapturedStep(multiply_all, []) if device.type == "cuda" else multiply_all
-    square = torch.randn(2, SQUARE, SQUARE, device=device)
-    functions = {name: partial(way, *square) for name, way in ways_to_multiply(device).items()}
-    functions["all"] = partial(all_products, torch.zeros(1, device=device))
-
-    def repeat(function, n):
-        for _ in range(n):
-            result = function()
-        result[0, 0].item()  # waits for the device
-
-    return {name: partial(repeat, function) for name, function in functions.items()}
 
 
 def gpu_busy(function):
@@ -270,11 +189,12 @@ def compare(turns, rounds):
 
 def compare_step(name, make_ours, make_plain, args, device):
     """The figures of one model, printed as a line; with --epoch those of the VAE's epoch, too."""
+    source = Source.of(args)
     n, many = STEPS[name], 20 if device.type == "cuda" else 1  # a launch or two measure nothing
     results = {}
     with (
-        Trainee(make_ours, device) as ours,
-        Trainee(make_plain, device, args.workers) as theirs,
+        Trainee(make_ours, device, source) as ours,
+        Trainee(make_plain, device, source, args.workers) as theirs,
         Trainee(bare_products, device, products := ours.ask("products")) as bare,
     ):
         turns = [(theirs, "step", n), (ours, "step", many * n), (bare, "all", many * n)]
@@ -304,7 +224,7 @@ def compare_step(name, make_ours, make_plain, args, device):
     return {name: row, **results}
 
 
-def scaling(device):
+def scaling(device, source):
     """Microseconds per training image by batch size and by width: rows of a table, printed."""
     rows = []
     print("      batch  width   us per image   GFLOP/s")
@@ -315,7 +235,7 @@ def scaling(device):
         for batch_size, units in sizes:
             # About as much work as 20 steps of the default size, all of full batches.
             n = max(1, 20 * 128 * default // (batch_size * units))
-            with Trainee(make, device, batch_size, units) as ours:
+            with Trainee(make, device, source, batch_size, units) as ours:
                 milliseconds, products = ours.ask("step", n), ours.ask("products")
             row = {"model": name, "batch_size": batch_size, width: units}
             row["us_per_image"] = 1000 * milliseconds / batch_size
@@ -326,25 +246,32 @@ def scaling(device):
     return rows
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
-    parser.add_argument("--workers", type=int, default=0, help="of the plain loop's DataLoader")
-    parser.add_argument("--epoch", action="store_true", help="time a whole VAE epoch as well")
-    parser.add_argument("--scaling", action="store_true", help="by batch size and width as well")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    args = parser.parse_args()
+def main(args):
     device = select_device(args.device)
+    read_mnist(Source.of(args))  # before the processes start: they would all download it
     print(device_name(device))
-    results = {"device": device_name(device), "workers": args.workers}
+    results = {"device": device_name(device), "dataset": args.dataset, "workers": args.workers}
     models = ("vae", ours_vae, plain_vae), ("nf", ours_nf, plain_nf), ("gan", ours_gan, plain_gan)
     for name, ours, theirs in models:
         results |= compare_step(name, ours, theirs, args, device)
     if args.scaling:
-        results["scaling"] = scaling(device)
+        results["scaling"] = scaling(device, Source.of(args))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(__doc__.splitlines()[0])
+    parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
+    parser.add_number("--workers", 0, "of the plain loop's DataLoader", at_least=0)
+    parser.add_argument("--epoch", action="store_true", help="time a whole VAE epoch as well")
+    parser.add_argument("--scaling", action="store_true", help="by batch size and width as well")
+    parser.add_optional_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE"
+    )
+    parser.add_data_arguments()
+    return parser.parse_args(argv)
+
+
 if __name__ == "__main__":
-    main()
+    cli.run_script(main, parse_args)

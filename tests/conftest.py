@@ -26,6 +26,15 @@ def shared_data():
 
 
 @pytest.fixture(scope="session")
+def fashion_folder():
+    """The folder of Fashion-MNIST's four .gz files in Debian's package `dataset-fashion-mnist`."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.exists():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def arrays():
     """MNIST as uint8 arrays, by name."""
     return read_mnist()

@@ -10,7 +10,7 @@ import torch
 import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import mnist, random_shift
-from tests import benchmark, plain
+from tests import benchmark, plain, products
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_trainees_take_turns_in_processes_of_their_own():
     device = torch.device("cpu")
     with (
         benchmark.Trainee(benchmark.ours_vae, device) as ours,
-        benchmark.Trainee(benchmark.plain_vae, device, 0) as theirs,
+        benchmark.Trainee(benchmark.plain_vae, device) as theirs,
     ):
         assert ours.process.pid != theirs.process.pid
         turns = [(theirs, "step", 2), (ours, "step", 3)]
@@ -89,11 +89,10 @@ def test_trainees_take_turns_in_processes_of_their_own():
     "make", [benchmark.ours_vae, benchmark.ours_nf, benchmark.ours_gan, benchmark.plain_nf]
 )
 def test_every_training_of_the_benchmark_makes_steps(make):
-    arguments = (0,) if make is benchmark.plain_nf else ()
-    functions = make(torch.device("cpu"), *arguments)
+    functions = make(torch.device("cpu"))
     functions["step"](2)
     if "eager" in functions:
-        assert benchmark.gflop(benchmark.products_of(lambda: functions["eager"](1))) > 0.1
+        assert products.gflop(products.products_of(lambda: functions["eager"](1))) > 0.1
 
 
 @pytest.mark.parametrize("make, module", [(benchmark.ours_vae, vae), (benchmark.ours_nf, nf)])
@@ -106,7 +105,7 @@ def test_no_timed_step_has_a_shape_that_is_new(monkeypatch, make, module):
         return lambda batch: (shapes.add(batch.shape), nothing)[1]
 
     monkeypatch.setattr(module, "captured", record)
-    functions = make(torch.device("cpu"), 10_000 if module is nf else 8192)
+    functions = make(torch.device("cpu"), batch_size=10_000 if module is nf else 8192)
     warmed_up = shapes.copy()
     functions["step"](8)  # an epoch is 5 or 7 batches
     assert shapes == warmed_up and len(shapes) == (1 if module is nf else 2)
@@ -117,38 +116,38 @@ def test_the_products_of_a_step_are_counted():
     forward = 2 * 128 * (784 * 500 + 500 * 40 + 20 * 500 + 500 * 784)
     eager = benchmark.ours_vae(torch.device("cpu"))["eager"]
     expected = (3 * forward - 2 * 128 * 784 * 500) / 1e9
-    products = benchmark.products_of(lambda: eager(1))
-    assert benchmark.gflop(products) == pytest.approx(expected)
+    counted = products.products_of(lambda: eager(1))
+    assert products.gflop(counted) == pytest.approx(expected)
 
 
 def test_products_by_each_way_are_equal_and_counted():
     a, b = torch.randn(3, 5), torch.randn(7, 5).t()
     key = ((3, 5), (5, 1)), ((5, 7), (1, 5))
-    for way in benchmark.ways_to_multiply(torch.device("cpu")).values():
+    for way in products.ways_to_multiply(torch.device("cpu")).values():
         assert torch.allclose(way(a, b), a @ b, atol=1e-5)
-        assert benchmark.products_of(lambda: way(a, b)) == {key: 1}
-    assert benchmark.gflop({key: 4}) == pytest.approx(4 * 2 * 3 * 5 * 7 / 1e9)
+        assert products.products_of(lambda: way(a, b)) == {key: 1}
+    assert products.gflop({key: 4}) == pytest.approx(4 * 2 * 3 * 5 * 7 / 1e9)
 
 
 def test_products_alone_are_those_of_the_step(monkeypatch):
     """The same number of each layout, by one of the ways; a square product by each way."""
-    monkeypatch.setattr(benchmark, "SQUARE", 16)
+    monkeypatch.setattr(products, "SQUARE", 16)
     device = torch.device("cpu")
     step = {(((8, 4), (4, 1)), ((4, 6), (1, 4))): 3, (((4, 8), (1, 4)), ((8, 6), (6, 1))): 2}
-    functions = benchmark.bare_products(device, step)
-    assert functions.keys() == {"all", *benchmark.ways_to_multiply(device)}
-    assert benchmark.products_of(lambda: functions.pop("all")(2)) == {
+    functions = products.bare_products(device, step)
+    assert functions.keys() == {"all", *products.ways_to_multiply(device)}
+    assert products.products_of(lambda: functions.pop("all")(2)) == {
         layouts: 2 * n for layouts, n in step.items()
     }
     square = (16, 16), (16, 1)
     for multiply in functions.values():
-        assert benchmark.products_of(lambda: multiply(5)) == {(square, square): 5}
+        assert products.products_of(lambda: multiply(5)) == {(square, square): 5}
 
 
 def test_the_faster_way_is_chosen(monkeypatch):
     ways = {"slow": lambda a, b: time.sleep(0.001), "fast": lambda a, b: None}
-    monkeypatch.setattr(benchmark, "ways_to_multiply", lambda device: ways)
-    assert benchmark.faster_way(torch.device("cpu"), None, None) is ways["fast"]
+    monkeypatch.setattr(products, "ways_to_multiply", lambda device: ways)
+    assert products.faster_way(torch.device("cpu"), None, None) is ways["fast"]
 
 
 def test_the_json_file_has_its_keys(tmp_path, monkeypatch):
@@ -170,11 +169,11 @@ def test_the_json_file_has_its_keys(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "Trainee", FakeTrainee)
     monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
     file = tmp_path / "figures.json"
-    flags = f"benchmark --device cpu --epoch --scaling --json {file}".split()
-    monkeypatch.setattr("sys.argv", flags)
-    benchmark.main()
+    flags = f"--device cpu --epoch --scaling --json {file}".split()
+    benchmark.main(benchmark.parse_args(flags))
     content = json.loads(file.read_text())
-    assert content.keys() == {"device", "workers", "vae", "nf", "gan", "vae_epoch", "scaling"}
+    keys = {"device", "dataset", "workers", "vae", "nf", "gan", "vae_epoch", "scaling"}
+    assert content.keys() == keys
     for name in ("vae", "nf", "gan"):
         assert content[name].keys() >= {
             "plain_ms",

@@ -170,7 +170,10 @@ BAD = [
     (VAE, ["--device", "tpu"], 2, "--device"),
     (VAE, ["--out", ROOT / "pyproject.toml" / "run"], 1, "cannot be made"),
     (VAE, ["--binarize", "larochelle"], 1, "binarized_mnist_train.amat"),
+    (VAE, ["--binarize", "larochelle", "--dataset", "fashion"], 2, "larochelle is of mnist"),
     (VAE, ["--data_dir", "absent"], 1, "no MNIST in absent"),
+    (NF, ["--dataset", "fashion", "--data_dir", "absent"], 1, "no FashionMNIST in absent"),
+    (GAN, ["--dataset", "cifar"], 2, "--dataset"),
     (VAE, ["--resume", "absent"], 1, "not a run folder"),
     (NF, ["--batch_size", "0"], 2, "--batch_size"),
     (NF, ["--max_norm", "nan"], 2, "--max_norm"),
@@ -211,5 +214,6 @@ def test_a_taken_folder_is_not_written_over(finished, tmp_path):
 def test_help_gives_the_defaults(tmp_path, script):
     status, output = run(tmp_path, script, "--help")
     assert status == 0 and "None" not in output
-    for words in ("default: 10000", "--resume", "--evaluate", "--out", "--no_graph"):
+    for words in ("default: 10000", "--resume", "--evaluate", "--out", "--no_graph", "--dataset"):
         assert words in output
+    assert ("larochelle" in output) == (script == VAE)

@@ -8,24 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from datasets import DataError, files, read_mnist
+from datasets import DataError, Source, files, read_mnist
 from tests.damage import DAMAGE, damaged
-
-
-def idx_bytes(array):
-    """LeCun's format: magic number, lengths big-endian, pixels."""
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
-    return header + array.tobytes()
-
-
-def idx_files(arrays):
-    """The four IDX files, as bytes by name."""
-    return {name: idx_bytes(arrays[key]) for key, name in files.IDX_FILES.items()}
-
-
-def write_files(folder, contents):
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
+from tests.idx import idx_files, write_files
 
 
 @pytest.fixture
@@ -34,7 +19,7 @@ def few(arrays, monkeypatch):
     few = {key: array[:20] for key, array in arrays.items()}
     monkeypatch.setattr(files, "SHAPES", {key: array.shape for key, array in few.items()})
     checksums = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in few.items()}
-    monkeypatch.setattr(files, "MNIST_SHA256", checksums)
+    monkeypatch.setitem(files.SHA256, "MNIST", checksums)
     return few
 
 
@@ -46,42 +31,41 @@ def few_files(few):
 def test_mnist_is_the_original(arrays):
     assert {
         key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items()
-    } == files.MNIST_SHA256
+    } == files.SHA256["MNIST"]
 
 
 def test_idx_files_are_read(tmp_path, arrays):
     write_files(tmp_path, idx_files(arrays))
-    for key, array in read_mnist(tmp_path).items():
+    for key, array in read_mnist(Source(data_dir=tmp_path)).items():
         assert np.array_equal(array, arrays[key])
 
 
-def test_compressed_idx_files_are_read(tmp_path, few, few_files):
-    contents = {f"{name}.gz": gzip.compress(content) for name, content in few_files.items()}
-    write_files(tmp_path, contents)
-    for key, array in read_mnist(tmp_path).items():
+def test_compressed_idx_files_are_read(tmp_path, few):
+    write_files(tmp_path, idx_files(few, compressed=True))
+    for key, array in read_mnist(Source(data_dir=tmp_path)).items():
         assert np.array_equal(array, few[key])
 
 
 def test_an_archive_is_read_from_another_folder(tmp_path, arrays):
     np.savez(tmp_path / "mnist.npz", **arrays)
-    assert np.array_equal(read_mnist(tmp_path)["y_test"], arrays["y_test"])
+    assert np.array_equal(read_mnist(Source(data_dir=tmp_path))["y_test"], arrays["y_test"])
 
 
 def test_no_mnist_names_what_was_expected(tmp_path):
     with pytest.raises(DataError, match="expected mnist.npz"):
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
     with pytest.raises(DataError, match="expected mnist.npz"):
-        read_mnist(tmp_path / "absent")
+        read_mnist(Source(data_dir=tmp_path / "absent"))
     (tmp_path / "mnist.npz").write_bytes(b"")
     with pytest.raises(DataError, match="name the folder"):
-        read_mnist(tmp_path / "mnist.npz")
+        read_mnist(Source(data_dir=tmp_path / "mnist.npz"))
 
 
 def test_a_missing_idx_file_is_named(tmp_path, few_files):
     del few_files["train-labels-idx1-ubyte"]
     write_files(tmp_path, few_files)
     with pytest.raises(DataError, match="train-labels-idx1-ubyte is missing"):
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +91,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, few_files, damage, compressed):
     name += ".gz" if compressed else ""
     write_files(tmp_path, few_files | {name: gzip.compress(content) if compressed else content})
     with pytest.raises(DataError, match=name) as error:
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -118,7 +102,7 @@ def test_a_truncated_gzip_file_is_named(tmp_path, few_files, kept):
     content = content[: int(kept * len(content)) if isinstance(kept, float) else kept]
     write_files(tmp_path, few_files | {name + ".gz": content})
     with pytest.raises(DataError, match=name):
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
 
 
 def npz(**arrays):
@@ -145,7 +129,7 @@ def test_damaged_archives_are_named(tmp_path, few):
     for content in contents:
         (tmp_path / "mnist.npz").write_bytes(content)
         with pytest.raises(DataError, match="mnist.npz") as error:
-            read_mnist(tmp_path)
+            read_mnist(Source(data_dir=tmp_path))
         assert "\n" not in str(error.value)
 
 
@@ -154,13 +138,13 @@ def test_images_of_another_data_set_are_refused(tmp_path, few):
     other[3, 14, 14] ^= 1
     (tmp_path / "mnist.npz").write_bytes(npz(**few | {"x_train": other}))
     with pytest.raises(DataError, match="x_train is not MNIST's"):
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
 
 
 def test_an_archive_that_is_a_folder_is_named(tmp_path):
     (tmp_path / "mnist.npz").mkdir()
     with pytest.raises(DataError, match="mnist.npz"):
-        read_mnist(tmp_path)
+        read_mnist(Source(data_dir=tmp_path))
 
 
 @pytest.fixture
@@ -190,7 +174,7 @@ def test_any_damage_is_found_or_harmless(mnist_folder, few, kind):
     def check(damage):
         path.write_bytes(damaged(content, damage))
         try:
-            read = read_mnist(path.parent)
+            read = read_mnist(Source(data_dir=path.parent))
         except DataError as error:
             assert "\n" not in str(error)
         else:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from datasets import DataError, bmnist, files
+from datasets import DataError, Source, bmnist, files
 from datasets.files import read_larochelle
 from tests.damage import DAMAGE, damaged
 
@@ -26,7 +26,9 @@ def small_larochelle(tmp_path, monkeypatch):
 
 
 def test_larochelle_files_become_the_three_splits(tmp_path, small_larochelle):
-    for split, batches in zip(small_larochelle, bmnist(tmp_path, binarize="larochelle")):
+    for split, batches in zip(
+        small_larochelle, bmnist(Source(data_dir=tmp_path), binarize="larochelle")
+    ):
         assert np.array_equal(batches.images.numpy(), small_larochelle[split][1])
 
 
@@ -45,7 +47,7 @@ def test_a_damaged_larochelle_file_is_named(tmp_path, small_larochelle, damage):
     path, _ = small_larochelle["val"]
     path.write_text(damage[1](path.read_text()))
     with pytest.raises(DataError, match="binarized_mnist_valid.amat") as error:
-        bmnist(tmp_path, binarize="larochelle")
+        bmnist(Source(data_dir=tmp_path), binarize="larochelle")
     assert "\n" not in str(error.value)
 
 
@@ -67,9 +69,14 @@ def test_a_missing_larochelle_file_is_named(tmp_path):
     with pytest.raises(
         DataError, match="binarized_mnist_train.amat is missing: expected 50,000 lines"
     ):
-        bmnist(tmp_path, binarize="larochelle")
+        bmnist(Source(data_dir=tmp_path), binarize="larochelle")
     with pytest.raises(DataError, match="--data_dir"):
         bmnist(binarize="larochelle")
+
+
+def test_larochelle_binarised_mnist_only(tmp_path, small_larochelle):
+    with pytest.raises(ValueError, match="MNIST only"):
+        bmnist(Source("fashion", tmp_path), binarize="larochelle")
 
 
 def test_larochelle_s_own_bits_have_the_published_checksums(tmp_path, shared_data):

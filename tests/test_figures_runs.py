@@ -81,6 +81,7 @@ def test_runs_of_the_first_version_are_read(tmp_path):
     config = {"script": "a3_gan_template.py", "arguments": OLD_ARGUMENTS, "device": "an abacus"}
     (tmp_path / "gan" / "config.json").write_text(json.dumps(config))
     run = read_run(tmp_path / "gan")
+    assert run.args.dataset == "mnist" and not run.args.download
     assert run.finished and run.args.seed == 3 and run.args.fake_label == 0.1
     assert {row["verdict"] for row in run.graded()} == {"pass"}
     (tmp_path / "gan" / "result.json").unlink()

@@ -7,7 +7,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from datasets import bmnist, mnist
+from datasets import Source, bmnist, mnist
 from harness import judge, sample_quality
 from harness.sample_quality import (
     BANDWIDTHS,
@@ -29,11 +29,11 @@ KEYS = [
     "smallest_class",
     "largest_class",
     "class_entropy_nats",
+    "classifier_accuracy",
     "parzen_nats",
     "parzen_standard_error",
     "parzen_floor_nats",
     "n_samples",
-    "classifier_accuracy",
 ]
 
 
@@ -157,7 +157,7 @@ def test_sample_quality_of_real_images_and_of_noise(grey, monkeypatch):
     few["static"] = [(images > 0.5).float() for images in few["grey"]]
     asked = []
     monkeypatch.setattr(
-        sample_quality, "real_images", lambda kind, device: asked.append(kind) or few[kind]
+        sample_quality, "real_images", lambda kind, device, source: asked.append(kind) or few[kind]
     )
     validation, test = few["grey"]
     record = judge.read_record()
@@ -172,12 +172,57 @@ def test_sample_quality_of_real_images_and_of_noise(grey, monkeypatch):
     assert quality.items() >= record["floors"]["grey"].items()
 
     torch.manual_seed(0)
-    noise = sample_quality.sample_quality(torch.rand(400, 784), "dynamic")
+    noise = sample_quality.sample_quality(torch.rand(400, 784), binarize="dynamic")
     assert asked == ["grey", "static"] and noise.items() >= record["floors"]["static"].items()
     assert noise["frechet_distance"] > 3 * quality["frechet_distance"]
     assert noise["precision"] < quality["precision"] / 2
     assert noise["parzen_nats"] < noise["parzen_floor_nats"]
     assert all(math.isfinite(value) for value in noise.values())
+
+
+@pytest.fixture
+def other_set(grey, monkeypatch):
+    """MNIST's images shuffled, as those of another data set, which no classifier knows."""
+    order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
+    images = [images[:300, order] for images in grey]
+    asked, source = [], Source("fashion", "a folder")
+
+    def real_images(*arguments):
+        asked.append(arguments)
+        return images
+
+    monkeypatch.setattr(sample_quality, "real_images", real_images)
+    monkeypatch.setattr(judge, "load_classifier", None)
+    monkeypatch.setattr(judge, "read_record", None)
+    return source, images, asked
+
+
+def test_samples_of_another_set_are_compared_with_its_pixels_alone(other_set, capsys):
+    source, (validation, test), asked = other_set
+    sample_quality._say_what_is_left_out.cache_clear()
+    samples = torch.rand(200, 784)
+    quality = sample_quality.sample_quality(samples, source, "dynamic")
+    assert asked == [("static", samples.device, source)]
+    nats, error = parzen(samples, validation, test)
+    floor, _ = parzen(validation[150:], validation[:150], test)
+    assert quality == {
+        "parzen_nats": nats,
+        "parzen_standard_error": error,
+        "parzen_floor_nats": floor,
+        "n_samples": 200,
+    }
+    sample_quality.sample_quality(samples, source)
+    words = capsys.readouterr().out
+    assert words.count("left out: Fréchet distance, precision, recall and classes") == 1
+    assert "knows MNIST, not FashionMNIST" in words
+
+
+def test_the_diversity_of_another_set_is_compared_with_its_own(other_set):
+    source, (_, test), asked = other_set
+    measured = diversity(torch.rand(30, 784), source)
+    assert asked == [("grey", torch.device("cpu"), source)]
+    distances = torch.pdist(test)
+    assert measured["mean_distance_real"] == pytest.approx(distances.mean().item(), rel=1e-3)
 
 
 def test_the_judge_tells_shuffled_pixels_and_noise_from_digits(grey):

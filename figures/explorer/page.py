@@ -67,7 +67,7 @@ def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
             networks.padded(np.packbits(measure.binary_images().numpy(), axis=1)),
         ]
     )
-    labels = read_mnist(None)["y_test"][: measure.N_IMAGES]
+    labels = read_mnist()["y_test"][: measure.N_IMAGES]
     data = {
         "models": models,
         "labels": "".join(map(str, labels)),
