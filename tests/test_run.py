@@ -1,9 +1,7 @@
 """A run: its folder, its loop, its checkpoints, and how it ends."""
 
-import argparse
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,24 +11,12 @@ import torch
 from harness import files, records
 from harness import run as run_module
 from harness.errors import UserError
-from harness.run import Run
-
-CPU = torch.device("cpu")
+from tests.bare_runs import make_run, release
 
 
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dir/script.py"])
-
-
-def make_run(folder, draw_curves=lambda *_: None, parts=None, grade=lambda *_: [], **settings):
-    defaults = {"out": folder, "resume": None, "evaluate": None, "tensorboard": False}
-    return Run(argparse.Namespace(**defaults | settings), CPU, draw_curves, grade, **parts or {})
-
-
-def release(run):
-    """Let another run of this process have the folder, as the end of a process does."""
-    os.close(run._folder_lock)
 
 
 def three_epochs(folder):
