@@ -114,7 +114,7 @@ class LivePage:
                 refresh=f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' * reloads,
                 state=state,
                 done=f"{done:.3f}",
-                total=self._total,
+                total=max(self._total, 1),
                 share=f"{done / self._total:.0%}" if self._total else "",
                 sections="\n".join(self._sections(history, results)),
                 now=datetime.datetime.now().astimezone().isoformat(" ", timespec="seconds"),
@@ -123,9 +123,7 @@ class LivePage:
 
     def _sections(self, history: list[dict], results: dict[str, dict]) -> Iterable[str]:
         curves, grids = records.pictures(self._folder)
-        if history:
-            yield _pictures("Curves", curves)
-        yield _pictures("Newest samples", _newest(grids))
+        yield _pictures(curves + _newest(grids))
         if history:
             counter = next(iter(history[-1]))
             rows = graded.cells(self._grade(self._args, history, results), counter)
@@ -135,13 +133,15 @@ class LivePage:
             yield f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values))
         origin = {key: self._config.get(key) for key in ("started", "command", "git_commit")}
         settings = origin | self._config["arguments"] | {"device": self._config.get("device")}
-        yield "<h2>Settings</h2>" + _table(settings.items(), kind="settings")
+        known = [(name, value) for name, value in settings.items() if value is not None]
+        yield "<h2>Settings</h2>" + _table(known, kind="settings")
 
 
 def _count(history: list[dict], total: int) -> str:
-    """'epoch 3 of 100'."""
-    counter = next(iter(history[-1])) if history else ""
-    return f"{counter} {records.count_of(history):,} of {total:,}".strip()
+    """'epoch 3 of 100', or '0 of 100' without a line of metrics."""
+    counter = f"{next(iter(history[-1]))} " if history else ""
+    of = f" of {total:,}" if total else ""
+    return f"{counter}{records.count_of(history):,}{of}"
 
 
 def _newest(grids: list[Path]) -> list[Path]:
@@ -152,16 +152,14 @@ def _newest(grids: list[Path]) -> list[Path]:
     return sorted(newest.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _pictures(title: str, paths: list[Path]) -> str:
+def _pictures(paths: list[Path]) -> str:
     """Pictures by their relative names; the time of writing makes a browser load changed ones."""
-    if not paths:
-        return ""
     figures = "".join(
-        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="{path.stem}">'
+        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="{html.escape(path.stem)}">'
         f"<figcaption>{html.escape(path.name)}</figcaption></figure>"
         for path in paths
     )
-    return f'<h2>{title}</h2><div class="pictures">{figures}</div>'
+    return f'<div class="pictures">{figures}</div>'
 
 
 def _numbers(values: dict[str, float]) -> list[tuple[str, str]]:
