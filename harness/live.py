@@ -155,7 +155,7 @@ def _newest(grids: list[Path]) -> list[Path]:
 def _pictures(paths: list[Path]) -> str:
     """Pictures by their relative names; the time of writing makes a browser load changed ones."""
     figures = "".join(
-        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="{html.escape(path.stem)}">'
+        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="">'
         f"<figcaption>{html.escape(path.name)}</figcaption></figure>"
         for path in paths
     )
