@@ -226,7 +226,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Raise UsageError instead of exiting."""
-        raise UsageError(f"{message} (--help lists the options)")
+        raise UsageError(f"{' '.join(message.splitlines())} (--help lists the options)")
 
 
 def settings_of(folder: Path | str, script: str, parse_args: Callable) -> argparse.Namespace:

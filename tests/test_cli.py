@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datasets import DataError
@@ -155,6 +155,7 @@ VALUES = (
 
 
 @given(name=st.sampled_from(SETTINGS), value=VALUES)
+@example(name="new", value="two\nlines")
 def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, name, value):
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
