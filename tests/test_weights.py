@@ -64,12 +64,20 @@ def test_damaged_weights_are_refused_in_one_line_or_load(saved, tmp_path_factory
         assert model.state_dict().keys() == new_model().state_dict().keys()
 
 
-@pytest.mark.parametrize("change", ["cut", "sizes"])
-def test_a_cut_file_and_other_sizes_are_refused(saved, tmp_path, change):
-    content = (saved[1] / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(content[:-1] if change == "cut" else content)
+OTHERS = {"width": new_model(3), "fewer": new_model()[:1], "more": new_model().append(nn.PReLU())}
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
+def test_weights_of_another_model_are_refused(saved, model):
     with pytest.raises(UserError, match="is damaged, or of other settings than config.json has"):
-        weights.load(tmp_path, new_model(3 if change == "sizes" else 2))
+        weights.load(saved[1], model)
+
+
+def test_a_cut_file_is_refused(saved, tmp_path):
+    content = (saved[1] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="is damaged"):
+        weights.load(tmp_path, new_model())
 
 
 def test_an_absent_file_is_named_with_what_to_do(tmp_path):
