@@ -134,7 +134,11 @@ def save_curves(
 def _write(figure: Figure, filename: Path, **options) -> None:
     """Write a figure whole, as a page may show the file that it replaces."""
     kind = filename.suffix.removeprefix(".")
-    write_whole(filename, lambda file: figure.savefig(file, format=kind, dpi=DPI, **options))
+
+    def write(file):
+        figure.savefig(file, format=kind, dpi=DPI, **options)
+
+    write_whole(filename, write, flush=False)
 
 
 def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:

@@ -119,7 +119,7 @@ def test_curves_and_page_cost_about_one_percent_of_the_time(tmp_path, monkeypatc
 def test_a_full_disk_stops_neither_page_nor_training(tmp_path, always, monkeypatch):
     attempts = []
 
-    def full(path, write):
+    def full(path, *_, **options):
         attempts.append(path.name)
         raise OSError(28, "No space left on device", str(path))
 
@@ -127,7 +127,7 @@ def test_a_full_disk_stops_neither_page_nor_training(tmp_path, always, monkeypat
     run = make_run(tmp_path / "run", draw_curves)
     for epoch in run.count_to(3):
         if epoch == 2:
-            monkeypatch.setattr(run._page, "_draw_curves", lambda *_: full(tmp_path / "a.png", 0))
+            monkeypatch.setattr(run._page, "_draw_curves", lambda *_: full(tmp_path / "a.png"))
         run.log(epoch=epoch, loss=1.0)
     assert run.count == 3 and {"index.html", "a.png"} <= set(attempts)
 
