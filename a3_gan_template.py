@@ -29,7 +29,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from datasets import N_PIXELS, Source, Stream, mnist
-from harness import checkpoints, cli, graded, latent, plots, records
+from harness import checkpoints, cli, graded, latent, plots, records, weights
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import at_least, at_most, between, result, tail_mean
 from harness.linear import Linear
@@ -88,6 +88,10 @@ class Generator(nn.Module):
     def forward(self, z):
         """Images."""
         return self.layers(z)
+
+    def sample(self, n_samples):
+        """Draw images [n_samples, 784] in [0, 1]."""
+        return generate(self, sample_latents(n_samples, self.latent_dim, device_of(self)))
 
 
 class Discriminator(nn.Module):
@@ -148,17 +152,15 @@ def generate(generator, z):
 
 def save_final_pictures(generator, folder):
     """Write new samples, the report's interpolation, and one between two very different images."""
-
-    def save(name, title, z, n_columns):
-        plots.save_grid(folder / name, {title: generate(generator, z)}, n_columns)
-
+    plots.save_grid(folder / "samples_fresh.png", {"fresh latents": generator.sample(25)})
     n, device = generator.latent_dim, device_of(generator)
-    save("samples_fresh.png", "fresh latents", sample_latents(25, n, device), 5)
     end = torch.full((n,), 0.9, device=device)
-    save("interpolation_report.png", "all elements -0.9 to 0.9", latent.interpolate(-end, end), 9)
+    panels = {"all elements -0.9 to 0.9": generate(generator, latent.interpolate(-end, end))}
+    plots.save_grid(folder / "interpolation_report.png", panels, 9)
     z = sample_latents(200, n, device)
     line = latent.interpolate(*z[latent.farthest_pair(generate(generator, z))])
-    save("interpolation_pair.png", "between the two most different of 200 draws", line, 9)
+    panels = {"between the two most different of 200 draws": generate(generator, line)}
+    plots.save_grid(folder / "interpolation_pair.png", panels, 9)
 
 
 # --- Training
@@ -187,12 +189,10 @@ def train_step(generator, discriminator, optimizers, labels, real):
 # --- Evaluation
 def test_results(args, generator):
     """Results of a trained generator, compared with the test split: dicts of numbers, by name."""
-    device = device_of(generator)
-    z = sample_latents(N_DIVERSITY, args.latent_dim, device)
-    results = {"samples": diversity(generate(generator, z), Source.of(args))}
+    results = {"samples": diversity(generator.sample(N_DIVERSITY), Source.of(args))}
     if args.quality_samples:
-        z = sample_latents(args.quality_samples, args.latent_dim, device)
-        results["quality"] = sample_quality(generate(generator, z), Source.of(args))
+        images = generator.sample(args.quality_samples)
+        results["quality"] = sample_quality(images, Source.of(args))
     return results
 
 
@@ -233,14 +233,13 @@ def main(args):
     step = captured(train_step, generator, discriminator, optimizers, labels)
     with separate_random_numbers(args.seed, device):
         fixed_latents = sample_latents(25, args.latent_dim, device)
-    parts = {"generator": generator, "discriminator": discriminator, "batches": batches}
-    parts |= {"generator_optimizer": optimizers[0], "discriminator_optimizer": optimizers[1]}
+    networks = {"generator": generator, "discriminator": discriminator}
+    parts = {"generator_optimizer": optimizers[0], "discriminator_optimizer": optimizers[1]}
 
     def draw_curves(folder, history):
-        curves = records.columns(history, "batch", "g_loss", "d_loss")
-        save_loss_plot(*curves, folder / "loss.png", labels)
+        save_loss_plot(*records.columns(history, "batch", *LOSSES[:2]), folder / "loss.png", labels)
 
-    with Run(args, device, draw_curves, **parts) as run:
+    with Run(args, device, draw_curves, grade, batches=batches, **networks, **parts) as run:
         averages = []
         for batch, grey in zip(run.count_to(n_batches), batches):
             averages.append(step(grey / 127.5 - 1))
@@ -253,8 +252,14 @@ def main(args):
                 averages = []
         with separate_random_numbers(args.seed + 1, device):
             save_final_pictures(generator, run.folder)
-            results = run.earlier_results() | test_results(args, generator)
-        run.finish(grade(args, run.history, results), results)
+            run.finish(test_results(args, generator), nn.ModuleDict(networks))
+
+
+def load_model(run_folder):
+    """The trained Generator of a finished run, in evaluation mode on the CPU."""
+    args = cli.settings_of(run_folder, __file__, parse_args)
+    networks = {"generator": Generator(args.latent_dim), "discriminator": Discriminator()}
+    return weights.load(run_folder, nn.ModuleDict(networks))["generator"]
 
 
 def generate_from_run(args):
@@ -263,9 +268,8 @@ def generate_from_run(args):
     generator = Generator(cli.settings_of(folder, __file__, parse_args).latent_dim).to(device)
     history = checkpoints.load(folder, {"generator": generator}, (checkpoints.NEWEST,))
     torch.manual_seed(args.seed)
-    images = generate(generator, sample_latents(args.n, generator.latent_dim, device))
     filename = folder / f"generated_n{args.n}_seed{args.seed}.png"
-    plots.save_grid(filename, {f"batch {records.count_of(history):,}": images})
+    plots.save_grid(filename, {f"batch {records.count_of(history):,}": generator.sample(args.n)})
     print(filename)
 
 
@@ -280,11 +284,9 @@ def parse_args(argv=None):
     parser.add_number("--save_interval", 500, "batches averaged in a line of metrics", at_least=1)
     parser.add_choice("--protocol", FAKE_LABELS, "report: smooth the fake label as the report did")
     parser.add_number("--real_label", 0.9, "target of D for real images", above=0, at_most=1)
-    parser.add_optional_argument(
-        "--fake_label",
-        type=cli.number(float, at_least=0, below=1),
-        help="target of D for generated images (default: 0, with --protocol report 0.1)",
-    )
+    probability = cli.number(float, at_least=0, below=1)
+    words = "target of D for generated images (default: 0, with --protocol report 0.1)"
+    parser.add_optional_argument("--fake_label", type=probability, help=words)
     parser.add_optional_argument("--generate", metavar="RUN", help="draw images from this run")
     parser.add_number("--n", 100, "images to draw with --generate", at_least=1)
     parser.add_common_arguments()

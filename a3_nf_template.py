@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from datasets import N_PIXELS, Source, mnist, random_shift
-from harness import cli, likelihood, plots, records
+from harness import cli, likelihood, plots, records, weights
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import Row, fill_rows, metric, rows_at
@@ -219,9 +219,8 @@ def test_results(args, model, test):
     """Results of a trained model on the test split: dicts of numbers, by name."""
     results = {"test": {"bpd": evaluate(model, test), "bpd_shifted": evaluate(model, shift(test))}}
     with separate_random_numbers(args.seed, device_of(model)):
-        layers = {"pixels": model.logit_normalize, "logit": model.flow}
-        y = model.dequantize(next(iter(test)))
-        results["inverse_error"] = likelihood.inverse_error(layers, y)
+        layers, y = {"pixels": model.logit_normalize, "logit": model.flow}, next(iter(test))
+        results["inverse_error"] = likelihood.inverse_error(layers, model.dequantize(y))
     with separate_random_numbers(args.seed, device_of(model)):
         if n := args.importance_samples:  # several draws of the noise, as in Flow++ (ICML 2019)
             nats = likelihood.importance_weighted(likelihood.repeated(model), test, n)
@@ -249,8 +248,8 @@ def main(args):
     train, val, test = mnist(Source.of(args), args.batch_size, device, MAX_SHIFT)
     torch.manual_seed(args.seed)
     model = Model([N_PIXELS], args.n_flows, args.n_hidden).to(device)
-    optimizer = adam(model, args.lr)
-    average = WeightAverage(model, args.ema_decay)
+    optimizer, average = adam(model, args.lr), WeightAverage(model, args.ema_decay)
+    parts = {"model": model, "average": average, "optimizer": optimizer}
 
     def draw_curves(folder, history):
         curves = records.columns(history, "train_bpd", "val_bpd")
@@ -263,7 +262,7 @@ def main(args):
         panels = {f"epoch {epoch}": draw(average.model, args.seed)}
         plots.save_grid(run.folder / f"samples_{epoch:03d}.png", panels)
 
-    with Run(args, device, draw_curves, model=model, average=average, optimizer=optimizer) as run:
+    with Run(args, device, draw_curves, grade, **parts) as run:
         if run.count == 0:
             save_samples(0)
         for epoch in run.count_to(args.epochs):
@@ -277,21 +276,23 @@ def main(args):
                 save_samples(epoch)
         panels = {f"temperature {t}": draw(average.model, 0, t) for t in (0.7, 0.8, 0.9, 1.0)}
         plots.save_grid(run.folder / "samples_by_temperature.png", panels)
-        results = run.earlier_results() | test_results(args, average.model, test)
-        run.finish(grade(args, run.history, results), results)
+        run.finish(test_results(args, average.model, test), average.model)
+
+
+def load_model(run_folder):
+    """The trained flow of a finished run, in evaluation mode on the CPU."""
+    args = cli.settings_of(run_folder, __file__, parse_args)
+    return weights.load(run_folder, Model([N_PIXELS], args.n_flows, args.n_hidden))
 
 
 # --- Command line
 def parse_args(argv=None):
     """The command line; with --resume or --evaluate the settings of that run."""
     parser = cli.ArgumentParser(__doc__.splitlines()[0])
-    parser.add_number("--epochs", 100, "passes over the training images", at_least=1)
+    parser.add_training_arguments(epochs=100, batch_size=128, lr=1e-3, importance_samples=32)
     parser.add_number("--n_flows", 4, "pairs of couplings", at_least=1)
     parser.add_number("--n_hidden", 1024, "units of a coupling's layers", at_least=1)
-    parser.add_number("--batch_size", 128, "images per step", at_least=1)
-    parser.add_number("--lr", 1e-3, "learning rate of Adam", above=0)
     parser.add_number("--max_norm", 5.0, "clip the gradient at this norm, in nats", above=0)
-    parser.add_evaluation_arguments(importance_samples=32)
     parser.add_common_arguments()
     return parser.parse_args(argv, out="runs/nf-{dataset}-seed{seed}")
 

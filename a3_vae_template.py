@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from datasets import BINARIZATIONS, N_PIXELS, Source, bmnist
-from harness import cli, latent, likelihood, plots, records
+from harness import cli, latent, likelihood, plots, records, weights
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
 from harness.graded import Row, fill_rows, metric, result
@@ -251,8 +251,8 @@ def main(args):
     train, val, test = bmnist(Source.of(args), args.batch_size, device, args.binarize)
     torch.manual_seed(args.seed)
     model = VAE(args.hidden_dim, args.zdim, args.protocol).to(device)
-    optimizer = adam(model, args.lr)
-    average = WeightAverage(model, args.ema_decay)
+    optimizer, average = adam(model, args.lr), WeightAverage(model, args.ema_decay)
+    parts = {"model": model, "average": average, "optimizer": optimizer}
 
     def draw_curves(folder, history):
         *curves, report = records.columns(history, *CURVES)
@@ -260,7 +260,7 @@ def main(args):
         stars = [GRADED[args.protocol][0].star()] if args.dataset == "mnist" else []
         save_elbo_plot(*curves, folder / "elbo.png", stars, report)
 
-    with Run(args, device, draw_curves, model=model, average=average, optimizer=optimizer) as run:
+    with Run(args, device, draw_curves, grade, **parts) as run:
         if run.count == 0:
             save_pictures(average.model, 0, run.folder, args.seed)
         for epoch in run.count_to(args.epochs):
@@ -269,23 +269,25 @@ def main(args):
             run.log(epoch=epoch, train_neg_elbo_nats=train_nats.neg_elbo, **val_nats)
             if epoch in (1, 5, 10, args.epochs) or epoch % 20 == 0:
                 save_pictures(average.model, epoch, run.folder, args.seed)
-        results = run.earlier_results() | test_results(args, average.model, test)
-        run.finish(grade(args, run.history, results), results)
+        run.finish(test_results(args, average.model, test), average.model)
+
+
+def load_model(run_folder):
+    """The trained VAE of a finished run, in evaluation mode on the CPU."""
+    args = cli.settings_of(run_folder, __file__, parse_args)
+    return weights.load(run_folder, VAE(args.hidden_dim, args.zdim, args.protocol))
 
 
 # --- Command line
 def parse_args(argv=None):
     """The command line; with --resume or --evaluate the settings of that run."""
     parser = cli.ArgumentParser(__doc__.splitlines()[0])
-    parser.add_number("--epochs", 100, "passes over the training images", at_least=1)
+    parser.add_training_arguments(epochs=100, batch_size=128, lr=1e-3, importance_samples=100)
     parser.add_number("--zdim", 20, "dimensions of the latent space", at_least=1)
     parser.add_number("--hidden_dim", 500, "units of each hidden layer", at_least=1)
-    parser.add_number("--batch_size", 128, "images per step", at_least=1)
-    parser.add_number("--lr", 1e-3, "learning rate of Adam", above=0)
     parser.add_choice("--binarize", BINARIZATIONS, "how bits are made; larochelle needs --data_dir")
     parser.add_choice("--protocol", GRADED, "report: train and count as the report did")
     parser.add_choice("--proposal", PROPOSALS, "where importance samples of z come from")
-    parser.add_evaluation_arguments(importance_samples=100)
     parser.add_common_arguments()
     args = parser.parse_args(argv, "runs/vae-{dataset}-z{zdim}-{binarize}-{protocol}-seed{seed}")
     if args.binarize == "larochelle" and args.dataset != "mnist":

@@ -22,6 +22,7 @@ MAY_DIFFER = (
     "data_dir",
     "download",
     "no_graph",
+    "tensorboard",
     "proposal",
     "importance_samples",
     "quality_samples",
@@ -92,8 +93,13 @@ class ArgumentParser(argparse.ArgumentParser):
         self.set_defaults(**{flag.lstrip("-"): None})
         self.add_argument(flag, default=argparse.SUPPRESS, **options)
 
-    def add_evaluation_arguments(self, importance_samples: int) -> None:
-        """Add the options of the VAE and the flow, with the default number of draws."""
+    def add_training_arguments(
+        self, epochs: int, batch_size: int, lr: float, importance_samples: int
+    ) -> None:
+        """Add the options that the VAE and the flow share, with these defaults."""
+        self.add_number("--epochs", epochs, "passes over the training images", at_least=1)
+        self.add_number("--batch_size", batch_size, "images per step", at_least=1)
+        self.add_number("--lr", lr, "learning rate of Adam", above=0)
         self.add_number(
             "--ema_decay",
             0.999,
@@ -134,6 +140,12 @@ class ArgumentParser(argparse.ArgumentParser):
             help="on CUDA: launch kernels one by one instead of replaying a captured graph",
         )
         self.add_data_arguments()
+        self.add_argument(
+            "--tensorboard",
+            action=argparse.BooleanOptionalAction,
+            default=False,
+            help="write metrics and sample grids to TensorBoard event files in the run folder, too",
+        )
         self.add_optional_argument(
             "--out",
             metavar="DIR",
@@ -227,15 +239,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Raise UsageError instead of exiting."""
-        raise UsageError(f"{message} (--help lists the options)")
+        raise UsageError(f"{' '.join(message.splitlines())} (--help lists the options)")
 
 
-def settings_of(folder: Path, script: str, parse_args: Callable) -> argparse.Namespace:
+def settings_of(folder: Path | str, script: str, parse_args: Callable) -> argparse.Namespace:
     """The arguments of a run of `script`, parsed as options by its `parse_args`.
 
     Raises:
         UserError: this is no run of the script, or no command line could have set an argument.
     """
+    folder = Path(folder)
     config = records.read_config(folder, Path(script).name)
     try:
         if "help" in config["arguments"]:

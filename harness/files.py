@@ -36,13 +36,20 @@ def delayed_signals() -> Iterator[None]:
 
 
 @delayed_signals()
-def write_whole(path: Path, write: Callable[[BinaryIO], Any], previous: Path | None = None) -> None:
+def write_whole(
+    path: Path,
+    write: Callable[[BinaryIO], Any],
+    previous: Path | None = None,
+    flush: bool = True,
+) -> None:
     """Call write(file) on a temporary file, flush it to disk and rename it to `path`.
 
     Args:
         path: the file's name, taken only when the content is complete.
         write: writes the content.
         previous: the new name of the file that stood at `path`, if it is to be kept.
+        flush: wait until the disk has the content. That can take seconds on a busy disk; without
+            it, a power failure may leave an empty file, a killed process does not.
 
     Raises:
         OSError: the disk is full, the folder is gone, ...; its filename is `path`.
@@ -51,8 +58,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], previous: Path | N
     try:
         with open(partial, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         if previous is not None and path.exists():
             path.replace(previous)
         partial.replace(path)

@@ -163,13 +163,19 @@ def fill_rows(
     return graded
 
 
-def table(graded: list[dict], counter: str) -> str:
-    """The graded rows as aligned text; `counter` ('epoch' or 'batch') is what `at` counts."""
+def cells(graded: list[dict], counter: str) -> list[tuple[str, ...]]:
+    """A heading and the graded rows as text; `counter` ('epoch' or 'batch') is what `at` counts."""
     rows = [("quantity", "unit", f"at {counter}", "this run", "reference", "verdict")]
     for row in graded:
         value = "-" if row["value"] is None else f"{row['value']:.3f}"
         at, reference = f"{row['at']:,}", f"{row['reference']:.3f}"
         rows.append((row["quantity"], row["unit"], at, value, reference, row["verdict"]))
+    return rows
+
+
+def table(graded: list[dict], counter: str) -> str:
+    """The `cells` of graded rows as aligned text."""
+    rows = cells(graded, counter)
     widths = [max(map(len, column)) for column in zip(*rows)]
     align = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust)
     return "\n".join(

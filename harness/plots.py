@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
+from harness.files import write_whole
+
 # Okabe & Ito's colour-blind-safe palette.
 TRAIN, VALIDATION, THIRD, REFERENCE = "#0072B2", "#D55E00", "#009E73", "#555555"
 COLUMN_INCHES = 4.5
@@ -35,7 +37,7 @@ def save_grid(filename: Path, panels: dict, n_columns: int | None = None) -> Non
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-    figure.savefig(filename, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+    _write(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
 
 
 def tile(images, n_columns: int) -> np.ndarray:
@@ -126,7 +128,17 @@ def save_curves(
         ncols=3,
     )
     for suffix in (".png", ".pdf"):
-        figure.savefig(Path(filename).with_suffix(suffix), dpi=DPI)
+        _write(figure, Path(filename).with_suffix(suffix))
+
+
+def _write(figure: Figure, filename: Path, **options) -> None:
+    """Write a figure whole, as a page may show the file that it replaces."""
+    kind = filename.suffix.removeprefix(".")
+
+    def write(file):
+        figure.savefig(file, format=kind, dpi=DPI, **options)
+
+    write_whole(filename, write, flush=False)
 
 
 def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
@@ -168,4 +180,4 @@ def save_annotated(source: Path, filename: Path, note: str) -> None:
     figure.figimage(image, 0, 0)
     middle = (height + strip / 2) / (height + strip)
     figure.text(0.5, middle, note, ha="center", va="center", fontsize=9)
-    figure.savefig(filename, dpi=DPI)
+    _write(figure, Path(filename))

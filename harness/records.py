@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def read_results(folder: Path | str) -> dict[str, dict]:
     if not all(finite):
         raise UserError(f"{path} holds a value that is not finite")
     return results
+
+
+def pictures(folder: Path | str) -> tuple[list[Path], list[Path]]:
+    """(curves, sample grids) among the PNGs of a run. Curves are those with a PDF beside them."""
+    paths = sorted(Path(folder).glob("*.png"))
+    curves = [path for path in paths if path.with_suffix(".pdf").exists()]
+    return curves, [path for path in paths if path not in curves]
+
+
+def kind_and_number(picture: Path) -> tuple[str, int | None]:
+    """What a picture shows, and of which epoch or batch: ("samples", 10) for samples_010.png."""
+    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", picture.stem).groups()
+    return kind, number and int(number)
 
 
 def count_of(history: list[dict]) -> int:

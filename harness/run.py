@@ -4,8 +4,11 @@
     metrics.jsonl            one JSON object per line; its first key counts epochs or batches
     checkpoint.pt            the state that --resume continues from, and one before it
     result.json              the graded numbers of a finished run
+    model.safetensors        the evaluated weights of a finished run
+    index.html               shows the run, and reloads itself while it trains (`harness/live.py`)
 
-A run that is killed continues with `--resume` and ends with the same numbers.
+With `--tensorboard` there are event files, too. A run that is killed continues with `--resume` and
+ends with the same numbers.
 """
 
 import contextlib
@@ -25,9 +28,11 @@ from pathlib import Path
 
 import torch
 
-from harness import checkpoints, files, graded, records
+from harness import checkpoints, files, graded, records, tensorboard, weights
 from harness.devices import RandomState, n_cores
 from harness.errors import UserError
+from harness.live import LivePage
+from harness.pace import Pace
 from harness.progress import progress_bar
 
 CROWDED = (
@@ -47,7 +52,9 @@ class Run:
         args: the parsed command line. A new run gets the folder `args.out`, or, if that is
             taken, `-2`, `-3`, ... is appended: nothing is ever written over.
         device: where the run trains.
-        draw_curves: called as draw_curves(folder, history) when the training ends or stops.
+        draw_curves: called as draw_curves(folder, history) now and then while the run trains, and
+            when it ends or stops.
+        grade: called as grade(args, history, results), returns the graded rows.
         parts: what a checkpoint holds: objects with `state_dict` and `load_state_dict`. Those of
             an earlier run are loaded here, random states included.
 
@@ -59,15 +66,19 @@ class Run:
         UserError: the folder cannot be made, or holds nothing to resume.
     """
 
-    def __init__(self, args, device: torch.device, draw_curves: Callable, **parts):
+    def __init__(self, args, device: torch.device, draw_curves: Callable, grade: Callable, **parts):
         self.history = []
         self._args = args
         self._draw_curves = draw_curves
+        self._grade = grade
         self._parts = parts | {"random": RandomState(device)}
-        self._next_checkpoint = 0.0
+        self._checkpoint_pace = Pace(CHECKPOINT_COST)
         self._interval_started = time.perf_counter()
         self._bar = None
         self._may_be_crowded = device.type == "cpu" and torch.get_num_threads() > 1
+        self._events = None
+        if args.tensorboard and args.evaluate is None:
+            tensorboard.check_installed()
         if args.evaluate is not None:
             self.folder = Path(args.evaluate)
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
@@ -76,6 +87,7 @@ class Run:
             self._resume(device)
         else:
             self._start(device)
+        self._page = LivePage(self.folder, draw_curves, grade, args)
 
     @property
     def count(self) -> int:
@@ -88,13 +100,19 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         if self._bar is not None:
             self._bar.close()
+        with contextlib.suppress(OSError):  # the full disk that stopped the run, say
+            if self._events is not None:
+                self._events.close()
+            if error is not None:
+                self._curves()
         if error is None:
             return
-        with contextlib.suppress(OSError):  # the full disk that stopped the run, say
-            self._curves()
+        command = None
         if not isinstance(error, UserError):
             command = shlex.join(["python", sys.argv[0], "--resume", str(self.folder)])
             error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
+        if self._args.evaluate is None:
+            self._page.stopped(self.history, command)
 
     def count_to(self, n: int) -> Iterator[int]:
         """The epochs or batches still to do, up to `n`.
@@ -104,6 +122,9 @@ class Run:
         """
         if self._args.evaluate is not None:
             return
+        if self._args.tensorboard:
+            self._events = tensorboard.EventFile(self.folder, self.history)
+        self._page.start(self.history, n)
         self._bar = progress_bar(n, self.count)
         self._interval_started = time.perf_counter()
         for count in range(self.count + 1, n + 1):
@@ -111,15 +132,20 @@ class Run:
             self._bar.update(count - self._bar.n)
             if self.count == count:
                 self.save_checkpoint(last=count == n)
+                if self._events is not None:
+                    self._events.add_grids(count)
+                self._page.update_curves(self.history)
                 self._interval_started = time.perf_counter()
         self._bar.close()
         self._curves()
+        self._page.evaluating(self.history)
 
     def counted(self, batches: Iterable) -> Iterator:
         """The batches of one epoch, with the progress bar following them."""
         for batch in batches:
             yield batch
             self._bar.update(1 / len(batches))
+            self._page.update(self.history, self._bar.n)
 
     def log(self, **metrics: float) -> None:
         """Append a line to `metrics.jsonl`; the seconds since the last one are added to it.
@@ -140,6 +166,8 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         self.history.append(line)
+        if self._events is not None:
+            self._events.add_line(line)
         if self._may_be_crowded and _crowded():
             self._may_be_crowded = False  # one line is enough
             print(CROWDED, file=sys.stderr)
@@ -150,27 +178,27 @@ class Run:
 
     def save_checkpoint(self, last: bool) -> None:
         """Write a checkpoint if it is the last one, or if enough time has passed."""
-        started = time.perf_counter()
-        if not last and started < self._next_checkpoint:
-            return
-        checkpoints.save(self.folder, self._parts, self.history)
-        finished = time.perf_counter()
-        self._next_checkpoint = finished + (finished - started) / CHECKPOINT_COST
+        if last or self._checkpoint_pace.due():
+            with self._checkpoint_pace.timed():
+                checkpoints.save(self.folder, self._parts, self.history)
 
-    def earlier_results(self) -> dict[str, dict]:
-        """The results of an earlier evaluation of this run; {} without one."""
-        return records.read_results(self.folder)
-
-    def finish(self, rows: list[dict], results: dict[str, dict]) -> None:
-        """Write `result.json` and print it.
+    def finish(self, results: dict[str, dict], model: torch.nn.Module) -> None:
+        """Grade the run, write `model.safetensors` and `result.json`, and print the results.
 
         Args:
-            rows: the graded rows, of `graded.fill_rows`.
-            results: dicts of numbers, by name.
+            results: dicts of numbers, by name. Those of an earlier evaluation of this run stay
+                unless they are computed again.
+            model: the trained model whose results these are.
         """
+        results = records.read_results(self.folder) | results
+        rows = self._grade(self._args, self.history, results)
+        weights.save(self.folder, model)
         files.write_json(
             self.folder / "result.json", {"graded": rows, **results, "finished": _now()}
         )
+        if self._events is not None:
+            self._events.add_grids(self.count, last=True)
+        self._page.finished(self.history, results)
         print(f"\n{graded.table(rows, next(iter(self.history[-1])))}\n")
         for name, values in results.items():
             print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
@@ -194,7 +222,8 @@ class Run:
         config = records.read_config(self.folder, Path(sys.argv[0]).name)
         self._lock()
         self.history = checkpoints.load(self.folder, self._parts)
-        (self.folder / "result.json").unlink(missing_ok=True)  # the run is no longer finished
+        for name in ("result.json", weights.FILE):  # the run is no longer finished
+            (self.folder / name).unlink(missing_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         files.write_whole(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
         earlier = config.get("resumed")

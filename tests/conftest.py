@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ from datasets import read_mnist
 from harness.devices import n_cores
 
 ROOT = Path(__file__).parent.parent
+BROWSER_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     # Threads of two processes that wait for each other on one core are many times slower.
@@ -38,3 +49,21 @@ def fashion_folder():
 def arrays():
     """MNIST as uint8 arrays, by name."""
     return read_mnist()
+
+
+@pytest.fixture(scope="session")
+def new_browser():
+    """Headless Chromium, with a log of its console and of its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Chromium or its driver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in BROWSER_FLAGS:
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datasets import DataError
@@ -51,10 +51,8 @@ def test_statistics_need_no_sample_or_a_hundred():
 def parse_args(argv):
     """The command line of a script with two settings of its own."""
     parser = cli.ArgumentParser("A script.", prog="script.py")
-    parser.add_number("--epochs", 10, "epochs", at_least=1)
-    parser.add_number("--lr", 1e-3, "learning rate", above=0)
     parser.add_choice("--binarize", ("static", "dynamic"), "bits")
-    parser.add_evaluation_arguments(importance_samples=50)
+    parser.add_training_arguments(epochs=10, batch_size=10, lr=1e-3, importance_samples=50)
     parser.add_common_arguments()
     parser.add_optional_argument("--generate", metavar="RUN", help="draw images")
     return parser.parse_args(argv, out="runs/script-{binarize}-lr{lr}-seed{seed}")
@@ -157,6 +155,7 @@ VALUES = (
 
 
 @given(name=st.sampled_from(SETTINGS), value=VALUES)
+@example(name="new", value="two\nlines")
 def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, name, value):
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)

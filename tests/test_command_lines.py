@@ -4,12 +4,19 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from harness import records
+import a3_gan_template as gan
+import a3_nf_template as nf
+import a3_vae_template as vae
+from examples import use_trained_models
+from harness import plots, records
 from harness.checkpoints import NEWEST, PREVIOUS
+from harness.devices import separate_random_numbers
+from harness.errors import UserError
 from tests.conftest import ROOT
 from tests.processes import GAN, NF, SCRIPTS, VAE, run, run_script, run_together, start_script
 
@@ -20,6 +27,7 @@ TINY = {
 }
 TINY = {script: [*flags.split(), "--quality_samples", "0"] for script, flags in TINY.items()}
 EVERY_RUN = {"config.json", "metrics.jsonl", "result.json", NEWEST, PREVIOUS}
+EVERY_RUN |= {"model.safetensors", "index.html"}
 
 
 # The same number of steps with a tenth of the data, as in children of the fork server.
@@ -139,17 +147,69 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
     assert first == again != other
 
 
+def draw_vae_again(model, config, folder):
+    vae.save_pictures(model, 2, folder, config["seed"])
+
+
+def draw_flow_again(model, config, folder):
+    plots.save_grid(folder / "samples_002.png", {"epoch 2": nf.draw(model, config["seed"])})
+
+
+def draw_gan_again(model, config, folder):
+    with separate_random_numbers(config["seed"], torch.device("cpu")):
+        z = gan.sample_latents(25, config["latent_dim"])
+    plots.save_grid(folder / "samples_000029.png", {"batch 29": gan.generate(model, z)})
+
+
+@pytest.mark.parametrize(
+    "module, draw_again, n_pictures",
+    [(vae, draw_vae_again, 2), (nf, draw_flow_again, 1), (gan, draw_gan_again, 1)],
+)
+def test_load_model_gives_the_pictures_that_the_run_drew_last(
+    finished, tmp_path, module, draw_again, n_pictures
+):
+    _, folder = finished[f"{module.__name__}.py"]
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for name in ("config.json", "model.safetensors"):  # nothing else is needed
+        shutil.copy(folder / name, run_folder)
+    model = module.load_model(str(run_folder))
+    assert not any(part.training for part in model.modules())
+    draw_again(model, json.loads((folder / "config.json").read_text())["arguments"], tmp_path)
+    drawn = list(tmp_path.glob("*.png"))
+    assert len(drawn) == n_pictures
+    for picture in drawn:
+        assert picture.read_bytes() == (folder / picture.name).read_bytes()
+
+
+def test_load_model_refuses_a_run_of_another_script(finished):
+    with pytest.raises(UserError, match="is a run of 'a3_gan_template.py', not of a3_vae_templ"):
+        vae.load_model(finished[GAN][1])
+
+
+def test_the_example_draws_samples_and_interpolations_of_every_model(finished, tmp_path):
+    folders = [str(folder) for _, folder in finished.values()]
+    use_trained_models.main(use_trained_models.parse_args([*folders, "--out", str(tmp_path)]))
+    sizes = {"samples": (8 * 30 + 2, 8 * 30 + 2), "interpolation": (9 * 30 + 2, 6 * 30 + 2)}
+    expected = {f"{script}_{name}.png": sizes[name] for script in SCRIPTS for name in sizes}
+    assert {path.name: Image.open(path).size for path in tmp_path.glob("*.png")} == expected
+    for path in tmp_path.glob("*.png"):
+        assert np.asarray(Image.open(path)).std() > 1  # not one grey
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluating_again_gives_what_the_end_of_the_run_gave(tmp_path, script):
-    """And changes nothing else."""
+    """And changes nothing else. Weights that an older run lacks are written again."""
     folder = tmp_path / "run"
     status, output = run(tmp_path, script, *FEW[script], "--out", folder)
     assert status == 0, output
     before, result = content_of(folder), result_of(folder)
+    (folder / "model.safetensors").unlink()
     status, output = run(tmp_path, script, "--evaluate", folder)
     assert status == 0, output
     assert result_of(folder) | {"finished": None} == result | {"finished": None}
-    assert content_of(folder) | {"result.json": None} == before | {"result.json": None}
+    new = dict.fromkeys(("result.json", "index.html"))  # they hold the time
+    assert content_of(folder) | new == before | new
     if script != GAN:  # what is not evaluated again stays
         likelihood = result["likelihood"]
         status, output = run(tmp_path, script, "--evaluate", folder, "--importance_samples", 0)

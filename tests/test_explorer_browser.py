@@ -17,16 +17,6 @@ from tests.explorer_runs import write_runs
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys, ActionChains = webdriver.Keys, webdriver.ActionChains
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 TABS = ("plane", "units", "draw", "gan", "flow", "compare")
 
 
@@ -40,23 +30,6 @@ def rounded(runs):
     """The models whose weights the page has."""
     found, _ = models.find_models(runs)
     return {name: networks.quantised(trained.model) for name, trained in found.items()}
-
-
-@pytest.fixture(scope="module")
-def new_browser():
-    """Starts headless Chromium, with a log of its console and of its requests."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium or its driver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture(scope="module")

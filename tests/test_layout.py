@@ -14,6 +14,7 @@ FLOORS = {
     "datasets": 0,
     "harness": 1,
     **dict.fromkeys(SCRIPTS, 2),
+    "examples": 3,
     "figures": 3,
     "grading": 3,
     "tests": 4,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from harness import plots
@@ -17,7 +16,7 @@ def figures(monkeypatch):
     """The figures that are saved, instead of their files; by suffix."""
     saved = {}
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: saved.update({path.suffix: self})
+        plots, "_write", lambda figure, path, **_: saved.update({path.suffix: figure})
     )
     return saved
 

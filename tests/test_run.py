@@ -1,9 +1,7 @@
 """A run: its folder, its loop, its checkpoints, and how it ends."""
 
-import argparse
 import json
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,24 +11,12 @@ import torch
 from harness import files, records
 from harness import run as run_module
 from harness.errors import UserError
-from harness.run import Run
-
-CPU = torch.device("cpu")
+from tests.bare_runs import make_run, release
 
 
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dir/script.py"])
-
-
-def make_run(folder, draw_curves=lambda folder, history: None, parts=None, **settings):
-    args = argparse.Namespace(**{"out": folder, "resume": None, "evaluate": None} | settings)
-    return Run(args, CPU, draw_curves, **parts or {})
-
-
-def release(run):
-    """Let another run of this process have the folder, as the end of a process does."""
-    os.close(run._folder_lock)
 
 
 def three_epochs(folder):
@@ -92,7 +78,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
 def test_the_config_records_what_made_the_run(tmp_path):
     config = config_of(make_run(tmp_path / "run", lr=0.1))
     assert config["script"] == "script.py" and config["command"] == "python dir/script.py"
-    assert config["arguments"] == {"lr": 0.1, "out": str(tmp_path / "run"), "device": "cpu"}
+    fixed = {"tensorboard": False, "out": str(tmp_path / "run"), "device": "cpu"}
+    assert config["arguments"] == fixed | {"lr": 0.1}
     assert config["versions"]["torch"] == torch.__version__
     assert {"git_commit", "device", "started"} <= config.keys()
 
@@ -160,14 +147,13 @@ def test_batches_of_an_epoch_move_the_bar_and_are_left_as_they_are(tmp_path):
 
 def test_checkpoints_cost_about_two_percent(tmp_path, monkeypatch):
     clock = [0.0]
-    run, spent = make_run(tmp_path / "run"), 0.0
 
     def slow_fsync(_):
         clock[0] += 2.0
 
     monkeypatch.setattr(run_module.time, "perf_counter", lambda: clock[0])
+    run, spent = make_run(tmp_path / "run"), 0.0
     monkeypatch.setattr(files.os, "fsync", slow_fsync)
-    run._next_checkpoint = 0.0
     for _ in range(1000):
         clock[0] += 1.0
         before = clock[0]
@@ -199,17 +185,20 @@ def test_resuming_cuts_the_metrics_back_to_the_checkpoint(tmp_path):
     folder = three_epochs(tmp_path / "run").folder
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "loss": 0.25}\n{"epoch": 5, "lo')
-    (folder / "result.json").write_text("{}")
+    for name in ("result.json", "model.safetensors"):
+        (folder / name).write_text("{}")
     model = torch.nn.Linear(1, 1)
     run = make_run(None, resume=folder, parts={"model": model}, lr=0.1)
     assert model.weight.item() == 3 and [line["epoch"] for line in run.history] == [1, 2, 3]
     assert records.read_metrics(folder) == run.history
-    assert not (folder / "result.json").exists()  # the run is no longer finished
+    for name in ("result.json", "model.safetensors"):  # the run is no longer finished
+        assert not (folder / name).exists()
     assert [start["from"] for start in config_of(run)["resumed"]] == [3]
     release(run)
     again = config_of(make_run(None, resume=folder, parts={"model": model}, lr=0.1))
     assert [start["from"] for start in again["resumed"]] == [3, 3]
-    assert again["arguments"] == {"lr": 0.1, "out": str(folder), "device": "cpu"}
+    fixed = {"tensorboard": False, "out": str(folder), "device": "cpu"}
+    assert again["arguments"] == fixed | {"lr": 0.1}
 
 
 def test_resuming_restores_the_random_numbers(tmp_path):
@@ -221,15 +210,16 @@ def test_resuming_restores_the_random_numbers(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_evaluating_trains_nothing_and_changes_only_the_result(tmp_path):
+def test_evaluating_trains_nothing_and_changes_only_what_follows_from_it(tmp_path):
     folder = three_epochs(tmp_path / "run").folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model, drawn = torch.nn.Linear(1, 1), []
     run = make_run(None, drawn.append, {"model": model}, evaluate=folder)
     assert model.weight.item() == 3 and list(run.count_to(5)) == [] and not drawn
-    run.finish([], {"test": {"loss": 1.0}})
+    run.finish({"test": {"loss": 1.0}}, model)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert after.pop("result.json") and after == before
+    assert after.pop("result.json") and after.pop("model.safetensors")
+    assert after.pop("index.html") != before.pop("index.html") and after == before
 
 
 def test_a_finished_run_s_damaged_checkpoint_is_not_replaced_by_the_one_before(tmp_path):
@@ -270,14 +260,18 @@ def test_user_errors_are_not_followed_by_the_command_to_resume(tmp_path):
 
 
 def test_the_result_holds_graded_rows_and_results(tmp_path, capsys):
-    run = make_run(tmp_path / "run")
-    run.log(epoch=1, loss=1.0)
     row = {"quantity": "loss", "unit": "nats", "at": 1, "value": 1.0, "reference": 2.0}
-    assert run.earlier_results() == {}
-    run.finish([row | {"verdict": "pass"}], {"test": {"loss": 1.5}})
+    row["verdict"] = "pass"
+    seen = []
+    run = make_run(tmp_path / "run", grade=lambda *given: seen.append(given) or [row])
+    run.log(epoch=1, loss=1.0)
+    files.write_json(run.folder / "result.json", {"earlier": {"a": 1.0}, "test": {"loss": 2.0}})
+    run.finish({"test": {"loss": 1.5}}, torch.nn.Linear(1, 1))
+    results = {"earlier": {"a": 1.0}, "test": {"loss": 1.5}}
+    assert seen[0] == (run._args, run.history, results)
     content = json.loads((run.folder / "result.json").read_text())
-    assert content["graded"] == [row | {"verdict": "pass"}] and content["finished"]
-    assert run.earlier_results() == records.read_results(run.folder) == {"test": {"loss": 1.5}}
+    assert content["graded"] == [row] and content["finished"]
+    assert records.read_results(run.folder) == results
     printed = capsys.readouterr().out
     assert "loss      nats" in printed and "test: loss 1.5" in printed
     assert printed.endswith(f"run folder: {run.folder}\n")

@@ -1,0 +1,176 @@
+"""The live page: `index.html` in a run folder shows the training in a browser, without a server.
+
+It holds the curves, the newest sample grids, the graded rows so far, the time left and the
+settings. While the run trains, the page reloads itself.
+"""
+
+import contextlib
+import datetime
+import html
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from string import Template
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from harness import graded, records
+from harness.files import write_whole
+from harness.pace import Pace
+
+FILE = "index.html"
+TEMPLATE = Template(Path(__file__).with_name("live.html").read_text())
+RELOAD_SECONDS = 5
+# The share of a run's time, and the seconds between two drawings or writings.
+CURVES_COST, CURVES_SECONDS = 0.01, 5.0
+PAGE_COST, PAGE_SECONDS = 0.002, 2.0
+
+
+class LivePage:
+    """Rewrites the curves and `index.html` of a run in training, now and then.
+
+    A page or curve that cannot be written, on a full disk, say, does not stop the training.
+
+    Args:
+        folder: the run folder.
+        draw_curves, grade: as `Run` gets them.
+        args: the run's arguments.
+    """
+
+    def __init__(self, folder: Path, draw_curves: Callable, grade: Callable, args):
+        self._folder, self._draw_curves = folder, draw_curves
+        self._grade, self._args = grade, args
+        self._config = records.read_config(folder)
+        self._total = 0
+        self._started_at, self._started = 0, time.perf_counter()
+        self._curves_pace = Pace(CURVES_COST, CURVES_SECONDS)
+        self._page_pace = Pace(PAGE_COST, PAGE_SECONDS)
+
+    def start(self, history: list[dict], total: int) -> None:
+        """Write the page of a training that now begins, of `total` epochs or batches."""
+        self._total = total
+        self._started_at, self._started = records.count_of(history), time.perf_counter()
+        self._write_training(history, self._started_at)
+
+    def update(self, history: list[dict], done: float) -> None:
+        """Rewrite the page if it is time.
+
+        Args:
+            history: the lines of metrics so far.
+            done: epochs or batches, with the part of an epoch that is done.
+        """
+        if self._page_pace.due():
+            self._write_training(history, done)
+
+    def update_curves(self, history: list[dict]) -> None:
+        """After a line of metrics: draw the curves again and rewrite the page, each if it is time.
+
+        Between two lines a drawing would count as time of training.
+        """
+        if not self._curves_pace.due():
+            return self.update(history, records.count_of(history))
+        with self._curves_pace.timed(), contextlib.suppress(OSError):
+            self._draw_curves(self._folder, history)
+        self._write_training(history, records.count_of(history))
+
+    def evaluating(self, history: list[dict]) -> None:
+        """Say that the training is over, and that its results are being computed."""
+        self._write(history, "Trained; evaluating", {}, reloads=True)
+
+    def stopped(self, history: list[dict], command: str | None) -> None:
+        """Say that the training has stopped, and which command continues it."""
+        state = f"Stopped at {_count(history, self._total)}"
+        if command is not None:
+            state += f"; go on with <code>{html.escape(command)}</code>"
+        self._write(history, state, {})
+
+    def finished(self, history: list[dict], results: dict[str, dict]) -> None:
+        """Show the final graded rows and the results."""
+        self._total = records.count_of(history)
+        self._write(history, f"Finished, {_count(history, self._total)}", results)
+
+    def _write_training(self, history: list[dict], done: float) -> None:
+        state = f"Training, {_count(history, self._total)}"
+        if done > self._started_at:
+            elapsed = time.perf_counter() - self._started
+            seconds = elapsed * (self._total - done) / (done - self._started_at)
+            state += f", about {tqdm.format_interval(seconds)} left"
+        with self._page_pace.timed():
+            self._write(history, state, {}, done, reloads=True)
+
+    def _write(
+        self,
+        history: list[dict],
+        state: str,
+        results: dict[str, dict],
+        done: float | None = None,
+        reloads: bool = False,
+    ) -> None:
+        done = records.count_of(history) if done is None else done
+        with contextlib.suppress(OSError):
+            page = TEMPLATE.substitute(
+                title=html.escape(self._folder.resolve().name),
+                refresh=f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' * reloads,
+                state=state,
+                done=f"{done:.3f}",
+                total=max(self._total, 1),
+                share=f"{done / self._total:.0%}" if self._total else "",
+                sections="\n".join(self._sections(history, results)),
+                now=datetime.datetime.now().astimezone().isoformat(" ", timespec="seconds"),
+            )
+            write_whole(self._folder / FILE, lambda file: file.write(page.encode()), flush=False)
+
+    def _sections(self, history: list[dict], results: dict[str, dict]) -> Iterable[str]:
+        curves, grids = records.pictures(self._folder)
+        yield _pictures(curves + _newest(grids))
+        if history:
+            counter = next(iter(history[-1]))
+            rows = graded.cells(self._grade(self._args, history, results), counter)
+            yield "<h2>Graded</h2>" + _table(rows[1:], rows[0])
+            yield "<h2>Last line of metrics</h2>" + _table(_numbers(history[-1]))
+        for name, values in results.items():
+            yield f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values))
+        origin = {key: self._config.get(key) for key in ("started", "command", "git_commit")}
+        settings = origin | self._config["arguments"] | {"device": self._config.get("device")}
+        known = [(name, value) for name, value in settings.items() if value is not None]
+        yield "<h2>Settings</h2>" + _table(known, kind="settings")
+
+
+def _count(history: list[dict], total: int) -> str:
+    """'epoch 3 of 100', or '0 of 100' without a line of metrics."""
+    counter = f"{next(iter(history[-1]))} " if history else ""
+    of = f" of {total:,}" if total else ""
+    return f"{counter}{records.count_of(history):,}{of}"
+
+
+def _newest(grids: list[Path]) -> list[Path]:
+    """The grid with the highest number of each kind, those drawn last first."""
+    newest = {}
+    for path in sorted(grids, key=lambda path: records.kind_and_number(path)[1] or 0):
+        newest[records.kind_and_number(path)[0]] = path
+    return sorted(newest.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _pictures(paths: list[Path]) -> str:
+    """Pictures by their relative names; the time of writing makes a browser load changed ones."""
+    figures = "".join(
+        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="">'
+        f"<figcaption>{html.escape(path.name)}</figcaption></figure>"
+        for path in paths
+    )
+    return f'<div class="pictures">{figures}</div>'
+
+
+def _numbers(values: dict[str, float]) -> list[tuple[str, str]]:
+    texts = (f"{value:,}" if type(value) is int else f"{value:.5g}" for value in values.values())
+    return list(zip(values, texts))
+
+
+def _table(rows: Iterable[Iterable], heading: Iterable[str] = (), kind: str = "") -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>{lines}</table></div>'

@@ -1,0 +1,182 @@
+"""The live page: what it says in each state, its cost, and that it cannot stop a training."""
+
+import re
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imsave
+
+import a3_vae_template as vae
+from harness import live
+from tests.bare_runs import make_run, release
+
+ROW = {"quantity": "loss & more", "unit": "nats", "at": 2, "value": None, "reference": 2.0}
+
+
+def grade(args, history, results):
+    value = history[1]["loss"] if len(history) > 1 else None
+    return [ROW | {"value": value, "verdict": "not reached" if value is None else "pass"}]
+
+
+def draw_curves(folder, history):
+    values = [line["loss"] for line in history]
+    vae.save_elbo_plot(values, values, folder / "elbo.png")
+
+
+def page_of(run):
+    return (run.folder / "index.html").read_text()
+
+
+def reloads(page):
+    return 'http-equiv="refresh"' in page
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Curves and page are written after every line."""
+    for name in ("CURVES_SECONDS", "PAGE_SECONDS"):
+        monkeypatch.setattr(live, name, 0.0)
+    for name in ("CURVES_COST", "PAGE_COST"):
+        monkeypatch.setattr(live, name, 1e9)
+
+
+def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(live.time, "perf_counter", lambda: clock[0])
+    run = make_run(tmp_path / "a<b", draw_curves, grade=grade, lr=0.125)
+    pages = []
+    with run:
+        for epoch in run.count_to(4):
+            pages.append(page_of(run))
+            clock[0] += 90.0
+            run.log(epoch=epoch, loss=1 / epoch)
+            imsave(run.folder / f"samples_{epoch:03d}.png", np.eye(2))
+        pages.append(page_of(run))
+        run.finish({"test": {"loss": 0.375}}, torch.nn.Linear(1, 1))
+    first, second, third, _, evaluating = pages
+    assert all(map(reloads, pages)) and not reloads(page_of(run))
+    assert "<h1>a&lt;b</h1>" in first and "0 of 4" in first and "0.125" in first
+    assert "<img" not in first and " left<" not in first
+    assert "epoch 1 of 4, about 04:30 left" in second and "not reached" in second
+    assert "epoch 2 of 4, about 03:00 left" in third
+    assert '<progress value="2.000" max="4">50%</progress>' in third
+    assert "loss &amp; more</td><td>nats</td><td>2</td><td>0.500</td>" in third
+    assert 'src="samples_002.png?' in third and "samples_001" not in third
+    assert 'src="elbo.png?' in third and "Trained; evaluating" in evaluating
+    assert "Finished, epoch 4 of 4" in page_of(run) and "0.375" in page_of(run)
+    for page in (*pages, page_of(run)):
+        HTMLParser().feed(page)
+        pictures = re.findall(r'src="([^"?]*)', page)
+        assert all((run.folder / name).exists() for name in pictures)
+
+
+def test_a_changed_picture_has_another_address(tmp_path, always):
+    run = make_run(tmp_path / "run", draw_curves)
+    addresses = []
+    for epoch in run.count_to(4):
+        run.log(epoch=epoch, loss=1 / epoch)
+        addresses += re.findall(r'src="(elbo[^"]*)"', page_of(run))
+    assert len(addresses) == len(set(addresses)) == 3
+
+
+def test_a_stopped_run_s_page_says_how_to_go_on_and_reloads_no_more(tmp_path, always):
+    run = make_run(tmp_path / "run", draw_curves)
+    with pytest.raises(KeyboardInterrupt), run:
+        for epoch in run.count_to(3):
+            run.log(epoch=epoch, loss=1.0)
+            if epoch == 2:
+                raise KeyboardInterrupt
+    page = page_of(run)
+    assert "Stopped at epoch 2 of 3" in page and f"--resume {run.folder}</code>" in page
+    assert not reloads(page) and "elbo.png" in page
+    release(run)
+    resumed = make_run(None, resume=run.folder)
+    next(resumed.count_to(3))
+    assert reloads(page_of(resumed))
+
+
+def test_curves_and_page_cost_about_one_percent_of_the_time(tmp_path, monkeypatch):
+    clock, drawn = [0.0], []
+    monkeypatch.setattr(live.time, "perf_counter", lambda: clock[0])
+
+    def slow_curves(folder, history):
+        clock[0] += 0.25
+        drawn.append(clock[0])
+
+    run = make_run(tmp_path / "run", slow_curves)
+    monkeypatch.setattr(run, "save_checkpoint", lambda last: None)
+    for epoch in run.count_to(600):
+        clock[0] += 1.0
+        if epoch < 600:
+            run.log(epoch=epoch, loss=1.0)
+    drawn.pop()  # the end of the run
+    assert drawn[0] <= 7.0 and 0.008 < 0.25 * len(drawn) / clock[0] <= 0.012
+
+
+def test_a_full_disk_stops_neither_page_nor_training(tmp_path, always, monkeypatch):
+    attempts = []
+
+    def full(path, *_, **options):
+        attempts.append(path.name)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(live, "write_whole", full)
+    run = make_run(tmp_path / "run", draw_curves)
+    for epoch in run.count_to(3):
+        if epoch == 2:
+            monkeypatch.setattr(run._page, "_draw_curves", lambda *_: full(tmp_path / "a.png"))
+        run.log(epoch=epoch, loss=1.0)
+    assert run.count == 3 and {"index.html", "a.png"} <= set(attempts)
+
+
+def test_drawing_leaves_the_random_numbers_alone(tmp_path, always):
+    run = make_run(tmp_path / "run", draw_curves, grade=grade)
+    states = []
+    for epoch in run.count_to(3):
+        states.append((torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()))
+        run.log(epoch=epoch, loss=1.0)
+    assert (run.folder / "elbo.png").exists() and states[0] == states[1] == states[2]
+
+
+def test_the_open_page_shows_the_curve_moving(tmp_path, always, monkeypatch, new_browser):
+    """Nobody touches the browser between the looks: the page reloads itself, until the end."""
+    monkeypatch.setattr(live, "RELOAD_SECONDS", 1)
+    run = make_run(tmp_path / "run", draw_curves, grade=grade)
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    new_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    epochs = run.count_to(12)
+
+    def train(n):
+        for _ in range(n):
+            run.log(epoch=next(epochs), loss=100 / (run.count + 1))
+
+    def look(words):
+        """A picture of the curve once the page has the words."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            if words in new_browser.execute_script("return document.body?.innerText ?? ''"):
+                curve = new_browser.find_element("css selector", "img")
+                if new_browser.execute_script("return arguments[0].naturalWidth", curve) > 0:
+                    return curve.screenshot_as_base64
+        raise AssertionError(f"no {words!r} on the page")
+
+    train(4)
+    new_browser.get((run.folder / "index.html").as_uri())
+    first = look("epoch 3 of 12")
+    assert look("epoch 3 of 12") == first
+    width = new_browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= 390  # a phone's
+    train(5)
+    second = look("epoch 8 of 12")
+    assert first != second
+    for epoch in epochs:
+        run.log(epoch=epoch, loss=100 / epoch)
+    run.finish({}, torch.nn.Linear(1, 1))
+    assert look("Finished") != second
+    marker = new_browser.execute_script("return window.marker = 'the same document'")
+    time.sleep(1.5)
+    assert new_browser.execute_script("return window.marker") == marker  # it reloads no more
