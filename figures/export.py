@@ -1,0 +1,126 @@
+"""The table of all runs as CSV or JSON, and that of their means as LaTeX, for use elsewhere."""
+
+import csv
+import io
+import json
+import os
+import re
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from figures.kinds import KINDS
+from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
+from figures.tables import graded_lines
+from harness.errors import UserError
+from harness.files import write_whole
+
+LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "−": "$-$"}
+)
+
+
+def export_file(text: str) -> Path:
+    """An argparse type: a file that can be written, of one of the formats."""
+    path = Path(text)
+    if path.suffix not in FORMATS:
+        raise ArgumentTypeError(f"must end in {', '.join(FORMATS)}, not {text!r}")
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise ArgumentTypeError(f"{text!r} cannot be written")
+    return path
+
+
+def export(path: Path, found: Runs, groups: Groups) -> None:
+    """Write the table of all runs, or for LaTeX of the means by kind, in the format of `path`.
+
+    Raises:
+        UserError: there is nothing to write.
+    """
+    if not found:
+        raise UserError("there are no runs to export")
+    content = FORMATS[path.suffix](found, groups).encode()
+    write_whole(path, lambda file: file.write(content))
+
+
+def run_records(found: Runs) -> list[dict]:
+    """A flat dict of each run: its settings where runs differ, graded values and results."""
+    differing = {
+        name
+        for name in set().union(*(vars(run.args) for run in found)) - NOT_OF_TRAINING
+        if len({repr(vars(run.args).get(name)) for run in found}) > 1
+    }
+    return [_record(run, differing) for run in found]
+
+
+def _record(run: StoredRun, differing: set[str]) -> dict:
+    record = {
+        "run": str(run.folder),
+        "script": run.script,
+        "kind": next((name for name, kind in KINDS.items() if is_of_kind(run, kind)), None),
+        "seed": run.args.seed,
+        "finished": run.finished,
+        run.counter: run.count,
+    }
+    record |= {name: value for name, value in sorted(vars(run.args).items()) if name in differing}
+    for row in run.graded():
+        name = f"{row['quantity']} ({row['unit']}) at {run.counter} {row['at']}"
+        record |= {name: row["value"], f"{name}: verdict": row["verdict"]}
+    for part, values in run.results.items():
+        record |= {f"{part}.{key}": value for key, value in values.items()}
+    return record | {"seconds": round(run.seconds, 3), "device": run.config.get("device")}
+
+
+def _csv(found: Runs, groups: Groups) -> str:
+    records = run_records(found)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    last = ["seconds", "device"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [name for name in names if name not in last] + last)
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def _json(found: Runs, groups: Groups) -> str:
+    return json.dumps(run_records(found), indent=2, ensure_ascii=False) + "\n"
+
+
+def _tex(found: Runs, groups: Groups) -> str:
+    lines = graded_lines(groups)
+    if not lines:
+        raise UserError("LaTeX shows means of finished runs by kind: there is none")
+    rows, last = [], None
+    for line in lines:
+        if line.training != last and last is not None:
+            rows.append(r"\midrule")
+        cells = [line.training if line.training != last else "", line.quantity, line.at]
+        cells += [line.value, line.reference]
+        rows.append(" & ".join(map(latex, cells)) + r" \\")
+        last = line.training
+    return "\n".join([_HEAD, *rows, _FOOT])
+
+
+def latex(text: str) -> str:
+    """The text with everything escaped that LaTeX reads as a command, and its quotes paired."""
+    return re.sub('"([^"]*)"', r"``\1''", text.translate(LATEX))
+
+
+# At this size the table of all kinds fits on a page.
+_HEAD = r"""% Needs \usepackage{booktabs}.
+\begin{table}
+\centering
+\scriptsize
+\caption{Results on MNIST: mean $\pm$ standard deviation over seeds (number of seeds).
+  A value without $\pm$ is of one seed.}
+\label{tab:results}
+\begin{tabular}{llrrr}
+\toprule
+Training & Quantity & At & Value & Reference \\
+\midrule"""
+_FOOT = r"""\bottomrule
+\end{tabular}
+\end{table}
+"""
+FORMATS = {".csv": _csv, ".json": _json, ".tex": _tex}
