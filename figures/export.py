@@ -46,12 +46,12 @@ def export(path: Path, found: Runs, groups: Groups) -> None:
 
 def run_records(found: Runs) -> list[dict]:
     """A flat dict of each run: its settings where runs differ, graded values and results."""
-    differing = {
-        name
-        for name in set().union(*(vars(run.args) for run in found)) - NOT_OF_TRAINING
-        if len({repr(vars(run.args).get(name)) for run in found}) > 1
-    }
-    return [_record(run, differing) for run in found]
+    values = {}  # of a setting of a script
+    for run in found:
+        for name, value in vars(run.args).items():
+            values.setdefault((run.script, name), set()).add(repr(value))
+    differing = {name for (_, name), reprs in values.items() if len(reprs) > 1}
+    return [_record(run, differing - NOT_OF_TRAINING) for run in found]
 
 
 def _record(run: StoredRun, differing: set[str]) -> dict:

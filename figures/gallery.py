@@ -38,10 +38,8 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
             messages.append(f"{name}: {metrics} has no {error} in every line")
         else:
             details = [_describe(runs), note and f"**{note}**", remark]
-            details = "; ".join(filter(None, details))
-            drawn.append(
-                (figure, name, f"**Figure {figure.number}.** {figure.caption} ({details})")
-            )
+            caption = f"{figure.caption} ({'; '.join(filter(None, details))})"
+            drawn.append((figure, name, f"**Figure {figure.number}.** {caption}"))
     return drawn, messages
 
 
