@@ -26,8 +26,8 @@ def export_file(text: str) -> Path:
     path = Path(text)
     if path.suffix not in FORMATS:
         raise ArgumentTypeError(f"must end in {', '.join(FORMATS)}, not {text!r}")
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    if path.is_dir() or not writable:
         raise ArgumentTypeError(f"{text!r} cannot be written")
     return path
 
