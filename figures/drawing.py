@@ -58,6 +58,9 @@ def _curves(runs: Runs, *keys: str) -> Iterator[list[list[float]]]:
     return map(list, zip(*(records.columns(run.history, *keys) for run in runs)))
 
 
+CURVES = (elbo_curves, gan_losses, bpd_curves)  # of all seeds; the others show the first run
+
+
 def picture(name: str) -> Draw:
     """A drawing function that copies this picture."""
     return lambda runs, path, note: _copy(runs[0].folder / name, path, note)

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 from figures.departures import departures
+from figures.drawing import CURVES
 from figures.kinds import KINDS
 from figures.report import FIGURES, Figure
 from figures.runs import Groups, Runs
@@ -37,7 +38,8 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
             metrics = runs[0].folder / "metrics.jsonl"
             messages.append(f"{name}: {metrics} has no {error} in every line")
         else:
-            details = [_describe(runs), note and f"**{note}**", remark]
+            shown = runs if figure.draw in CURVES else runs[:1]
+            details = [_describe(shown), note and f"**{note}**", remark]
             caption = f"{figure.caption} ({'; '.join(filter(None, details))})"
             drawn.append((figure, name, f"**Figure {figure.number}.** {caption}"))
     return drawn, messages

@@ -76,6 +76,8 @@ def read_run(folder: Path | str) -> StoredRun:
         UserError: a file is missing or damaged, or no script of this project wrote it.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a run folder")
     foreign = not (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
     config = {} if foreign else records.read_config(folder)
     started = foreign or (folder / "metrics.jsonl").exists()

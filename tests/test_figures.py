@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,34 @@ def test_seeds_are_aggregated(tmp_path):
     assert "| Fréchet distance (lower is better) | 0.50 ± 0.00 (0.50) |" in text
     runs = "run `vae`, seeds 0, 1, 2 (mean, band of one standard deviation), 100 epochs, an abacus"
     assert f"({runs})" in text
+    samples = next(line for line in text.splitlines() if line.startswith("**Figure 6."))
+    assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run
+
+
+def test_a_gallery_is_drawn_beside_its_runs_unless_a_folder_is_named(tmp_path, monkeypatch):
+    """The one in the repository is replaced only by whoever says so."""
+    base = tmp_path / "runs"
+    assert parse_args([]).out == Path("runs/figures")
+    assert parse_args(["--quick"]).out == Path("runs/quick/figures")
+    assert parse_args(["--runs", str(base)]).out == base / "figures"
+    assert parse_args(["--runs", str(base), "--out", "figures"]).out == Path("figures")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--runs", "{file}"], "--runs .*mine is a file, not a folder"),
+        (["--runs", "{file}", "--train"], "--runs .*mine is a file, not a folder"),
+        (["--out", "{file}"], "--out .*mine is a file, not a folder"),
+        (["--vae", "{file}"], "mine is a file, not a run folder"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path, flags, words):
+    (tmp_path / "mine").write_text("mine")
+    flags = [flag.format(file=tmp_path / "mine") for flag in flags]
+    with pytest.raises(UserError, match=words):
+        main(parse_args(flags))
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
