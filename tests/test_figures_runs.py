@@ -119,7 +119,7 @@ def test_check_grades_the_mean_of_several_seeds_and_counts_those_that_pass(tmp_p
     assert text.count("mean of seeds") == 1
     assert "mean of seeds 0, 1, 2: nf0, a3_nf_template.py, 100 epochs" in text
     line = next(line for line in text.splitlines() if "demand" in line and "±" in line)
-    cells = ["100", "1.833 ± 0.049 (3)", "1.850", "pass", "2 of 3"]
+    cells = ["40", "1.833 ± 0.049 (3)", "1.850", "pass", "2 of 3"]
     assert re.split("  +", line)[2:] == cells
 
 
