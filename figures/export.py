@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -91,14 +92,12 @@ def _tex(found: Runs, groups: Groups) -> str:
     lines = graded_lines(groups)
     if not lines:
         raise UserError("LaTeX shows means of finished runs by kind: there is none")
-    rows, last = [], None
-    for line in lines:
-        if line.training != last and last is not None:
-            rows.append(r"\midrule")
-        cells = [line.training if line.training != last else "", line.quantity, line.at]
-        cells += [line.value, line.reference]
-        rows.append(" & ".join(map(latex, cells)) + r" \\")
-        last = line.training
+    rows = []
+    for training, same in itertools.groupby(lines, key=lambda line: line.training):
+        rows += [r"\midrule", rf"\multicolumn{{4}}{{@{{}}l}}{{\emph{{{latex(training)}}}}} \\"]
+        for line in same:
+            cells = (line.quantity, line.at, line.value, line.reference)
+            rows.append(" & ".join(map(latex, cells)) + r" \\")
     return "\n".join([_HEAD, *rows, _FOOT])
 
 
@@ -107,18 +106,18 @@ def latex(text: str) -> str:
     return re.sub('"([^"]*)"', r"``\1''", text.translate(LATEX))
 
 
-# At this size the table of all kinds fits on a page.
+# In this size the table of all kinds fits on a page, and into a column of text of article.cls.
 _HEAD = r"""% Needs \usepackage{booktabs}.
 \begin{table}
 \centering
 \scriptsize
+\setlength{\tabcolsep}{3pt}
 \caption{Results on MNIST: mean $\pm$ standard deviation over seeds (number of seeds).
   A value without $\pm$ is of one seed.}
 \label{tab:results}
-\begin{tabular}{llrrr}
+\begin{tabular}{@{}p{0.47\linewidth}rrr@{}}
 \toprule
-Training & Quantity & At & Value & Reference \\
-\midrule"""
+Quantity & At & Value & Reference \\"""
 _FOOT = r"""\bottomrule
 \end{tabular}
 \end{table}
