@@ -44,8 +44,8 @@ COMPARED = (
     ("flow", "nf", "quality"),
 )
 
-OTHER_DATASETS = {"fashion": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST"}
-# Values at the end of runs on them: kind of run, quantity, value of a run.
+TITLES = {"fashion": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST"}  # of data sets
+# Values at the end of runs on other data than MNIST: kind of run, quantity, value of a run.
 ON_OTHER_DATA = (
     ("vae", "validation negative ELBO (nats)", metric("val_neg_elbo_nats")),
     ("gan", "generator loss, last tenth (nats)", tail_mean("g_loss")),
@@ -110,14 +110,15 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
         groups: the runs on MNIST.
     """
     rows = []
-    for dataset, (kind, quantity, value) in itertools.product(OTHER_DATASETS, ON_OTHER_DATA):
+    datasets = sorted({run.dataset for run in found} - {"mnist"})
+    for dataset, (kind, quantity, value) in itertools.product(datasets, ON_OTHER_DATA):
         if runs := newest_of_kind(found, KINDS[kind], dataset):
             at, cells = runs[0].count, []
             for same in (runs, groups[kind]):
                 values = [_value_at(run, value, at) for run in same]
                 cells.append(mean_text(values, 3) if values else "-")
             place = f"{runs[0].counter} {at:,}"
-            rows.append([OTHER_DATASETS[dataset], KINDS[kind].title, quantity, place, *cells])
+            rows.append([TITLES.get(dataset, dataset), KINDS[kind].title, quantity, place, *cells])
     if not rows:
         return []
     header = ("data set", "training", "quantity", "at", "this project", "the same on MNIST")
