@@ -47,15 +47,15 @@ LOSSES = ("g_loss", "d_loss", "d_real", "d_fake")
 G_LOSS, D_LOSS, D_REAL, D_FAKE = map(tail_mean, LOSSES)
 LOSS_DISTANCE = graded.distance(G_LOSS, D_LOSS)
 SPREAD = graded.ratio(result("samples", "mean_distance"), result("samples", "mean_distance_real"))
-PARZEN = result("quality", "parzen_nats")
+REPEATS, PARZEN = result("samples", "repeats"), result("quality", "parzen_nats")
 SAMPLES = [
-    at_least("mean distance of two samples over real", "ratio", SPREAD, 0.85),
-    at_most(f"repeats in {N_DIVERSITY:,} samples", "images", result("samples", "repeats"), 0),
+    at_least("mean distance of two samples over real", "ratio", SPREAD, 0.85, N_BATCHES),
+    at_most(f"repeats in {N_DIVERSITY:,} samples", "images", REPEATS, 0, N_BATCHES),
 ]
 QUALITY = [
-    at_least("Parzen log-likelihood of the test split", "nats", PARZEN, 225.0),
-    at_least("the rarest digit", "share", result("quality", "smallest_class"), 0.04),
-    at_most("the commonest digit", "share", result("quality", "largest_class"), 0.20),
+    at_least("Parzen log-likelihood of the test split", "nats", PARZEN, 225.0, N_BATCHES),
+    at_least("the rarest digit", "share", result("quality", "smallest_class"), 0.04, N_BATCHES),
+    at_most("the commonest digit", "share", result("quality", "largest_class"), 0.20, N_BATCHES),
 ]
 GRADED = {
     "standard": [

@@ -1,27 +1,30 @@
 """Every figure of the report and the graded table, from finished runs.
 
-python -m figures             draw all figures and write the gallery, figures/README.md
-python -m figures --train     first train what is missing
-python -m figures --check     grade every run; exit status 0 only if nothing falls short
+python -m figures                       draw all figures and write a gallery
+python -m figures --train --seeds 3     first train what is missing
+python -m figures --check               grade every run; exit status 0 only if none falls short
+python -m figures --export FILE         write the table of all runs as .csv, .json or .tex
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
 
+from figures import cluster
+from figures.checks import check
+from figures.export import export, export_file
 from figures.gallery import draw_all, write_page
-from figures.kinds import KINDS
+from figures.kinds import KINDS, NEEDED
 from figures.report import FIGURES
 from figures.runs import StoredRun, find_runs, newest_of_kind, read_run, unfinished_message
 from figures.strip import last_pictures, save_strip
-from figures.trainings import train
-from harness import cli, graded
+from figures.trainings import missing_trainings, train
+from harness import cli
 from harness.devices import n_cores, select_device
 from harness.errors import UserError
 
-HERE = Path(__file__).parent
-WANTED = [name for name, kind in KINDS.items() if not kind.optional]
+OF_A_KIND = ("zdim", "protocol", "binarize", "dataset")  # settings in which a kind is itself
+WITH_TRAINING = ("kinds", "seeds", "data_dir", "device", "jobs", "slurm")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -35,14 +38,35 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_optional_argument(
         "--out",
         metavar="DIR",
-        help="write README.md and report/ here (default: figures, with --quick figures in --runs)",
+        help="write README.md and report/ here (default: figures in --runs)",
     )
     for name, kind in KINDS.items():
         parser.add_optional_argument(
             f"--{name}", metavar="RUN", help=f"draw this run, not the newest: {kind.title}"
         )
+    parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")
+    parser.add_optional_argument(
+        "--export",
+        type=export_file,
+        metavar="FILE",
+        help="write the table of all runs to FILE.csv or FILE.json, or the means of each kind as "
+        "LaTeX to FILE.tex; draw nothing",
+    )
     parser.add_argument("--train", action="store_true", help="train or resume what is missing")
     parser.add_argument("--quick", action="store_true", help="train a fraction of the length")
+    parser.add_optional_argument(
+        "--seeds",
+        type=cli.number(int, at_least=1),
+        metavar="N",
+        help="train seeds 0 to N - 1 of each kind (default: 1)",
+    )
+    parser.add_optional_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        metavar="KIND",
+        help=f"train these kinds only: {', '.join(KINDS)} (default: all but larochelle)",
+    )
     parser.add_optional_argument(
         "--jobs",
         type=cli.number(int, at_least=1),
@@ -51,13 +75,28 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "CPU they share the cores. On one GPU their kernels take turns, and overlap only if "
         "NVIDIA's MPS daemon already runs.",
     )
+    parser.add_optional_argument(
+        "--slurm",
+        nargs="*",
+        type=cluster.parameter,
+        metavar="KEY=VALUE",
+        help="submit the trainings to a SLURM cluster, with these parameters of submitit, say "
+        "partition=gpu gpus_per_node=1 time=120 (minutes)",
+    )
+    parser.add_optional_argument(
+        "--data_dir", metavar="DIR", help="train on the data in DIR; larochelle needs it"
+    )
     parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
-    parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")
     args = parser.parse_args(argv)
-    if not args.train and (args.jobs is not None or args.device != "auto"):
-        parser.error("--jobs and --device are options of trainings: they need --train")
+    given = [name for name in WITH_TRAINING if getattr(args, name) not in (None, "auto")]
+    if given and not args.train:
+        parser.error(f"--{given[0]} is an option of trainings: it needs --train")
+    if args.check and (args.export or args.train):
+        parser.error("--check stands alone")
+    if args.jobs and args.slurm is not None:
+        parser.error("--jobs is for this machine; for SLURM there is --slurm array_parallelism=N")
     args.runs = Path(args.runs or ("runs/quick" if args.quick else "runs"))
-    args.out = Path(args.out or (args.runs / "figures" if args.quick else HERE))
+    args.out = Path(args.out or args.runs / "figures")
     return args
 
 
@@ -70,7 +109,7 @@ def chosen_run(name: str, folder: str) -> StoredRun:
     run, kind = read_run(folder), KINDS[name]
     if run.script != kind.script:
         raise UserError(f"--{name} {folder}: a run of {run.script}, not of {kind.script}")
-    for setting in ("zdim", "protocol"):
+    for setting in OF_A_KIND:
         actual, wanted = (vars(args).get(setting) for args in (run.args, kind.args()))
         if actual != wanted:
             raise UserError(f"--{name} {folder}: its {setting} is {actual}, not {wanted}")
@@ -79,42 +118,32 @@ def chosen_run(name: str, folder: str) -> StoredRun:
     return run
 
 
-def check(found: Iterable[StoredRun], messages: list[str]) -> int:
-    """Print every run's graded table; returns exit status 0 only if nothing falls short."""
-    verdicts = []
-    for run in found:
-        unfinished = "" if run.finished else ", unfinished"
-        print(f"{run.folder}: {run.script}, seed {run.args.seed}, {run.length}{unfinished}")
-        rows = run.graded()
-        print(f"{graded.table(rows, run.counter)}\n")
-        verdicts += [row["verdict"] for row in rows]
-    for message in messages:
-        print(message, file=sys.stderr)
-    counts = {
-        verdict: verdicts.count(verdict)
-        for verdict in ("pass", "falls short", "not reached", "not comparable")
-    }
-    print(", ".join(f"{verdict}: {count}" for verdict, count in counts.items()))
-    if not counts["pass"] + counts["falls short"]:
-        raise UserError("nothing could be graded")
-    return 1 if counts["falls short"] or messages else 0
+def train_missing(args: Namespace, kind_names: list[str]) -> bool:
+    """Train the missing seeds of these kinds, or submit them to SLURM; whether all are there.
 
-
-def train_missing(args: Namespace, names: list[str]) -> None:
-    """Train the kinds in `names` that have no run of full (with --quick: quick) length."""
+    Raises:
+        UserError: a training has failed.
+    """
     found, _ = find_runs(args.runs)
-    missing = []
-    for name in names:
-        newest = newest_of_kind(found, KINDS[name])[:1]
-        if not any(run.n_epochs >= KINDS[name].n_epochs(args.quick) for run in newest):
-            missing.append(name)
+    missing = missing_trainings(found, kind_names, args.seeds or 1, args.quick)
+    if not missing:
+        return True
+    options = ["--device", args.device]
+    options += [] if args.data_dir is None else ["--data_dir", args.data_dir]
+    if args.slurm is not None:
+        cluster.submit(missing, args.runs, options, dict(args.slurm))
+        return False
     side_by_side = {"cuda": len(missing), "cpu": n_cores()}
     n_jobs = args.jobs or side_by_side.get(select_device(args.device).type, 1)
-    train(missing, found, args.runs, args.quick, args.device, n_jobs)
+    train(missing, args.runs, options, n_jobs)
+    return True
 
 
 def main(args: Namespace) -> None:
     """Grade the runs, or draw all figures and write the gallery."""
+    for option, folder in (("--runs", args.runs), ("--out", args.out)):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{option} {folder} is a file, not a folder")
     folders = {name: vars(args)[name] for name in KINDS if vars(args)[name] is not None}
     chosen = {name: chosen_run(name, folder) for name, folder in folders.items()}
     if not args.runs.is_dir() and not args.train and not chosen:
@@ -123,11 +152,18 @@ def main(args: Namespace) -> None:
         found, messages = (chosen.values(), []) if chosen else find_runs(args.runs)
         sys.exit(check(found, messages))
     if args.train:
-        train_missing(args, [name for name in WANTED if name not in chosen])
+        kind_names = [name for name in args.kinds or NEEDED if name not in chosen]
+        if not train_missing(args, kind_names):
+            return
     found, messages = find_runs(args.runs)
     messages += [unfinished_message(run) for run in found if not run.finished]
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}
+    if args.export:
+        export(args.export, [*found, *(run for run in chosen.values() if run not in found)], groups)
+        for message in messages:
+            print(message, file=sys.stderr)
+        return
     if not any(groups.values()):
         hint = f"no finished run under {args.runs}; --train makes what is missing"
         raise UserError("; ".join([*messages, hint]))
@@ -137,12 +173,12 @@ def main(args: Namespace) -> None:
             save_strip(args.out / "report" / "strip.png", pictures)
         except UserError as error:
             missing.append(f"strip: {error}")
-    for name in WANTED:
-        if not groups[name]:
+    for name in NEEDED:
+        if not groups[name] and name in (args.kinds or NEEDED):
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
             command = KINDS[name].command()
             missing.append(f"{figures}: no finished run; make one with: {command}")
-    write_page(args.out, drawn, groups, missing, args.quick)
+    write_page(args.out, drawn, groups, found, missing, args.quick)
     for message in messages + missing:
         print(message, file=sys.stderr)
     print(f"{len(drawn)} figures in {args.out / 'report'}, the gallery in {args.out / 'README.md'}")

@@ -45,14 +45,20 @@ def gan_losses(runs: Runs, path: Path, note: str | None) -> None:
 def bpd_curves(runs: Runs, path: Path, note: str | None) -> None:
     """Draw bits per dimension by epoch."""
     stars = [(*xy, "the report's curve (shifted)") for xy in zip(REPORT_EPOCHS, REPORT_BPD)]
-    shifted = [records.points(run.history, "epoch", "val_bpd_shifted") for run in runs]
-    shifted = None if None in shifted else (shifted[0][0], [values for _, values in shifted])
+    points = [records.points(run.history, "epoch", "val_bpd_shifted") for run in runs]
+    by_epoch = [dict(zip(*xy)) if xy else {} for xy in points]
+    epochs = sorted(set.intersection(*map(set, by_epoch)))  # those that every run has
+    values = [[bpd[epoch] for epoch in epochs] for bpd in by_epoch]
+    shifted = (epochs, values) if epochs else None
     nf.save_bpd_plot(*_curves(runs, "train_bpd", "val_bpd"), path, stars, shifted, note)
 
 
 def _curves(runs: Runs, *keys: str) -> Iterator[list[list[float]]]:
     """For each metric its values in every run."""
     return map(list, zip(*(records.columns(run.history, *keys) for run in runs)))
+
+
+CURVES = (elbo_curves, gan_losses, bpd_curves)  # of all seeds; the others show the first run
 
 
 def picture(name: str) -> Draw:

@@ -4,17 +4,21 @@ import textwrap
 from pathlib import Path
 
 from figures.departures import departures
+from figures.drawing import CURVES
 from figures.kinds import KINDS
 from figures.report import FIGURES, Figure
 from figures.runs import Groups, Runs
-from figures.tables import PUBLISHED, comparison, graded_table
+from figures.tables import PUBLISHED, comparison, graded_table, other_data
 from harness.errors import UserError
 
-Drawn = list[tuple[Figure, str]]  # figures and their captions
+Drawn = list[tuple[Figure, str, str]]  # figures, the names of their files, and captions
 
 
 def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
-    """Draw every figure that has a run into out/report; also returns messages about failures."""
+    """Draw every figure that has a run into out/report; also returns messages about failures.
+
+    Figures of short runs have names of their own, so they never replace those of full length.
+    """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     drawn, messages = [], []
@@ -25,17 +29,19 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
         length, full = runs[0].n_epochs, KINDS[figure.kind].n_epochs()
         note = f"{'quick run: ' if quick else ''}{length} of {full} epochs"
         note = note if length < full else None
+        name = figure.name + ("-short" if note else "")
         try:
-            remark = figure.draw(runs, folder / f"{figure.name}.png", note)
+            remark = figure.draw(runs, folder / f"{name}.png", note)
         except UserError as error:
-            messages.append(f"{figure.name}: {error}")
+            messages.append(f"{name}: {error}")
         except KeyError as error:
             metrics = runs[0].folder / "metrics.jsonl"
-            messages.append(f"{figure.name}: {metrics} has no {error} in every line")
+            messages.append(f"{name}: {metrics} has no {error} in every line")
         else:
-            details = [_describe(runs), note and f"**{note}**", remark]
-            details = "; ".join(filter(None, details))
-            drawn.append((figure, f"**Figure {figure.number}.** {figure.caption} ({details})"))
+            shown = runs if figure.draw in CURVES else runs[:1]
+            details = [_describe(shown), note and f"**{note}**", remark]
+            caption = f"{figure.caption} ({'; '.join(filter(None, details))})"
+            drawn.append((figure, name, f"**Figure {figure.number}.** {caption}"))
     return drawn, messages
 
 
@@ -46,7 +52,9 @@ def _describe(runs: Runs) -> str:
     return f"run `{runs[0].folder.name}`, seed{seeds}, {runs[0].length}, {hardware}"
 
 
-def write_page(out: Path, drawn: Drawn, groups: Groups, missing: list[str], quick: bool) -> None:
+def write_page(
+    out: Path, drawn: Drawn, groups: Groups, found: Runs, missing: list[str], quick: bool
+) -> None:
     """Write the gallery to out/README.md, with messages about what is `missing`."""
     lines = ["# Gallery" + (": a quick run, a small fraction of the full length" if quick else "")]
     command = "python -m figures" + (" --train --quick" if quick else "")
@@ -55,11 +63,13 @@ def write_page(out: Path, drawn: Drawn, groups: Groups, missing: list[str], quic
         lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
     lines += ["", "## Graded", "", *graded_table(groups)]
     lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
+    if others := other_data(found, groups):
+        lines += ["", "## Other data sets", "", *others]
     if compared := comparison(groups):
         lines += ["", "## The three models' samples", "", *compared]
     lines += ["", "## Figures"]
-    for figure, caption in drawn:
-        lines += ["", f"![{figure.caption}](report/{figure.name}.png)", "", caption]
+    for figure, name, caption in drawn:
+        lines += ["", f"![{figure.caption}](report/{name}.png)", "", caption]
     lines += ["", "## Where this project departs from the report", "", *departures(groups), ""]
     (out / "README.md").write_text("\n".join(map(_wrapped, lines)))
 

@@ -17,8 +17,8 @@ NOT_OF_TRAINING = {"seed", "out", "resume", "evaluate", "generate", "n", *cli.MA
 class StoredRun(NamedTuple):
     """A run as its files describe it.
 
-    An unfinished run has no `results`. Without a `config.json` a run has default arguments and
-    counts as finished.
+    An unfinished run has no `results`, and perhaps no line of metrics yet. Without a `config.json`
+    a run has default arguments and counts as finished.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class StoredRun(NamedTuple):
     @property
     def counter(self) -> str:
         """'epoch' or 'batch'."""
-        return next(iter(self.history[-1]))
+        return "batch" if self.script == GAN else "epoch"
 
     @property
     def count(self) -> int:
@@ -47,7 +47,18 @@ class StoredRun(NamedTuple):
     @property
     def length(self) -> str:
         """Epochs or batches done, in words."""
-        return f"{self.count:,} {'batches' if self.counter == 'batch' else 'epochs'}"
+        plural = {"epoch": "epochs", "batch": "batches"}[self.counter]
+        return f"{self.count:,} {self.counter if self.count == 1 else plural}"
+
+    @property
+    def dataset(self) -> str:
+        """The data set it was trained on; runs of the first versions know only one."""
+        return vars(self.args).get("dataset", "mnist")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, without the evaluation at the end."""
+        return sum(line.get("seconds", 0.0) for line in self.history)
 
     def graded(self) -> list[dict]:
         """The graded rows, from its files alone."""
@@ -65,18 +76,23 @@ def read_run(folder: Path | str) -> StoredRun:
         UserError: a file is missing or damaged, or no script of this project wrote it.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a run folder")
     foreign = not (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
     config = {} if foreign else records.read_config(folder)
-    history = records.read_metrics(folder)
-    if not history:
-        raise UserError(f"{folder} is unfinished: there is no line in its metrics.jsonl yet")
-    script = next((script for key, script in MARKS.items() if key in history[0]), None)
-    if script is None or not foreign and config["script"] != script:
+    started = foreign or (folder / "metrics.jsonl").exists()
+    history = records.read_metrics(folder) if started else []
+    finished = foreign or (folder / "result.json").exists()
+    if history or finished:
+        keys = history[0] if history else ()
+        script = next((script for key, script in MARKS.items() if key in keys), None)
+    else:
+        script = config["script"]
+    if script not in SCRIPTS or not foreign and config["script"] != script:
         whose = config.get("script", "a script of this project")
         raise UserError(f"{folder}: metrics.jsonl holds no metrics of {whose}")
     parse_args = SCRIPTS[script].parse_args
     args = parse_args([]) if foreign else cli.settings_of(folder, script, parse_args)
-    finished = foreign or (folder / "result.json").exists()
     results = records.read_results(folder)
     run = StoredRun(folder, script, args, history, results, config, finished)
     try:
@@ -107,27 +123,35 @@ def unfinished_message(run: StoredRun) -> str:
     )
 
 
-def is_of_kind(run: StoredRun, kind: Kind) -> bool:
-    """Whether a run's command was that of the kind, apart from length and seed."""
-    if run.script != kind.script:
+def is_of_kind(run: StoredRun, kind: Kind, dataset: str = "mnist") -> bool:
+    """Whether a run's command was that of the kind, apart from length, seed and data set."""
+    if run.script != kind.script or run.dataset != dataset:
         return False
     actual, wanted = _settings(run.args), _settings(kind.args())
-    return all(actual[name] == wanted[name] for name in wanted if name not in cli.MAY_GROW)
+    given = {"dataset", *cli.MAY_GROW}
+    return all(actual[name] == wanted[name] for name in wanted if name not in given)
 
 
-def newest_of_kind(found: Runs, kind: Kind) -> Runs:
-    """The newest finished run of a kind, then those that differ from it only in their seed.
+def newest_of_kind(found: Runs, kind: Kind, dataset: str = "mnist") -> Runs:
+    """The newest finished run of a kind and those that differ from it only in their seed, by seed.
 
     Runs of full length take precedence over newer, shorter ones.
     """
-    finished = [run for run in found if run.finished and is_of_kind(run, kind)]
+    finished = [run for run in found if run.finished and is_of_kind(run, kind, dataset)]
     if not finished:
         return []
     newest = max(reversed(finished), key=lambda run: run.n_epochs >= kind.n_epochs())
-    same = [run for run in finished if _all_but_seed(run) == _all_but_seed(newest)]
-    by_seed = {run.args.seed: run for run in same}  # the newest run of each
-    del by_seed[newest.args.seed]
-    return [newest, *(by_seed[seed] for seed in sorted(by_seed))]
+    wanted = _all_but_seed(newest)
+    return next(runs for runs in seed_groups(finished) if _all_but_seed(runs[0]) == wanted)
+
+
+def seed_groups(found: Runs) -> list[Runs]:
+    """The finished runs in groups that differ only in their seed, by seed: the newest of each."""
+    groups = {}
+    for run in found:
+        if run.finished:
+            groups.setdefault(_all_but_seed(run), {})[run.args.seed] = run
+    return [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
 
 
 def _settings(args: Namespace) -> dict:
@@ -135,4 +159,5 @@ def _settings(args: Namespace) -> dict:
 
 
 def _all_but_seed(run: StoredRun) -> tuple:
-    return run.count, _settings(run.args)
+    settings = sorted((name, repr(value)) for name, value in _settings(run.args).items())
+    return run.script, run.count, len(run.history), tuple(settings)

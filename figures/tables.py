@@ -1,9 +1,14 @@
-"""The graded table and the comparison of the three models, as lines of Markdown."""
+"""The gallery's tables, as lines of Markdown."""
 
+import itertools
 import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from figures.kinds import KINDS
-from figures.runs import Groups
+from figures.runs import Groups, Runs, StoredRun, newest_of_kind
+from harness.graded import FilledRow, mean_rows, metric, tail_mean
+from harness.records import count_of
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
 TEST_VALUES = (
@@ -39,6 +44,16 @@ COMPARED = (
     ("flow", "nf", "quality"),
 )
 
+TITLES = {"fashion": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST"}  # of data sets
+# Values at the end of runs on other data than MNIST: kind of run, quantity, value of a run.
+ON_OTHER_DATA = (
+    ("vae", "validation negative ELBO (nats)", metric("val_neg_elbo_nats")),
+    ("gan", "generator loss, last tenth (nats)", tail_mean("g_loss")),
+    ("gan", "discriminator loss, last tenth (nats)", tail_mean("d_loss")),
+    ("nf", "validation (bits/dim)", metric("val_bpd")),
+    ("nf", "validation, shifted as in the report (bits/dim)", metric("val_bpd_shifted")),
+)
+
 PUBLISHED = (
     "VAE, -log p(x) on fixed binary MNIST (nats): one stochastic layer with a standard prior about "
     "87 to 90; with IWAE training and deeper nets 84.8; VampPrior 85.57; HVAE + VampPrior 83.19; "
@@ -50,24 +65,74 @@ PUBLISHED = (
 )
 
 
-def graded_table(groups: Groups) -> list[str]:
-    """The graded rows and test values of the runs of each kind."""
-    lines = ["| training | quantity | at | this project | reference | verdict |"]
-    lines += ["|---|---|---|---|---|---|"]
+class Line(NamedTuple):
+    """A line of the graded table, in cells of text. A value of several runs is 'mean ± sd (n)'."""
+
+    training: str
+    quantity: str
+    at: str
+    value: str
+    reference: str
+    verdict: str
+
+
+def graded_lines(groups: Groups) -> list[Line]:
+    """The graded rows and test values of the runs of each kind, their means over seeds."""
+    lines = []
     for name, runs in groups.items():
-        title = KINDS[name].title + (f", {len(runs)} seeds" if len(runs) > 1 else "")
-        for rows in zip(*(run.graded() for run in runs)):
-            row = rows[0]
-            value = _mean([row["value"] for row in rows], 3)
-            lines.append(
-                f"| {title} | {row['quantity']} ({row['unit']}) | {runs[0].counter} {row['at']:,} "
-                f"| {value} | {row['reference']:.3f} | {_worst_verdict(rows)} |"
-            )
+        title = KINDS[name].title
+        for row in mean_rows(run.graded() for run in runs):
+            quantity, at = f"{row['quantity']} ({row['unit']})", f"{runs[0].counter} {row['at']:,}"
+            value, reference = mean_text(row["values"], 3), f"{row['reference']:.3f}"
+            lines.append(Line(title, quantity, at, value, reference, _verdict(row)))
         for part, key, quantity in TEST_VALUES:
             results = [run.results.get(part, {}) for run in runs]
             if values := [result[key] for result in results if key in result]:
-                lines.append(f"| {title} | {quantity} | end | {_mean(values, 3)} | - | - |")
+                lines.append(Line(title, quantity, "end", mean_text(values, 3), "-", "-"))
     return lines
+
+
+def graded_table(groups: Groups) -> list[str]:
+    """`graded_lines` as Markdown."""
+    header = ("training", "quantity", "at", "this project", "reference", "verdict")
+    text = (
+        "Several seeds: mean ± standard deviation (number of seeds). A value without ± is of one "
+        "seed. A pass is a pass of every seed."
+    )
+    return [*_markdown(header, graded_lines(groups)), "", text]
+
+
+def other_data(found: Runs, groups: Groups) -> list[str]:
+    """The values of runs on other data sets, beside those on MNIST at the same time; [] of none.
+
+    Args:
+        found: all runs.
+        groups: the runs on MNIST.
+    """
+    rows = []
+    datasets = sorted({run.dataset for run in found} - {"mnist"})
+    for dataset, (kind, quantity, value) in itertools.product(datasets, ON_OTHER_DATA):
+        if runs := newest_of_kind(found, KINDS[kind], dataset):
+            at, cells = runs[0].count, []
+            for same in (runs, groups[kind]):
+                values = [_value_at(run, value, at) for run in same]
+                cells.append(mean_text(values, 3) if values else "-")
+            place = f"{runs[0].counter} {at:,}"
+            rows.append([TITLES.get(dataset, dataset), KINDS[kind].title, quantity, place, *cells])
+    if not rows:
+        return []
+    header = ("data set", "training", "quantity", "at", "this project", "the same on MNIST")
+    text = (
+        "One short run each, where no number of seeds is given. The references above are of MNIST, "
+        "so these values are not comparable with them."
+    )
+    return [*_markdown(header, rows), "", text]
+
+
+def _value_at(run: StoredRun, value: Callable, at: int) -> float | None:
+    """A value as if the run had ended at the count `at`; None if it never was there."""
+    history = [line for line in run.history if count_of([line]) <= at]
+    return value(history, run.results, at) if count_of(history) == at else None
 
 
 def comparison(groups: Groups) -> list[str]:
@@ -78,17 +143,19 @@ def comparison(groups: Groups) -> list[str]:
     for title, name, part in COMPARED:
         results = [run.results.get(part, {}) for run in groups[name]]
         if complete := [result for result in results if keys <= result.keys()]:
-            columns[title] = complete
+            seeds = f", {len(complete)} seeds" if len(complete) > 1 else ""
+            columns[title + seeds] = complete
     if not columns:
         return []
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    rows = []
     for label, key, floor, digits in MEASURES:
-        cells = []
+        cells = [label]
         for results in columns.values():
-            cells.append(_mean([result[key] for result in results], digits))
+            cells.append(mean_text([result[key] for result in results], digits, n=False))
             if floor is not None:
-                cells[-1] += f" ({_mean([result[floor] for result in results], digits)})"
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+                real = statistics.fmean(result[floor] for result in results)
+                cells[-1] += f" ({real:.{digits}f})"
+        rows.append(cells)
     first, *_ = next(iter(columns.values()))
     text = (
         f"{first['n_samples']:,} samples each, against the 10,000 test images. In brackets: the "
@@ -98,19 +165,28 @@ def comparison(groups: Groups) -> list[str]:
         "another number of threads, gives Fréchet distances some 3% apart. The VAE's draws are "
         "bits and are compared with binary digits, all others with grey ones."
     )
-    return [*lines, "", text]
+    return [*_markdown(["", *columns], rows), "", text]
 
 
-def _mean(values: list, digits: int) -> str:
-    """'mean' of one value, 'mean ± standard deviation' of several, '-' if one is None."""
+def mean_text(values: list, digits: int, n: bool = True) -> str:
+    """'mean' of one value, 'mean ± standard deviation (n)' of several, '-' if one is None."""
     if None in values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    spread = f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return f"{spread} ({len(values)})" if n else spread
 
 
-def _worst_verdict(rows: tuple[dict, ...]) -> str:
+def _verdict(row: FilledRow) -> str:
     """The verdict over several seeds: 'pass' only if every seed passes."""
-    verdicts = [row["verdict"] for row in rows]
-    order = ("falls short", "not reached", "not comparable", "pass")
-    return min(verdicts, key=order.index)
+    n, n_passing = len(row["values"]), row["n_passing"]
+    if row["verdict"] not in ("pass", "falls short") or n_passing == n:
+        return row["verdict"]
+    return "falls short" if n == 1 else f"falls short: {n_passing} of {n} seeds pass"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [" ".join(["|", *(f"{cell} |".strip() for cell in cells)]) for cells in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

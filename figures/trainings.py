@@ -1,98 +1,197 @@
 """Trains the runs that are missing, each in a process of its own, under one progress bar."""
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from datasets import N_TRAIN, N_VALIDATION
-from figures.kinds import KINDS
-from figures.runs import Runs, is_of_kind, read_run
+from figures.kinds import KINDS, Kind
+from figures.runs import Runs, StoredRun, find_runs, is_of_kind, read_run
 from harness.devices import n_cores
 from harness.errors import UserError
+from harness.files import try_lock
 from harness.progress import progress_bar
 from harness.run import candidates
 
 ROOT = Path(__file__).parent.parent
 N_IMAGES = N_TRAIN + N_VALIDATION  # in an epoch of the GAN
+EVALUATION = 0.05  # the share of a run's time that its evaluation takes, about
 
 
-def train(names: list[str], found: Runs, base: Path, quick: bool, device: str, n_jobs: int) -> None:
-    """Train one run of each kind in `names`, `n_jobs` at a time; unfinished ones are resumed.
+class Training(NamedTuple):
+    """A run that the report needs.
+
+    Attributes:
+        kind_name: a key of `kinds.KINDS`.
+        seed: its seed.
+        quick: a fraction of the full length.
+    """
+
+    kind_name: str
+    seed: int
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind_name}-seed{self.seed}"
+
+    @property
+    def kind(self) -> Kind:
+        """Its kind of run."""
+        return KINDS[self.kind_name]
+
+    @property
+    def n_epochs(self) -> int:
+        """Its length."""
+        return self.kind.n_epochs(self.quick)
+
+    def is_missing(self, found: Runs) -> bool:
+        """Whether no finished run is as long as this one, or longer."""
+        return not any(
+            run.finished and self._fits(run) and run.n_epochs >= self.n_epochs for run in found
+        )
+
+    def unfinished(self, found: Runs) -> StoredRun | None:
+        """The newest run that stopped on its way and can go on."""
+        for run in reversed(found):
+            same = self._fits(run) and run.n_epochs == self.n_epochs
+            if same and not run.finished and any(run.folder.glob("checkpoint*.pt")):
+                return run
+        return None
+
+    def start_or_resume(self, found: Runs, base: Path) -> tuple[Path, list[str]]:
+        """The run folder and the script's options."""
+        if run := self.unfinished(found):
+            return run.folder, ["--resume", str(run.folder)]
+        folder = next(path for path in candidates(base / str(self)) if not path.exists())
+        flags = self.kind.command(self.quick).split()[2:]
+        return folder, [*flags, "--seed", str(self.seed), "--out", str(folder)]
+
+    def _fits(self, run: StoredRun) -> bool:
+        return is_of_kind(run, self.kind) and run.args.seed == self.seed
+
+
+def missing_trainings(
+    found: Runs, kind_names: list[str], n_seeds: int, quick: bool
+) -> list[Training]:
+    """What no finished run has done: seeds 0 to n_seeds - 1 of each kind, the longest first.
+
+    The short ones at the end fill the gaps, so that no core waits for a long one alone.
+    """
+    wanted = [Training(name, seed, quick) for name in kind_names for seed in range(n_seeds)]
+    missing = [training for training in wanted if training.is_missing(found)]
+    return sorted(missing, key=lambda training: -training.kind.minutes)
+
+
+def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int) -> None:
+    """Train `n_jobs` of the trainings at a time; those that stopped on their way go on.
+
+    All get the same further `options` of the scripts.
 
     Trainings side by side share the cores: threads of two trainings that wait for each other on
-    the same core are many times slower.
+    the same core are many times slower. A run that another process trains is waited for.
 
     Raises:
         UserError: a training has failed. The others are stopped; the next call resumes them.
     """
     base.mkdir(parents=True, exist_ok=True)
-    on_device = [] if device == "auto" else ["--device", device]
     n_threads = max(1, n_cores() // n_jobs)
-    waiting, active, done = list(names), [], 0.0
-    with progress_bar(sum(KINDS[name].minutes for name in names)) as bar:
+    found, _ = find_runs(base)
+    shares = {training: _share(training.unfinished(found)) for training in trainings}
+
+    def minutes_done():
+        return sum(training.kind.minutes * share for training, share in shares.items())
+
+    total = sum(training.kind.minutes for training in trainings)
+    waiting, active = list(trainings), []
+    # No smoothing: metrics come in jumps, and the rate of the last jump is not that of the rest.
+    with progress_bar(total, initial=minutes_done(), smoothing=0) as bar:
         try:
             while waiting or active:
                 while waiting and len(active) < n_jobs:
-                    name = waiting.pop(0)
-                    folder, flags = _start_or_resume(name, found, base, quick)
-                    active.append(_Job(name, folder, [*flags, *on_device], n_threads))
+                    training = waiting.pop(0)
+                    folder, flags = training.start_or_resume(found, base)
+                    active.append(_Job(training, folder, [*flags, *options], n_threads))
                 time.sleep(0.2)
-                for job in [job for job in active if job.finished()]:
+                for job in [job for job in active if job.ended()]:
                     active.remove(job)
-                    done += job.minutes
-                shares = [(job, job.share()) for job in active]
-                words = ", ".join(f"{job.name} {share:.0%}" for job, share in shares)
+                    shares[job.training] = 1.0
+                    if job.process is None:  # whoever trained it may have been stopped
+                        found, _ = find_runs(base)
+                        if job.training.is_missing(found):
+                            waiting.append(job.training)
+                            shares[job.training] = _share(job.training.unfinished(found))
+                shares |= {job.training: job.share() for job in active}
+                words = ", ".join(f"{job.training} {shares[job.training]:.0%}" for job in active)
                 bar.set_description(words, refresh=False)
-                bar.update(done + sum(job.minutes * share for job, share in shares) - bar.n)
+                bar.update(minutes_done() - bar.n)
         finally:
-            for job in active:
-                job.process.terminate()
-            for job in active:
-                job.process.wait()
+            started = [job.process for job in active if job.process is not None]
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.wait()
 
 
-def _start_or_resume(name: str, found: Runs, base: Path, quick: bool) -> tuple[Path, list[str]]:
-    """The run folder and the script's options."""
-    kind = KINDS[name]
-    for run in reversed(found):
-        if not run.finished and is_of_kind(run, kind) and run.n_epochs == kind.n_epochs(quick):
-            return run.folder, ["--resume", str(run.folder)]
-    folder = next(path for path in candidates(base / f"{name}-seed0") if not path.exists())
-    return folder, [*kind.command(quick).split()[2:], "--out", str(folder)]
+def _share(run: StoredRun | None) -> float:
+    """The share of a training that is done, by its metrics: 0 to 1."""
+    if run is None:
+        return 0.0
+    epochs = run.count
+    if run.counter == "batch":
+        epochs *= run.args.batch_size / N_IMAGES
+    return (1 - EVALUATION) * min(1.0, epochs / run.n_epochs)
 
 
 class _Job:
-    """A training in a process of its own. Its output goes to a file beside the run folder."""
+    """A training in a process of its own. Its output goes to a file beside the run folder.
 
-    def __init__(self, name: str, folder: Path, flags: list[str], n_threads: int):
-        self.name, self.folder = name, folder
-        self.minutes = KINDS[name].minutes
-        self.log = folder.with_suffix(".log")
-        command = [sys.executable, str(ROOT / KINDS[name].script), *flags]
+    `process` is None if another process trains in that folder already, say one that a killed
+    `--train` has left behind.
+    """
+
+    def __init__(self, training: Training, folder: Path, flags: list[str], n_threads: int):
+        self.training, self.folder = training, folder
+        self.log = folder.parent / f"{folder.name}.log"
+        self.process = None
+        if _is_locked(folder):
+            return
+        command = [sys.executable, str(ROOT / training.kind.script), *flags]
         environment = {"OMP_NUM_THREADS": str(n_threads)} | os.environ
-        with open(self.log, "w") as output:
+        with open(self.log, "a") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
 
     def share(self) -> float:
-        """The share of the training that is done, by its metrics: 0 to 1."""
-        with contextlib.suppress(UserError):
-            run = read_run(self.folder)
-            epochs = run.count
-            if run.counter == "batch":
-                epochs *= run.args.batch_size / N_IMAGES
-            return min(1.0, epochs / run.n_epochs)
-        return 0.0
+        """The share of the training that is done."""
+        try:
+            return _share(read_run(self.folder))
+        except UserError:  # it has only just begun
+            return 0.0
 
-    def finished(self) -> bool:
+    def ended(self) -> bool:
         """Whether it has ended; a failed one raises UserError with its last line of output."""
+        if self.process is None:
+            return not _is_locked(self.folder)
         status = self.process.poll()
         if status:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "it printed nothing"
-            raise UserError(f"training {self.name} failed: {last}")
+            raise UserError(f"training {self.training} failed: {last}")
         return status == 0
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process trains in this folder."""
+    try:
+        descriptor = try_lock(folder)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return False

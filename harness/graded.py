@@ -5,7 +5,8 @@ A script states its rows as data; `fill_rows` fills them from the run's files al
 
 import math
 import operator
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from harness.records import count_of
@@ -44,6 +45,32 @@ class Row(NamedTuple):
     def passes(self, value: float) -> bool:
         """Whether the value is within the bounds."""
         return self.low <= value <= (self.reference if self.high is None else self.high)
+
+    def filled(self, at: int, value: float | None, comparable: bool) -> "FilledRow":
+        """The row with a value, None if there is none yet, and the verdict on it."""
+        if not comparable:
+            verdict = "not comparable"
+        elif value is None:
+            verdict = "not reached"
+        else:
+            verdict = "pass" if self.passes(value) else "falls short"
+        return FilledRow(
+            self,
+            quantity=self.quantity,
+            unit=self.unit,
+            at=at,
+            value=value,
+            reference=self.reference,
+            verdict=verdict,
+        )
+
+
+class FilledRow(dict):
+    """A row with its value and verdict, as `result.json` keeps it; `row` is the `Row` it fills."""
+
+    def __init__(self, row: Row, **content):
+        super().__init__(content)
+        self.row = row
 
 
 def at_most(quantity: str, unit: str, value: Callable, bound: float, at: int | None = None) -> Row:
@@ -128,7 +155,7 @@ def _combined(function: Callable, *parts: Callable) -> Callable:
 
 def fill_rows(
     rows: list[Row], settings: dict[str, tuple], args, history: list[dict], results: dict
-) -> list[dict]:
+) -> list[FilledRow]:
     """Fill the rows with a run's values and verdicts, as they stand in `result.json`.
 
     Args:
@@ -144,26 +171,37 @@ def fill_rows(
         value = row.value(history, results, at)
         if row.optional and value is None:
             continue
-        if not comparable:
-            verdict = "not comparable"
-        elif value is None:
-            verdict = "not reached"
-        else:
-            verdict = "pass" if row.passes(value) else "falls short"
-        graded.append(
-            {
-                "quantity": row.quantity,
-                "unit": row.unit,
-                "at": at,
-                "value": value,
-                "reference": row.reference,
-                "verdict": verdict,
-            }
-        )
+        graded.append(row.filled(at, value, comparable))
     return graded
 
 
-def cells(graded: list[dict], counter: str) -> list[tuple[str, ...]]:
+def mean_rows(seeds: Iterable[list[FilledRow]]) -> list[FilledRow]:
+    """The rows of runs that differ only in their seed: their means, graded anew.
+
+    Beside the keys of `fill_rows` they have `values` (of every run), `spread` (their standard
+    deviation; None for one run), and `n_passing` (runs that pass by themselves). A mean is None
+    if a value is.
+    """
+    by_row = {}
+    for rows in seeds:
+        for filled in rows:
+            by_row.setdefault((filled["quantity"], filled["at"]), []).append(filled)
+    means = []
+    for same in by_row.values():
+        values, verdicts = ([filled[key] for filled in same] for key in ("value", "verdict"))
+        complete = None not in values
+        mean = same[0].row.filled(
+            same[0]["at"],
+            statistics.fmean(values) if complete else None,
+            "not comparable" not in verdicts,
+        )
+        spread = statistics.stdev(values) if complete and len(values) > 1 else None
+        mean |= {"values": values, "spread": spread, "n_passing": verdicts.count("pass")}
+        means.append(mean)
+    return means
+
+
+def cells(graded: list[FilledRow], counter: str) -> list[tuple[str, ...]]:
     """A heading and the graded rows as text; `counter` ('epoch' or 'batch') is what `at` counts."""
     rows = [("quantity", "unit", f"at {counter}", "this run", "reference", "verdict")]
     for row in graded:
@@ -173,12 +211,16 @@ def cells(graded: list[dict], counter: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def table(graded: list[dict], counter: str) -> str:
+def table(graded: list[FilledRow], counter: str) -> str:
     """The `cells` of graded rows as aligned text."""
-    rows = cells(graded, counter)
+    return aligned(cells(graded, counter), "llrrrl")
+
+
+def aligned(rows: Sequence[Sequence[str]], align: str) -> str:
+    """Cells as text in columns; `align` has a letter for each, l or r."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    align = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust)
+    pads = [{"l": str.ljust, "r": str.rjust}[letter] for letter in align]
     return "\n".join(
-        "  ".join(pad(cell, width) for pad, cell, width in zip(align, row, widths)).rstrip()
+        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths)).rstrip()
         for row in rows
     )

@@ -89,7 +89,7 @@ def save_curves(
     Args:
         filename: of the PNG.
         curves: label -> (colour, x values, y values). For y values [n_seeds, n] the mean is
-            drawn, with a band of one standard deviation. Fewer than 10 points are marked.
+            drawn, with a band (or bars) of one standard deviation. Fewer than 10 points are marked.
         x_label, y_label: with their units.
         references: (x, y, label) of points to mark; x beyond the end of the curves is left out.
         levels: (y, colour, label) of horizontal lines.
@@ -144,19 +144,24 @@ def _write(figure: Figure, filename: Path, **options) -> None:
 def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
     mean = y.mean(axis=0)
     few = len(x) < 10
+    apart = few and last_x >= 10  # a line between them would show what nobody measured
     view.plot(
         x,
         mean,
         color=colour,
         linewidth=1.2,
-        linestyle="none" if few and last_x >= 10 else "-",
+        linestyle="none" if apart else "-",
         marker="o" if few else None,
         markersize=4,
         label=label,
     )
     if len(y) > 1:
         spread = y.std(axis=0, ddof=1)
-        view.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
+        if apart:
+            view.errorbar(x, mean, spread, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+        else:
+            low, high = mean - spread, mean + spread
+            view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
 def _magnified(axes: Axes, curves: dict, references: list, last_x: float) -> Axes:

@@ -1,12 +1,13 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from figures.__main__ import WANTED, main, parse_args
-from figures.kinds import KINDS
+from figures.__main__ import main, parse_args
+from figures.kinds import KINDS, NEEDED
 from figures.report import FIGURES
 from harness.errors import UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
@@ -68,11 +69,11 @@ def test_the_models_samples_are_compared(full):
 
 
 def test_a_missing_run_is_named_with_its_command_and_the_rest_is_drawn(tmp_path, capsys):
-    text = draw(fake_runs(tmp_path / "runs", "gan"), n_missing=len(WANTED) - 1)
+    text = draw(fake_runs(tmp_path / "runs", "gan"), n_missing=len(NEEDED) - 1)
     error = capsys.readouterr().err
     assert "fig14_bpd, fig15_nf_before_training" in error
     assert "python a3_nf_template.py" in error and "python a3_nf_template.py" in text
-    assert "gan_report" not in error  # the report has no such figure
+    assert "larochelle" not in error and "larochelle" not in text  # no figure needs it
     assert "(Evidence needs a run that is not there.)" in text
     report = tmp_path / "out" / "report"
     assert (report / "fig08_gan_loss.png").exists() and not (report / "fig14_bpd.png").exists()
@@ -81,11 +82,13 @@ def test_a_missing_run_is_named_with_its_command_and_the_rest_is_drawn(tmp_path,
 def test_pictures_and_captions_of_a_short_run_say_so(tmp_path):
     run = fake_run(tmp_path / "runs" / "nf", "nf", "--epochs", "40")
     (run / "samples_100.png").rename(run / "samples_040.png")
-    text = draw(tmp_path / "runs", n_missing=4)
+    text = draw(tmp_path / "runs", n_missing=5)
     caption = next(line for line in text.splitlines() if line.startswith("**Figure 18."))
     assert "40 epochs" in caption and "**40 of 100 epochs**" in caption
     assert "shown after 40" in caption
-    picture = imread(tmp_path / "out" / "report" / "fig18_nf_100_epochs.png")
+    report = tmp_path / "out" / "report"
+    assert not (report / "fig18_nf_100_epochs.png").exists()  # the name would not be true
+    picture = imread(report / "fig18_nf_100_epochs-short.png")
     original = imread(run / "samples_040.png")
     assert picture.shape[0] > original.shape[0] and np.array_equal(picture[-60:], original)
     assert "| - | 1.804 | not reached |" in text
@@ -98,7 +101,7 @@ def test_incomplete_metrics_and_results_cost_a_figure_and_not_the_gallery(tmp_pa
     content = json.loads(result.read_text())
     del content["quality"]["frechet_distance"]
     result.write_text(json.dumps(content))
-    text = draw(base, n_missing=3)  # and two runs
+    text = draw(base, n_missing=4)  # and three runs
     error = capsys.readouterr().err
     assert "fig14_bpd: " in error and "has no 'train_bpd' in every line" in error
     assert "| | VAE, means | VAE, draws | flow |" in text
@@ -119,17 +122,47 @@ def test_seeds_are_aggregated(tmp_path):
     base = fake_runs(tmp_path / "runs", "vae")
     for seed, nats in (("1", 101.0), ("2", 99.0)):
         fake_run(base / f"seed{seed}", "vae", "--seed", seed, val_neg_elbo_nats=nats)
-    text = draw(base, n_missing=4)
-    row = "validation negative ELBO (nats) | epoch 40 | 100.000 ± 1.000 | 100.600 | falls short |"
-    assert f"| VAE, 20 latent dimensions, 3 seeds | {row}" in text  # one of the three does
+    text = draw(base, n_missing=5)
+    quantity = "| VAE, 20 latent dimensions | validation negative ELBO (nats) | epoch 40 |"
+    assert f"{quantity} 100.000 ± 1.000 (3) | 100.600 | falls short: 2 of 3 seeds pass |" in text
+    assert "| | VAE, means, 3 seeds | VAE, draws, 3 seeds |" in text
+    assert "| Fréchet distance (lower is better) | 0.50 ± 0.00 (0.50) |" in text
     runs = "run `vae`, seeds 0, 1, 2 (mean, band of one standard deviation), 100 epochs, an abacus"
     assert f"({runs})" in text
+    samples = next(line for line in text.splitlines() if line.startswith("**Figure 6."))
+    assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run
+
+
+def test_a_gallery_is_drawn_beside_its_runs_unless_a_folder_is_named(tmp_path, monkeypatch):
+    """The one in the repository is replaced only by whoever says so."""
+    base = tmp_path / "runs"
+    assert parse_args([]).out == Path("runs/figures")
+    assert parse_args(["--quick"]).out == Path("runs/quick/figures")
+    assert parse_args(["--runs", str(base)]).out == base / "figures"
+    assert parse_args(["--runs", str(base), "--out", "figures"]).out == Path("figures")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--runs", "{file}"], "--runs .*mine is a file, not a folder"),
+        (["--runs", "{file}", "--train"], "--runs .*mine is a file, not a folder"),
+        (["--out", "{file}"], "--out .*mine is a file, not a folder"),
+        (["--vae", "{file}"], "mine is a file, not a run folder"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path, flags, words):
+    (tmp_path / "mine").write_text("mine")
+    flags = [flag.format(file=tmp_path / "mine") for flag in flags]
+    with pytest.raises(UserError, match=words):
+        main(parse_args(flags))
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
     base = fake_runs(tmp_path / "runs", "manifold")
     chosen = fake_run(tmp_path / "mine", "manifold", "--lr", "0.1", started="2020")
-    text = draw(base, "--manifold", str(chosen), n_missing=4)
+    text = draw(base, "--manifold", str(chosen), n_missing=5)
     assert "run `mine`" in text and "run `manifold`" not in text
 
 
@@ -137,13 +170,13 @@ def test_a_run_with_a_truncated_last_line_is_drawn_with_a_warning(tmp_path, caps
     base = fake_runs(tmp_path / "runs", "manifold")
     with open(base / "manifold" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 101, "val_n')
-    assert "run `manifold`, seed 0, 100 epochs" in draw(base, n_missing=4)
+    assert "run `manifold`, seed 0, 100 epochs" in draw(base, n_missing=5)
     error = capsys.readouterr().err
     assert "manifold/metrics.jsonl: the last line is truncated, not used" in error
 
 
 def test_unfinished_foreign_and_damaged_runs_are_named(tmp_path, capsys):
-    base = fake_runs(tmp_path / "runs", *WANTED)
+    base = fake_runs(tmp_path / "runs", *NEEDED)
     (base / "nf" / "result.json").unlink()
     (base / "gan" / "metrics.jsonl").write_text('{"batch": 500, "other": 1}\n')
     (base / "vae" / "metrics.jsonl").write_text("nonsense\n")

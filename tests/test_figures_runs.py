@@ -1,11 +1,13 @@
 import json
+import re
 import shutil
 
 import pytest
 
 from figures.__main__ import chosen_run, main, parse_args
-from figures.kinds import KINDS
+from figures.kinds import KINDS, NF, SCRIPTS
 from figures.runs import find_runs, newest_of_kind, read_run
+from figures.tables import other_data
 from harness.errors import UserError
 from tests.fake_runs import VALUES, fake_run, fake_runs
 
@@ -107,6 +109,78 @@ def test_check_fails_if_a_run_falls_short_and_writes_nothing(tmp_path, capsys):
     assert f"{bad}: a3_nf_template.py, seed 0, 100 epochs" in text
     shutil.rmtree(bad)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_grades_the_mean_of_several_seeds_and_counts_those_that_pass(tmp_path, capsys):
+    for seed, bpd in (("0", 1.80), ("1", 1.81), ("2", 1.89)):
+        fake_run(tmp_path / f"nf{seed}", "nf", "--seed", seed, val_bpd=bpd)
+    fake_run(tmp_path / "other", "nf", "--seed", "3", "--lr", "0.1", val_bpd=9.0)
+    status, text, _ = check(tmp_path, capsys)
+    assert status == 1  # a seed falls short, though the mean passes
+    assert text.count("mean of seeds") == 1
+    assert "mean of seeds 0, 1, 2: nf0, a3_nf_template.py, 100 epochs" in text
+    line = next(line for line in text.splitlines() if "demand" in line and "±" in line)
+    cells = ["40", "1.833 ± 0.049 (3)", "1.850", "pass", "2 of 3"]
+    assert re.split("  +", line)[2:] == cells
+
+
+def test_check_of_an_unfinished_or_short_gan_fails_no_row(tmp_path, capsys):
+    """Its samples are no worse than they have to be."""
+    collapsed = {"samples": {"mean_distance": 1.0, "mean_distance_real": 10.0, "repeats": 99}}
+    for name, result in (("short", collapsed), ("unfinished", None)):
+        folder = fake_run(tmp_path / name, "gan", "--n_epochs", "20")
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:37]))
+        (folder / "result.json").unlink()
+        if result is not None:
+            (folder / "result.json").write_text(json.dumps(result))
+        rows = read_run(folder).graded()
+        assert len(rows) == 4 and {row["verdict"] for row in rows} == {"not reached"}
+    fake_run(tmp_path / "nf", "nf")
+    status, text, _ = check(tmp_path, capsys)
+    assert status == 0 and "falls short: 0, not reached: 8" in text
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 epoch"), (2, "2 epochs")])
+def test_a_length_has_its_plural(tmp_path, count, words):
+    assert read_run(fake_run(tmp_path / "nf", "nf", "--epochs", str(count))).length == words
+
+
+needs_datasets = pytest.mark.skipif(
+    "dataset" not in vars(SCRIPTS[NF].parse_args([])), reason="needs scripts with --dataset"
+)
+
+
+@needs_datasets
+def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
+    """They are never mixed with those on MNIST, newer ones neither."""
+    fashion = ("--dataset", "fashion")
+    fake_run(tmp_path / "nf", "nf", val_bpd=1.7)
+    fake_run(tmp_path / "nf1", "nf", "--seed", "1", val_bpd=1.8)
+    fake_run(tmp_path / "dressed", "nf", "--epochs", "3", *fashion, started="2028", val_bpd=3.25)
+    fake_run(tmp_path / "long", "nf", *fashion, "--seed", "2", started="2027", val_bpd=3.0)
+    assert newest(tmp_path, "nf") == ["nf", "nf1"]
+    found, _ = find_runs(tmp_path)
+    groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
+    lines = other_data([run for run in found if run.folder.name != "long"], groups)
+    row = "| Fashion-MNIST | flow (RealNVP) | validation (bits/dim) | epoch 3 |"
+    assert f"{row} 3.250 | 1.750 ± 0.071 (2) |" in lines
+    assert "so these values are not comparable with them" in lines[-1]
+    assert f"{row[:-4]} 100 | 3.000 | 1.750 ± 0.071 (2) |" in other_data(found, groups)
+    assert other_data([run for run in found if run.dataset == "mnist"], groups) == []
+    with pytest.raises(UserError, match="--nf .*long: its dataset is fashion, not mnist"):
+        chosen_run("nf", tmp_path / "long")
+
+
+@needs_datasets
+def test_losses_of_a_gan_on_other_data_are_means_of_its_last_tenth(tmp_path):
+    fake_run(tmp_path / "gan", "gan", "--dataset", "fashion", g_loss=2.5)
+    found, _ = find_runs(tmp_path)
+    lines = other_data(found, dict.fromkeys(KINDS, []))
+    assert (
+        "| Fashion-MNIST | GAN | generator loss, last tenth (nats) | batch 187,500 | 2.500 | - |"
+        in (lines)
+    )
 
 
 def test_check_grades_only_chosen_runs(tmp_path, capsys):

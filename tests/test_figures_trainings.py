@@ -1,3 +1,5 @@
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -6,36 +8,38 @@ from argparse import Namespace
 import pytest
 import torch
 
-import a3_gan_template as gan
-import a3_nf_template as nf
-import a3_vae_template as vae
 import figures.__main__ as command_line
 from figures import kinds, trainings
-from figures.__main__ import WANTED, main, parse_args, train_missing
-from figures.kinds import KINDS, SCRIPTS, VAE
-from figures.report import FIGURES
+from figures.__main__ import main, parse_args
+from figures.kinds import KINDS, NEEDED, SCRIPTS, VAE
 from figures.runs import find_runs
+from figures.trainings import Training, missing_trainings
 from harness.errors import UserError
 from tests.conftest import ROOT
-from tests.fake_runs import fake_run, fake_runs, unwrapped
+from tests.fake_runs import fake_run
+
+
+def of_seed_0(*names, quick=True):
+    return [Training(name, 0, quick) for name in names]
 
 
 def test_a_failed_training_is_named_with_its_last_line(tmp_path, monkeypatch):
     script = """import sys; sys.exit("epoch 1\\repoch 2\\na3_vae_template.py: error: no MNIST")"""
     (tmp_path / VAE).write_text(script)
     monkeypatch.setattr(trainings, "ROOT", tmp_path)
-    words = "training vae failed: a3_vae_template.py: error: no MNIST$"
+    words = "training vae-seed0 failed: a3_vae_template.py: error: no MNIST$"
     with pytest.raises(UserError, match=words):
-        trainings.train(["vae"], [], tmp_path / "runs", quick=True, device="cpu", n_jobs=1)
+        trainings.train(of_seed_0("vae"), tmp_path / "runs", [], n_jobs=1)
 
 
 @pytest.mark.parametrize(
     ("cuda", "flags", "n_jobs"),
     [
         (False, [], 3),
-        (True, [], 5),
+        (True, [], 6),
         (True, ["--device", "cpu"], 3),
         (True, ["--jobs", "2"], 2),
+        (True, ["--kinds", "vae", "nf", "--seeds", "5"], 10),
     ],
 )
 def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
@@ -44,16 +48,13 @@ def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
     def select_device(name):
         return torch.device("cuda" if cuda and name == "auto" else "cpu")
 
-    def train(names, found, base, quick, device, n_jobs):
-        asked.append((len(names), n_jobs))
-
     asked = []
     monkeypatch.setattr(command_line, "n_cores", lambda: 3)
     monkeypatch.setattr(command_line, "select_device", select_device)
-    monkeypatch.setattr(command_line, "train", train)
+    monkeypatch.setattr(command_line, "train", lambda *args: asked.append(args[-1]))
     with pytest.raises(UserError, match="no finished run"):
         main(parse_args(["--train", "--runs", str(tmp_path), *flags]))
-    assert asked == [(5, n_jobs)]
+    assert asked == [n_jobs]
 
 
 class FakeProcess:
@@ -76,22 +77,26 @@ class FakeProcess:
         return 0
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_from_nothing_the_five_kinds_are_trained_n_at_a_time(tmp_path, monkeypatch, quick):
-    monkeypatch.setattr(FakeProcess, "commands", [])
-    monkeypatch.setattr(FakeProcess, "most", 0)
-    monkeypatch.setattr(FakeProcess, "threads", set())
-    monkeypatch.setattr(trainings, "n_cores", lambda: 7)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Trainings start a FakeProcess each, and nobody waits for them."""
+    for name, value in (("commands", []), ("threads", set()), ("running", 0), ("most", 0)):
+        monkeypatch.setattr(FakeProcess, name, value)
     # Only this module's name, not the module that all share.
     fake = Namespace(Popen=FakeProcess, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(trainings, "subprocess", fake)
     monkeypatch.setattr(trainings.time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_from_nothing_all_kinds_are_trained_n_at_a_time(tmp_path, monkeypatch, no_processes, quick):
+    monkeypatch.setattr(trainings, "n_cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     base = tmp_path / "runs"
-    trainings.train(WANTED, [], base, quick=quick, device="cpu", n_jobs=2)
-    assert FakeProcess.most == 2 and len(FakeProcess.commands) == 5
+    trainings.train(of_seed_0(*NEEDED, quick=quick), base, ["--device", "cpu"], n_jobs=2)
+    assert FakeProcess.most == 2 and len(FakeProcess.commands) == len(NEEDED)
     assert FakeProcess.threads == {"3"}  # each one's share of seven cores
-    for name, (python, script, *flags) in zip(WANTED, FakeProcess.commands):
+    for name, (python, script, *flags) in zip(NEEDED, FakeProcess.commands):
         kind = KINDS[name]
         assert (python, script) == (sys.executable, str(ROOT / kind.script))
         where = {"out": str(base / f"{name}-seed0"), "device": "cpu"}
@@ -99,109 +104,141 @@ def test_from_nothing_the_five_kinds_are_trained_n_at_a_time(tmp_path, monkeypat
         assert vars(args) == vars(kind.args(quick)) | where
 
 
-@pytest.mark.parametrize("flags", [["--jobs", "2"], ["--device", "cpu", "--check"]])
-def test_flags_of_trainings_need_one(flags):
-    with pytest.raises(UserError, match="they need --train"):
+def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
+    tmp_path, monkeypatch, no_processes
+):
+    """So the time left is that of the rest, at the rate of this call."""
+    half = fake_run(tmp_path / "nf-seed1", "nf", "--seed", "1")
+    (half / "result.json").unlink()
+    (half / "checkpoint.pt").touch()
+    lines = (half / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (half / "metrics.jsonl").write_text("".join(lines[:50]))
+    bars, real = [], trainings.progress_bar
+
+    def progress_bar(total, initial, **options):
+        bars.append((total, initial, real(total, initial, **options)))
+        return bars[-1][-1]
+
+    monkeypatch.setattr(trainings, "progress_bar", progress_bar)
+    trainings.train([Training("nf", 1), Training("vae", 0)], tmp_path, [], n_jobs=1)
+    ((total, initial, bar),) = bars
+    flow, encoder = KINDS["nf"].minutes, KINDS["vae"].minutes
+    assert total == flow + encoder and bar.n == pytest.approx(total)
+    assert initial == pytest.approx(flow / 2, rel=0.06)  # its evaluation is still to come
+    assert [command[2:4] for command in FakeProcess.commands] == [
+        ["--resume", str(half)],
+        ["--zdim", "20"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--jobs", "2"], "--jobs is an option of trainings: it needs --train"),
+        (["--seeds", "3"], "--seeds is an option of trainings"),
+        (["--slurm"], "--slurm is an option of trainings"),
+        (["--device", "cpu", "--check"], "--device is an option of trainings"),
+        (["--check", "--train"], "--check stands alone"),
+        (["--train", "--seeds", "0"], "at least 1"),
+        (["--train", "--kinds", "vea"], "invalid choice: 'vea'"),
+    ],
+)
+def test_flags_of_trainings_need_one(flags, words):
+    with pytest.raises(UserError, match=words):
         parse_args(flags)
 
 
-def test_an_unfinished_training_goes_on(tmp_path):
-    fake_runs(tmp_path, "nf", "vae")
-    for name in ("nf", "vae"):
-        (tmp_path / name / "result.json").unlink()
+def unfinish(run, checkpoint=True):
+    (run / "result.json").unlink()
+    if checkpoint:
+        (run / "checkpoint.pt").touch()
+    return run
+
+
+def test_a_stopped_training_goes_on(tmp_path):
+    stopped = unfinish(fake_run(tmp_path / "anywhere", "nf"))
+    unfinish(fake_run(tmp_path / "vae", "vae"))
     found, _ = find_runs(tmp_path)
-    folder, flags = trainings._start_or_resume("nf", found, tmp_path, False)
-    assert folder == tmp_path / "nf" and flags == ["--resume", str(folder)]
-    # A training of another length is not the missing one.
-    folder, flags = trainings._start_or_resume("vae", found, tmp_path, True)
-    assert flags == ["--zdim", "20", *kinds.QUICK[VAE].split(), "--out", str(folder)]
-    assert not folder.exists()
+    folder, flags = Training("nf", 0).start_or_resume(found, tmp_path)
+    assert folder == stopped and flags == ["--resume", str(folder)]
+    # A training of another length or seed is not the missing one.
+    for other in (Training("vae", 0, quick=True), Training("vae", 1)):
+        folder, flags = other.start_or_resume(found, tmp_path)
+        quick = kinds.QUICK[VAE].split() if other.quick else []
+        where = ["--seed", str(other.seed), "--out", str(tmp_path / str(other))]
+        assert flags == ["--zdim", "20", *quick, *where] and not folder.exists()
 
 
-def test_only_runs_that_are_too_short_are_trained(tmp_path, monkeypatch):
+def test_a_training_that_stopped_before_its_first_line_goes_on(tmp_path):
+    stopped = unfinish(fake_run(tmp_path / "nf-seed0", "nf"))
+    (stopped / "metrics.jsonl").unlink()
+    found, messages = find_runs(tmp_path)
+    assert messages == []
+    folder, flags = Training("nf", 0).start_or_resume(found, tmp_path)
+    assert folder == stopped and flags == ["--resume", str(stopped)]
+    (stopped / "checkpoint.pt").unlink()  # so there is nothing to go on from
+    folder, flags = Training("nf", 0).start_or_resume(found, tmp_path)
+    assert folder == tmp_path / "nf-seed0-2" and "--resume" not in flags
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, no_processes):
+    """A `--train` that was killed may have left it behind."""
+    busy = unfinish(fake_run(tmp_path / "vae-seed0", "vae"))
+    lock = os.open(busy, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    naps = []
+
+    def sleep(seconds):
+        assert FakeProcess.commands == []
+        naps.append(seconds)
+        if len(naps) == 3:  # it ends
+            (busy / "result.json").write_text(json.dumps({"graded": []}))
+            os.close(lock)
+
+    monkeypatch.setattr(trainings.time, "sleep", sleep)
+    trainings.train([Training("vae", 0)], tmp_path, [], n_jobs=1)
+    assert len(naps) == 3
+
+
+def test_a_run_that_another_process_left_unfinished_is_taken_over(
+    tmp_path, monkeypatch, no_processes
+):
+    busy = unfinish(fake_run(tmp_path / "vae-seed0", "vae"))
+    lock = os.open(busy, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 1:  # it is killed
+            os.close(lock)
+
+    monkeypatch.setattr(trainings.time, "sleep", sleep)
+    trainings.train([Training("vae", 0)], tmp_path, [], n_jobs=1)
+    ((_, _, *flags),) = FakeProcess.commands
+    assert flags == ["--resume", str(busy)]
+
+
+def test_what_is_missing_are_seeds_that_no_run_has_in_full_length(tmp_path):
     fake_run(tmp_path / "gan", "gan", "--n_epochs", "1")
-    fake_run(tmp_path / "nf", "nf")
-    asked = []
-    monkeypatch.setattr(command_line, "train", lambda names, *_: asked.append(names))
-    for flags in ([], ["--quick"]):
-        args = parse_args(["--train", "--device", "cpu", "--runs", str(tmp_path), *flags])
-        train_missing(args, WANTED)
-    assert asked == [["vae", "manifold", "vae_report", "gan"], ["vae", "manifold", "vae_report"]]
+    fake_run(tmp_path / "elsewhere" / "nf", "nf")
+    fake_run(tmp_path / "vae-seed1", "vae", "--seed", "1")
+    unfinish(fake_run(tmp_path / "vae-seed2", "vae", "--seed", "2"))
+    fake_run(tmp_path / "vae-lr", "vae", "--seed", "0", "--lr", "0.1")
+    found, _ = find_runs(tmp_path)
 
+    def missing(n_seeds, quick):
+        return [
+            str(each) for each in missing_trainings(found, ["vae", "gan", "nf"], n_seeds, quick)
+        ]
 
-@pytest.fixture
-def quick_runs(tmp_path, monkeypatch):
-    """A folder of runs by the quick command of every kind but the default VAE, on few images."""
-
-    def with_few_images(load):
-        def few(*args):
-            splits = load(*args)
-            for split in splits:
-                split.images = split.images[:130]
-            return splits
-
-        return few
-
-    for script, name in ((vae, "bmnist"), (gan, "mnist"), (nf, "mnist")):
-        monkeypatch.setattr(script, name, with_few_images(getattr(script, name)))
-    monkeypatch.setattr(gan, "N_DIVERSITY", 100)
-    base = tmp_path / "runs"
-    for name in WANTED[1:]:
-        _, script, *flags = KINDS[name].command(quick=True).split()
-        flags += ["--device", "cpu", "--out", str(base / name)]
-        monkeypatch.setattr(sys, "argv", [script, *flags])
-        SCRIPTS[script].main(SCRIPTS[script].parse_args(flags))
-    return base
-
-
-def check_quick_report(base):
-    """Every figure is there and says that it shows a quick run."""
-    text = unwrapped((base / "figures" / "README.md").read_text())
-    assert "a quick run" in text.splitlines()[0]
-    drawn = {path.stem for path in (base / "figures" / "report").glob("fig*.png")}
-    assert drawn == {figure.name for figure in FIGURES if figure.kind in WANTED}
-    captions = [line for line in text.splitlines() if line.startswith("**Figure")]
-    assert len(captions) == len(drawn)
-    assert all("**quick run: " in caption for caption in captions)
-
-
-def train_and_draw_quickly(base):
-    """Run `python -m figures --train --quick` as a user does."""
-    flags = ["--train", "--quick", "--device", "cpu", "--runs", str(base)]
-    process = subprocess.run(
-        [sys.executable, "-m", "figures", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert process.returncode == 0, process.stderr
-    return flags
-
-
-def written(base):
-    return {path: os.stat(path).st_mtime_ns for path in base.rglob("metrics.jsonl")}
-
-
-def test_the_quick_report_trains_what_is_missing_and_draws_every_figure(quick_runs):
-    before = written(quick_runs)
-    flags = train_and_draw_quickly(quick_runs)
-    check_quick_report(quick_runs)
-    after = written(quick_runs)
-    assert before.items() < after.items()
-    assert after.keys() - before.keys() == {quick_runs / "vae-seed0" / "metrics.jsonl"}
-    train_missing(parse_args(flags), WANTED)  # nothing is missing any more
-    assert written(quick_runs) == after
-
-
-@pytest.mark.slow
-def test_the_quick_report_from_nothing(tmp_path):
-    train_and_draw_quickly(tmp_path / "runs")
-    check_quick_report(tmp_path / "runs")
-    trained = written(tmp_path / "runs")
-    assert len(trained) == 5
-    train_and_draw_quickly(tmp_path / "runs")
-    assert written(tmp_path / "runs") == trained
+    assert missing(1, quick=False) == ["gan-seed0", "vae-seed0"]  # the longest first
+    assert missing(1, quick=True) == ["vae-seed0"]
+    assert missing(3, quick=False) == [
+        *("nf-seed1", "nf-seed2"),
+        *("gan-seed0", "gan-seed1", "gan-seed2"),
+        *("vae-seed0", "vae-seed2"),
+    ]
 
 
 def test_quick_trainings_are_of_the_full_model():

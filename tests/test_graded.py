@@ -12,6 +12,7 @@ from harness.graded import (
     between,
     distance,
     fill_rows,
+    mean_rows,
     metric,
     optional,
     ratio,
@@ -121,6 +122,27 @@ def test_a_ratio_and_a_distance_need_both_of_their_parts():
     assert distance(a, b)(HISTORY, results, 10) == distance(b, a)(HISTORY, results, 10) == 3
     assert ratio(a, c)(HISTORY, results, 10) is distance(c, a)(HISTORY, results, 10) is None
     assert ratio(a, b)(HISTORY, results, 11) is None
+
+
+def test_the_mean_over_seeds_is_graded_by_the_row_s_own_bounds():
+    rows = [
+        between("a", "nats", result("test", "a"), 1.0, 0.5, 2.0),
+        *optional([Row("b", "nats", result("test", "b"), 3.0)]),
+    ]
+
+    def mean_of(*results, settings=None):
+        args = SimpleNamespace(zdim=20)
+        seeds = [fill_rows(rows, settings or {}, args, HISTORY, {"test": test}) for test in results]
+        return mean_rows(seeds)
+
+    a, b = mean_of({"a": 1.0}, {"a": 2.5, "b": 3.0}, {"a": 1.0, "b": 5.0})
+    assert (a["value"], a["verdict"], a["n_passing"]) == (1.5, "pass", 2)
+    assert a["spread"] == pytest.approx(math.sqrt(0.75))
+    assert (b["value"], b["verdict"], b["values"]) == (4.0, "falls short", [3.0, 5.0])
+    (a,) = mean_of({"a": 1.0}, {})
+    assert (a["value"], a["spread"], a["verdict"], a["n_passing"]) == (None, None, "not reached", 1)
+    (a,) = mean_of({"a": 1.0}, settings={"zdim": (2,)})
+    assert (a["value"], a["spread"], a["verdict"]) == (1.0, None, "not comparable")
 
 
 def test_a_reference_is_a_point_of_a_plot_with_its_source():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from harness import plots
@@ -123,3 +125,17 @@ def test_an_annotated_copy_keeps_every_pixel(tmp_path):
     original, copy = imread(tmp_path / "a.png"), imread(tmp_path / "b.png")
     assert np.array_equal(copy[-60:], original)
     assert copy.shape[0] > 60 and copy[:-60].min() < 0.5  # the note
+
+
+@pytest.mark.parametrize(
+    ("x", "shape"), [((1, 10, 40, 100), LineCollection), (range(1, 101), PolyCollection)]
+)
+def test_points_that_stand_apart_have_bars_and_curves_have_a_band(x, shape):
+    """A band between four points would show what nobody measured."""
+    axes = Figure().subplots()
+    y = np.array([[1.0, 2.0, 4.0]]).T + np.zeros(len(x))
+    plots._draw_curve(axes, "label", plots.TRAIN, np.array(x), y, x[-1])
+    (spread,) = axes.collections
+    assert type(spread).__mro__.index(shape) < 2
+    heights = np.ptp(spread.get_paths()[0].vertices[:, 1])
+    assert heights == pytest.approx(2 * y[:, 0].std(ddof=1))

@@ -1,0 +1,125 @@
+"""The table of all runs as CSV or JSON, and that of their means as LaTeX, for use elsewhere."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import re
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from figures.kinds import KINDS
+from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
+from figures.tables import graded_lines
+from harness.errors import UserError
+from harness.files import write_whole
+
+LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "−": "$-$"}
+)
+
+
+def export_file(text: str) -> Path:
+    """An argparse type: a file that can be written, of one of the formats."""
+    path = Path(text)
+    if path.suffix not in FORMATS:
+        raise ArgumentTypeError(f"must end in {', '.join(FORMATS)}, not {text!r}")
+    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    if path.is_dir() or not writable:
+        raise ArgumentTypeError(f"{text!r} cannot be written")
+    return path
+
+
+def export(path: Path, found: Runs, groups: Groups) -> None:
+    """Write the table of all runs, or for LaTeX of the means by kind, in the format of `path`.
+
+    Raises:
+        UserError: there is nothing to write.
+    """
+    if not found:
+        raise UserError("there are no runs to export")
+    content = FORMATS[path.suffix](found, groups).encode()
+    write_whole(path, lambda file: file.write(content))
+
+
+def run_records(found: Runs) -> list[dict]:
+    """A flat dict of each run: its settings where runs differ, graded values and results."""
+    values = {}  # of a setting of a script
+    for run in found:
+        for name, value in vars(run.args).items():
+            values.setdefault((run.script, name), set()).add(repr(value))
+    differing = {name for (_, name), reprs in values.items() if len(reprs) > 1}
+    return [_record(run, differing - NOT_OF_TRAINING) for run in found]
+
+
+def _record(run: StoredRun, differing: set[str]) -> dict:
+    record = {
+        "run": str(run.folder),
+        "script": run.script,
+        "kind": next((name for name, kind in KINDS.items() if is_of_kind(run, kind)), None),
+        "seed": run.args.seed,
+        "finished": run.finished,
+        run.counter: run.count,
+    }
+    record |= {name: value for name, value in sorted(vars(run.args).items()) if name in differing}
+    for row in run.graded():
+        name = f"{row['quantity']} ({row['unit']}) at {run.counter} {row['at']}"
+        record |= {name: row["value"], f"{name}: verdict": row["verdict"]}
+    for part, values in run.results.items():
+        record |= {f"{part}.{key}": value for key, value in values.items()}
+    return record | {"seconds": round(run.seconds, 3), "device": run.config.get("device")}
+
+
+def _csv(found: Runs, groups: Groups) -> str:
+    records = run_records(found)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    last = ["seconds", "device"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [name for name in names if name not in last] + last)
+    writer.writeheader()
+    writer.writerows(records)
+    return file.getvalue()
+
+
+def _json(found: Runs, groups: Groups) -> str:
+    return json.dumps(run_records(found), indent=2, ensure_ascii=False) + "\n"
+
+
+def _tex(found: Runs, groups: Groups) -> str:
+    lines = graded_lines(groups)
+    if not lines:
+        raise UserError("LaTeX shows means of finished runs by kind: there is none")
+    rows = []
+    for training, same in itertools.groupby(lines, key=lambda line: line.training):
+        rows += [r"\midrule", rf"\multicolumn{{4}}{{@{{}}l}}{{\emph{{{latex(training)}}}}} \\"]
+        for line in same:
+            cells = (line.quantity, line.at, line.value, line.reference)
+            rows.append(" & ".join(map(latex, cells)) + r" \\")
+    return "\n".join([_HEAD, *rows, _FOOT])
+
+
+def latex(text: str) -> str:
+    """The text with everything escaped that LaTeX reads as a command, and its quotes paired."""
+    return re.sub('"([^"]*)"', r"``\1''", text.translate(LATEX))
+
+
+# In this size the table of all kinds fits on a page, and into a column of text of article.cls.
+_HEAD = r"""% Needs \usepackage{booktabs}.
+\begin{table}
+\centering
+\scriptsize
+\setlength{\tabcolsep}{3pt}
+\caption{Results on MNIST: mean $\pm$ standard deviation over seeds (number of seeds).
+  A value without $\pm$ is of one seed.}
+\label{tab:results}
+\begin{tabular}{@{}p{0.47\linewidth}rrr@{}}
+\toprule
+Quantity & At & Value & Reference \\"""
+_FOOT = r"""\bottomrule
+\end{tabular}
+\end{table}
+"""
+FORMATS = {".csv": _csv, ".json": _json, ".tex": _tex}
