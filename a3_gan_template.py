@@ -12,7 +12,7 @@ At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and 
     one-sided smoothing   a = 0.9, b = 0    D = 0.45    generator 0.80    discriminator 1.38
     smoothing both sides  a = 0.9, b = 0.1  D = 0.50    generator 0.69    discriminator 1.39
 
-The report's text describes the first, its computation is the second (`--protocol report`). Neither
+The course report (2019) describes the first and computes the second (`--protocol report`). Neither
 training gets there: D still tells some images apart. Both losses cross near the report's 1.15.
 
     python a3_gan_template.py

@@ -1,7 +1,8 @@
 """RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017).
 
-A normalising flow g maps an image, made continuous and unbounded, to a latent z ~ N(0, I) through
-affine couplings with exact inverses. For an image x of D = 784 integers in 0..255:
+The assignment's flow has one scale and MLPs in its couplings, not the paper's convolutions. It maps
+an image, made continuous and unbounded, to a latent z ~ N(0, I) by couplings g with exact inverses.
+For an image x of D = 784 integers in 0..255:
 
     y = x + u, u uniform on [0, 1)^D:    log P(x) >= E_u log p(y)
     v = y / 256:                         log p(y) = log p(v) - D log 256
@@ -117,7 +118,7 @@ class Flow(nn.Module):
         kept, changed = z.index_select(1, first.kept), z.index_select(1, first.changed)
         for layer in layers:
             changed, ldj = layer.change(kept, changed, ldj, reverse)
-            kept, changed = changed, kept  # the next mask is the complement
+            kept, changed = changed, kept  # the next mask is the complement; the number is even
         return z.index_copy(1, first.kept, kept).index_copy(1, first.changed, changed), ldj
 
 
@@ -145,7 +146,7 @@ class Model(nn.Module):
         return log_z - log_1_minus_z, ldj
 
     def forward(self, input):
-        """log p(x) of integer images [batch, c_in] in nats, with one draw of noise: [batch]."""
+        """log p(x + u) of integer images [batch, c_in] in nats, with new noise u: [batch]."""
         z, ldj = self.logit_normalize(self.dequantize(input), input.new_zeros(len(input)))
         z, ldj = self.flow(z, ldj)
         return log_prior(z) + ldj
@@ -192,7 +193,7 @@ def epoch_iter(model, data, optimizer, average=None, max_norm=5.0):
     """Bits per dimension of batches of images [batch, 784]; a model in training mode is trained."""
     if not model.training:
         return bits_per_dimension(mean_over_images(captured(evaluation_step, model), data).item())
-    step = captured(train_step, model, optimizer, max_norm)
+    step = captured(train_step, model, optimizer, max_norm)  # a CUDA graph; on a CPU just the call
     return bits_per_dimension(mean_over_images(step, data, average and average.update).item())
 
 
@@ -221,13 +222,11 @@ def test_results(args, model, test):
     with separate_random_numbers(args.seed, device_of(model)):
         layers, y = {"pixels": model.logit_normalize, "logit": model.flow}, next(iter(test))
         results["inverse_error"] = likelihood.inverse_error(layers, model.dequantize(y))
-    with separate_random_numbers(args.seed, device_of(model)):
         if n := args.importance_samples:  # several draws of the noise, as in Flow++ (ICML 2019)
             nats = likelihood.importance_weighted(likelihood.repeated(model), test, n)
             results["likelihood"] = likelihood.per_dimension(nats, N_PIXELS)
-        if args.quality_samples:
-            images = model.sample(args.quality_samples) / 255
-            results["quality"] = sample_quality(images, Source.of(args))
+        if n := args.quality_samples:
+            results["quality"] = sample_quality(model.sample(n) / 255, Source.of(args))
     return results
 
 

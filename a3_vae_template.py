@@ -2,7 +2,8 @@
 
 "Auto-Encoding Variational Bayes": the model draws z ~ N(0, I), and then 784 independent Bernoulli
 pixels whose means a decoder computes from z. An encoder computes q(z|x) = N(mu, diag(sigma^2)).
-Both are trained to maximise the evidence lower bound (ELBO)
+Both are trained to maximise the evidence lower bound (ELBO). As in the assignment, their hidden
+layers are of ReLUs, where the paper's are of tanh.
 
     log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || p(z)).
 
@@ -29,7 +30,7 @@ from harness.run import Run
 from harness.sample_quality import sample_quality
 from harness.steps import adam, captured, mean_over_images
 
-# Graded rows by protocol. The report's number is not an ELBO: see `report_kl`.
+# Graded rows by protocol; "the report" is the course report of 2019 that this repeats.
 CURVES = ("train_neg_elbo_nats", "val_neg_elbo_nats", "val_report_nats")
 _, ELBO, REPORT = map(metric, CURVES)
 LOG_PX = result("likelihood", "neg_log_px_nats")
@@ -44,7 +45,7 @@ GRADED = {
 }
 PROPOSALS = {"laplace": laplace_weights, "encoder": encoder_weights}  # for z, given an image
 COMPARABLE = {"dataset": ("mnist",), "binarize": ("static", "larochelle")}
-COMPARABLE |= {"zdim": (20,), "hidden_dim": (500,)}
+COMPARABLE |= {"zdim": (20,), "hidden_dim": (500,)}  # the references are of such runs
 
 
 # --- Model
@@ -188,7 +189,7 @@ def epoch_iter(model, data, optimizer, average=None):
     """
     if not model.training:
         return Nats(*mean_over_images(captured(evaluation_step, model), data).tolist())
-    step = captured(train_step, model, optimizer)
+    step = captured(train_step, model, optimizer)  # a CUDA graph; on a CPU just the call
     return Nats(*mean_over_images(step, data, average and average.update).tolist())
 
 
@@ -290,8 +291,6 @@ def parse_args(argv=None):
     parser.add_choice("--proposal", PROPOSALS, "where importance samples of z come from")
     parser.add_common_arguments()
     args = parser.parse_args(argv, "runs/vae-{dataset}-z{zdim}-{binarize}-{protocol}-seed{seed}")
-    if args.binarize == "larochelle" and args.dataset != "mnist":
-        parser.error(f"--binarize larochelle is of mnist, not of {args.dataset}")
     if args.protocol == "report":
         args.ema_decay = 0.0  # the report validated the weights in training
     return args
