@@ -247,6 +247,7 @@ def test_graded_rows():
     def verdicts(protocol, last=187_500, repeats=0, mean_distance=10.0, latent_dim=100, **values):
         settings = {
             "protocol": protocol,
+            "dataset": "mnist",
             "latent_dim": latent_dim,
             "batch_size": 64,
             "real_label": 0.9,

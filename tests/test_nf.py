@@ -2,7 +2,6 @@
 
 import functools
 import math
-from argparse import Namespace
 
 import pytest
 import torch
@@ -333,7 +332,8 @@ def test_graded_rows():
         lines[epoch - 1]["val_bpd_shifted"] = 1.81
 
     def verdicts(**settings):
-        args = Namespace(**dict(n_flows=4, n_hidden=1024) | settings)
+        args = script.parse_args([])
+        vars(args).update(settings)
         return [row["verdict"] for row in script.grade(args, lines, {})]
 
     assert verdicts() == 2 * ["pass", "pass", "pass", "not reached"] + ["pass"]

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -253,8 +252,9 @@ def test_graded_rows():
     results = {}
 
     def verdicts(n_epochs=100, **settings):
-        args = dict(zdim=20, hidden_dim=500, binarize="static", protocol="standard") | settings
-        rows = script.grade(Namespace(**args), lines[:n_epochs], results)
+        args = script.parse_args([])
+        vars(args).update(settings)
+        rows = script.grade(args, lines[:n_epochs], results)
         return [row["verdict"] for row in rows]
 
     assert verdicts() == ["pass", "not reached"] and verdicts(39) == 2 * ["not reached"]
