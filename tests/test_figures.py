@@ -133,6 +133,17 @@ def test_seeds_are_aggregated(tmp_path):
     assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run
 
 
+def test_seeds_of_a_flow_are_compared_where_all_were_measured(tmp_path):
+    """One that was resumed has a value more."""
+    base = fake_runs(tmp_path / "runs", "nf")
+    fewer = fake_run(base / "nf1", "nf", "--seed", "1") / "metrics.jsonl"
+    lines = fewer.read_text().splitlines(keepends=True)
+    lines[49] = lines[49].replace('"val_bpd_shifted": 1.795, ', "")
+    fewer.write_text("".join(lines))
+    draw(base, n_missing=5)
+    assert (tmp_path / "out" / "report" / "fig14_bpd.png").exists()
+
+
 def test_a_gallery_is_drawn_beside_its_runs_unless_a_folder_is_named(tmp_path, monkeypatch):
     """The one in the repository is replaced only by whoever says so."""
     base = tmp_path / "runs"
