@@ -24,7 +24,9 @@ from harness.devices import n_cores, select_device
 from harness.errors import UserError
 
 OF_A_KIND = ("zdim", "protocol", "binarize", "dataset")  # settings in which a kind is itself
-WITH_TRAINING = ("kinds", "seeds", "data_dir", "device", "jobs", "slurm")
+# Options of trainings, and their values if they are not given.
+OF_TRAININGS = dict.fromkeys(("kinds", "seeds", "data_dir", "jobs", "slurm"))
+OF_TRAININGS |= {"dataset": "mnist", "download": False, "device": "auto"}
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -83,12 +85,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="submit the trainings to a SLURM cluster, with these parameters of submitit, say "
         "partition=gpu gpus_per_node=1 time=120 (minutes)",
     )
-    parser.add_optional_argument(
-        "--data_dir", metavar="DIR", help="train on the data in DIR; larochelle needs it"
-    )
+    parser.add_data_arguments()
     parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
     args = parser.parse_args(argv)
-    given = [name for name in WITH_TRAINING if getattr(args, name) not in (None, "auto")]
+    given = [name for name, default in OF_TRAININGS.items() if getattr(args, name) != default]
     if given and not args.train:
         parser.error(f"--{given[0]} is an option of trainings: it needs --train")
     if args.check and (args.export or args.train):
@@ -125,11 +125,12 @@ def train_missing(args: Namespace, kind_names: list[str]) -> bool:
         UserError: a training has failed.
     """
     found, _ = find_runs(args.runs)
-    missing = missing_trainings(found, kind_names, args.seeds or 1, args.quick)
+    missing = missing_trainings(found, kind_names, args.seeds or 1, args.quick, args.dataset)
     if not missing:
         return True
     options = ["--device", args.device]
     options += [] if args.data_dir is None else ["--data_dir", args.data_dir]
+    options += ["--download"] if args.download else []
     if args.slurm is not None:
         cluster.submit(missing, args.runs, options, dict(args.slurm))
         return False
@@ -164,7 +165,7 @@ def main(args: Namespace) -> None:
         for message in messages:
             print(message, file=sys.stderr)
         return
-    if not any(groups.values()):
+    if not any(run.finished for run in [*found, *chosen.values()]):
         hint = f"no finished run under {args.runs}; --train makes what is missing"
         raise UserError("; ".join([*messages, hint]))
     drawn, missing = draw_all(groups, args.out, args.quick)
@@ -174,7 +175,8 @@ def main(args: Namespace) -> None:
         except UserError as error:
             missing.append(f"strip: {error}")
     for name in NEEDED:
-        if not groups[name] and name in (args.kinds or NEEDED):
+        wanted = args.dataset == "mnist" and name in (args.kinds or NEEDED)
+        if wanted and not groups[name]:
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
             command = KINDS[name].command()
             missing.append(f"{figures}: no finished run; make one with: {command}")

@@ -28,14 +28,17 @@ class Training(NamedTuple):
         kind_name: a key of `kinds.KINDS`.
         seed: its seed.
         quick: a fraction of the full length.
+        dataset: one of `datasets.DATASETS`.
     """
 
     kind_name: str
     seed: int
     quick: bool = False
+    dataset: str = "mnist"
 
     def __str__(self) -> str:
-        return f"{self.kind_name}-seed{self.seed}"
+        other_data = "" if self.dataset == "mnist" else f"-{self.dataset}"
+        return f"{self.kind_name}{other_data}-seed{self.seed}"
 
     @property
     def kind(self) -> Kind:
@@ -67,20 +70,22 @@ class Training(NamedTuple):
             return run.folder, ["--resume", str(run.folder)]
         folder = next(path for path in candidates(base / str(self)) if not path.exists())
         flags = self.kind.command(self.quick).split()[2:]
-        return folder, [*flags, "--seed", str(self.seed), "--out", str(folder)]
+        flags += ["--dataset", self.dataset, "--seed", str(self.seed), "--out", str(folder)]
+        return folder, flags
 
     def _fits(self, run: StoredRun) -> bool:
-        return is_of_kind(run, self.kind) and run.args.seed == self.seed
+        return is_of_kind(run, self.kind, self.dataset) and run.args.seed == self.seed
 
 
 def missing_trainings(
-    found: Runs, kind_names: list[str], n_seeds: int, quick: bool
+    found: Runs, kind_names: list[str], n_seeds: int, quick: bool, dataset: str
 ) -> list[Training]:
     """What no finished run has done: seeds 0 to n_seeds - 1 of each kind, the longest first.
 
     The short ones at the end fill the gaps, so that no core waits for a long one alone.
     """
-    wanted = [Training(name, seed, quick) for name in kind_names for seed in range(n_seeds)]
+    seeds = range(n_seeds)
+    wanted = [Training(name, seed, quick, dataset) for name in kind_names for seed in seeds]
     missing = [training for training in wanted if training.is_missing(found)]
     return sorted(missing, key=lambda training: -training.kind.minutes)
 

@@ -165,8 +165,21 @@ def test_a_stopped_training_goes_on(tmp_path):
     for other in (Training("vae", 0, quick=True), Training("vae", 1)):
         folder, flags = other.start_or_resume(found, tmp_path)
         quick = kinds.QUICK[VAE].split() if other.quick else []
-        where = ["--seed", str(other.seed), "--out", str(tmp_path / str(other))]
+        where = ["--dataset", "mnist", "--seed", str(other.seed)]
+        where += ["--out", str(tmp_path / str(other))]
         assert flags == ["--zdim", "20", *quick, *where] and not folder.exists()
+
+
+def test_another_data_set_has_trainings_of_its_own(tmp_path):
+    fake_run(tmp_path / "mnist", "nf")
+    fake_run(tmp_path / "fashion", "vae", "--dataset", "fashion")
+    found, _ = find_runs(tmp_path)
+    (missing,) = missing_trainings(found, ["vae", "nf"], 1, False, "fashion")
+    folder, flags = missing.start_or_resume(found, tmp_path)
+    assert folder.name == "nf-fashion-seed0"
+    assert SCRIPTS[missing.kind.script].parse_args(flags).dataset == "fashion"
+    (missing,) = missing_trainings(found, ["vae", "nf"], 1, False, "mnist")
+    assert str(missing) == "vae-seed0"
 
 
 def test_a_training_that_stopped_before_its_first_line_goes_on(tmp_path):
@@ -229,7 +242,8 @@ def test_what_is_missing_are_seeds_that_no_run_has_in_full_length(tmp_path):
 
     def missing(n_seeds, quick):
         return [
-            str(each) for each in missing_trainings(found, ["vae", "gan", "nf"], n_seeds, quick)
+            str(each)
+            for each in missing_trainings(found, ["vae", "gan", "nf"], n_seeds, quick, "mnist")
         ]
 
     assert missing(1, quick=False) == ["gan-seed0", "vae-seed0"]  # the longest first
