@@ -75,7 +75,7 @@ def test_a_missing_larochelle_file_is_named(tmp_path):
 
 
 def test_larochelle_binarised_mnist_only(tmp_path, small_larochelle):
-    with pytest.raises(ValueError, match="MNIST only"):
+    with pytest.raises(DataError, match="is of mnist, not of"):
         bmnist(Source("fashion", tmp_path), binarize="larochelle")
 
 
