@@ -120,6 +120,10 @@ def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     shutil.copytree(base / "new", base / "wide")
     config["arguments"]["n_hidden"] = 1024
     (base / "wide" / "config.json").write_text(json.dumps(config | {"started": "2028"}))
+    fashion = config | {"started": "2029", "arguments": config["arguments"] | {"n_hidden": 8}}
+    fashion["arguments"]["dataset"] = "fashion"
+    shutil.copytree(base / "new", base / "fashion")
+    (base / "fashion" / "config.json").write_text(json.dumps(fashion))
     (base / "foreign").mkdir()
     (base / "foreign" / "config.json").write_text("[]")
     found, missing = models.find_models(base)

@@ -150,7 +150,8 @@ def _folders_by_start(base: Path) -> list[Path]:
 
 def _is_of_kind(folder: Path, kind: Kind) -> bool:
     try:
-        return kind.fits(_settings(folder, kind))
+        args = _settings(folder, kind)
+        return args.dataset == "mnist" and kind.fits(args)
     except UserError:
         return False
 
