@@ -57,7 +57,7 @@ def run_records(found: Runs) -> list[dict]:
 
 def _record(run: StoredRun, differing: set[str]) -> dict:
     record = {
-        "run": str(run.folder),
+        "run": run.folder.name,
         "script": run.script,
         "kind": next((name for name, kind in KINDS.items() if is_of_kind(run, kind)), None),
         "seed": run.args.seed,

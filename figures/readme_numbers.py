@@ -1,0 +1,100 @@
+"""Numbers of README.md that stand in no result file.
+
+    python -m figures.readme_numbers
+
+prints each with its line, and exits with status 1 if there is one. The result files are the
+gallery's page, which `python -m figures` writes, and the JSON files in `figures/measured/`: what
+`--export` wrote of the runs behind README, with their means and standard deviations over seeds, the
+benchmark's figures, and wall times.
+
+Only decimals and times (7:11) are checked, since whole numbers are mostly sizes and settings. A
+number may be rounded further than in its file.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README, GALLERY = ROOT / "README.md", ROOT / "figures" / "README.md"
+MEASURED = ROOT / "figures" / "measured"
+# What nothing here has measured, or what follows from numbers beside it.
+ELSEWHERE = {
+    "3.11": "a version of Python",
+    "91.5": "a bar in a3_vae_template.py",
+    "1.85": "published flows of MLPs, bits per dimension",
+    "1.93": "the same",
+    "3.9": "6.1 less 2.2",
+}
+NUMBER = re.compile(r"(?<![\w.,/-])(\d+:\d\d|\d[\d,]*\.\d+)(?![\w:]|\.\d)")
+
+
+def unfounded(text: str, known: list[float]) -> list[tuple[int, str]]:
+    """(line, number) of each number in a Markdown text that no known one rounds to.
+
+    Blocks and spans of code are left out.
+    """
+    found = []
+    for n, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("    "):
+            continue
+        for number in NUMBER.findall(re.sub(r"`[^`]*`", "", line)):
+            if number not in ELSEWHERE and not any(_rounds_to(value, number) for value in known):
+                found.append((n, number))
+    return found
+
+
+def known_numbers() -> list[float]:
+    """All numbers of the result files."""
+    numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text())]
+    for path in sorted(MEASURED.glob("*.json")):
+        content = json.loads(path.read_text())
+        numbers += _leaves(content)
+        if isinstance(content, list):
+            numbers += over_seeds(content)
+    return numbers
+
+
+def over_seeds(records: list[dict]) -> Iterator[float]:
+    """Mean and standard deviation of each value over the finished runs of a kind."""
+    values = {}
+    for record in records:
+        for name, value in record.items():
+            if record["finished"] and isinstance(value, float):
+                values.setdefault((record["kind"], name), []).append(value)
+    for same in values.values():
+        yield statistics.fmean(same)
+        if len(same) > 1:
+            yield statistics.stdev(same)
+
+
+def _leaves(content) -> Iterator[float]:
+    if isinstance(content, dict | list):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _leaves(value)
+    elif isinstance(content, int | float):
+        yield float(content)
+
+
+def _rounds_to(value: float, number: str) -> bool:
+    if ":" in number:
+        minutes, seconds = number.split(":")
+        return value == 60 * int(minutes) + int(seconds)
+    digits = len(number.partition(".")[2])
+    # The gallery's numbers are rounded already, so a 5 after the last digit may go either way.
+    return abs(value - float(number.replace(",", ""))) <= 0.5001 * 10**-digits
+
+
+def main() -> None:
+    """Print what is unfounded."""
+    found = unfounded(README.read_text(), known_numbers())
+    for line, number in found:
+        print(f"README.md:{line}: {number} stands in no result file")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

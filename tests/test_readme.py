@@ -1,0 +1,40 @@
+"""README's numbers stand in result files."""
+
+import re
+import statistics
+
+from figures.readme_numbers import known_numbers, over_seeds, unfounded
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_number_of_the_readme_stands_in_a_result_file():
+    assert unfounded(README, known_numbers()) == []
+
+
+def test_a_number_that_stands_nowhere_is_found_with_its_line():
+    text = "\n98.87 nats, 1,234.5 ms\nin 7:11, with `--lr 0.77`\n\n    code 3.33\n\n1.7719 or 1.77"
+    assert unfounded(text, [98.869, 1.7719, 431.0]) == [(2, "1,234.5")]
+    assert unfounded(text, [98.88, 1234.5, 1.772, 430.0]) == [
+        (2, "98.87"), (3, "7:11"), (7, "1.7719"),
+    ]  # fmt: skip
+
+
+def test_the_options_in_the_readme_exist():
+    """Every option in code is one of a script's or a module's --help."""
+    options = set(re.findall(r"(?<![\w-])--[a-z_]+", README))
+    sources = [*ROOT.glob("a3_*.py"), *ROOT.glob("harness/*.py"), *ROOT.glob("figures/**/*.py")]
+    sources += [
+        *ROOT.glob("grading/*.py"),
+        ROOT / "tests/benchmark.py",
+        ROOT / "tests/device_check.py",
+    ]
+    text = "".join(path.read_text() for path in sources)
+    assert {option for option in options - {"--help"} if f'"{option}"' not in text} == set()
+
+
+def test_means_and_deviations_over_the_finished_runs_of_a_kind_are_known():
+    runs = [("vae", True, 1.0), ("vae", True, 2.0), ("vae", False, 9.0), ("nf", True, 7.0)]
+    records = [{"kind": kind, "finished": done, "nats": nats} for kind, done, nats in runs]
+    assert list(over_seeds(records)) == [1.5, statistics.stdev([1.0, 2.0]), 7.0]
