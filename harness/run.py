@@ -190,7 +190,7 @@ class Run:
                 unless they are computed again.
             model: the trained model whose results these are.
         """
-        results = records.read_results(self.folder) | results
+        new, results = results, records.read_results(self.folder) | results
         rows = self._grade(self._args, self.history, results)
         weights.save(self.folder, model)
         files.write_json(
@@ -201,7 +201,9 @@ class Run:
         self._page.finished(self.history, results)
         print(f"\n{graded.table(rows, next(iter(self.history[-1])))}\n")
         for name, values in results.items():
-            print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in values.items()))
+            age = "" if name in new else " (of an earlier evaluation)"
+            numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
+            print(f"{name}{age}: {numbers}")
         print(f"run folder: {self.folder}")
 
     def _start(self, device: torch.device) -> None:

@@ -273,7 +273,8 @@ def test_the_result_holds_graded_rows_and_results(tmp_path, capsys):
     assert content["graded"] == [row] and content["finished"]
     assert records.read_results(run.folder) == results
     printed = capsys.readouterr().out
-    assert "loss      nats" in printed and "test: loss 1.5" in printed
+    assert "loss      nats" in printed and "\ntest: loss 1.5" in printed
+    assert "\nearlier (of an earlier evaluation): a 1" in printed
     assert printed.endswith(f"run folder: {run.folder}\n")
 
 
