@@ -68,7 +68,7 @@ def get_mask():
 class Coupling(nn.Module):
     """Affine coupling: keeps pixels where the mask [1, c_in] is 1, scales and shifts the others.
 
-    (Dinh et al. 2017, Equations 4 to 9). The network reads only the kept pixels and computes only
+    Dinh et al. 2017, Equations 4 to 9. The network reads only the kept pixels and computes only
     the changed ones. Its last layer starts at zero, so a new coupling is the identity.
     """
 
@@ -291,7 +291,7 @@ def parse_args(argv=None):
     parser.add_training_arguments(epochs=100, batch_size=128, lr=1e-3, importance_samples=32)
     parser.add_number("--n_flows", 4, "pairs of couplings", at_least=1)
     parser.add_number("--n_hidden", 1024, "units of a coupling's layers", at_least=1)
-    parser.add_number("--max_norm", 5.0, "clip the gradient at this norm, in nats", above=0)
+    parser.add_number("--max_norm", 5.0, "clip the gradient at this norm", above=0)
     parser.add_common_arguments()
     return parser.parse_args(argv, out="runs/nf-{dataset}-seed{seed}")
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from datasets import BINARIZATIONS, N_PIXELS, Source, bmnist
+from datasets import BINARIZATIONS, MNIST, N_PIXELS, Source, bmnist
 from harness import cli, latent, likelihood, plots, records, weights
 from harness.average import WeightAverage
 from harness.devices import device_of, select_device, separate_random_numbers
@@ -223,13 +223,13 @@ def test_results(args, model, test):
             log_weights = PROPOSALS[args.proposal](model.decoder, model.encoder)
             batches = images.split(max(128, likelihood.rows_at_once(images.device) // n))
             results["likelihood"] = likelihood.importance_weighted(log_weights, batches, n)
-            gap = results["test"]["neg_elbo_nats"] - results["likelihood"]["neg_log_px_nats"]
+            gap = nats["neg_elbo"] - results["likelihood"]["neg_log_px_nats"]
             results["likelihood"]["encoder_gap_nats"] = gap
         if args.quality_samples:
             draws, means = model.sample(args.quality_samples)
-            results["quality_of_means"] = sample_quality(means, Source.of(args))
-            # Draws are bits, so they are compared with bits.
-            results["quality_of_draws"] = sample_quality(draws, Source.of(args), args.binarize)
+            source = MNIST if args.binarize == "larochelle" else Source.of(args)  # not in its DIR
+            results["quality_of_means"] = sample_quality(means, source)
+            results["quality_of_draws"] = sample_quality(draws, source, args.binarize)
     return results
 
 

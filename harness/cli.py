@@ -127,7 +127,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--download",
             action="store_true",
-            help="let torchvision fetch a data set that is not there",
+            help="let torchvision fetch a data set that is not there or damaged",
         )
 
     def add_common_arguments(self) -> None:

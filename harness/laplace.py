@@ -13,7 +13,7 @@ import torch
 from harness.likelihood import LogWeights
 
 N_CANDIDATES = 1000  # draws from the prior among which Newton's steps may start
-N_NEWTON_STEPS = 2
+N_NEWTON_STEPS = 2  # near enough to the mode for a proposal
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.0)  # of a Newton step; the best one is taken
 SCALE = 1.1  # of the Laplace proposal's standard deviation: its tails must cover the posterior's
 
@@ -22,7 +22,7 @@ class Decoder(Protocol):
     """What is needed of a decoder of d Bernoulli pixels."""
 
     def logits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [..., z_dim] -> log odds of the pixels, [..., d]."""
+        """Latents [..., z_dim] -> log odds of the pixels, [..., d]; overwritten."""
 
     def jacobian(self, z: torch.Tensor) -> torch.Tensor:
         """Latents [batch, z_dim] -> derivatives of the logits in z, [batch, z_dim, d]."""
@@ -46,7 +46,9 @@ def log_joint(decoder: Decoder, images: torch.Tensor, z: torch.Tensor) -> torch.
 def posterior_mode(
     decoder: Decoder, images: torch.Tensor, z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mode of p(z|x) and a Cholesky factor of the precision there, by damped Newton steps.
+    """Nearly the mode of p(z|x), and a Cholesky factor of the precision there: Newton's method.
+
+    A few damped steps are taken, N_NEWTON_STEPS.
 
     With J the derivatives of the logits and m the means, the negative Hessian of log p(x, z) is
     H = J diag(m (1 - m)) J^T + I. This is exact where the logits are piecewise linear in z, as with

@@ -119,7 +119,11 @@ class LivePage:
                 sections="\n".join(self._sections(history, results)),
                 now=datetime.datetime.now().astimezone().isoformat(" ", timespec="seconds"),
             )
-            write_whole(self._folder / FILE, lambda file: file.write(page.encode()), flush=False)
+            write_whole(
+                self._folder / FILE,
+                lambda file: file.write(page.encode(errors="replace")),
+                flush=False,
+            )
 
     def _sections(self, history: list[dict], results: dict[str, dict]) -> Iterable[str]:
         curves, grids = records.pictures(self._folder)

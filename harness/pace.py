@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class Pace:
-    """Spaces out a repeated job, so that it takes at most a share of the time.
+    """Spaces out a repeated job, so that after the first it takes at most a share of the time.
 
     Args:
         share: the share of the time, for example 0.01.

@@ -2,6 +2,7 @@
 
     config.json              arguments, command line, commit, versions, hardware, start
     metrics.jsonl            one JSON object per line; its first key counts epochs or batches
+    *.png, *.pdf             sample grids and curves
     checkpoint.pt            the state that --resume continues from, and one before it
     result.json              the graded numbers of a finished run
     model.safetensors        the evaluated weights of a finished run
@@ -29,7 +30,7 @@ from pathlib import Path
 import torch
 
 from harness import checkpoints, files, graded, records, tensorboard, weights
-from harness.devices import RandomState, n_cores
+from harness.devices import RandomState
 from harness.errors import UserError
 from harness.live import LivePage
 from harness.pace import Pace
@@ -81,6 +82,7 @@ class Run:
             tensorboard.check_installed()
         if args.evaluate is not None:
             self.folder = Path(args.evaluate)
+            self._lock()
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
         elif args.resume is not None:
             self.folder = Path(args.resume)
@@ -100,18 +102,16 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         if self._bar is not None:
             self._bar.close()
+        command = None
+        if error is not None and not isinstance(error, UserError):
+            command = shlex.join(["python", sys.argv[0], "--resume", str(self.folder)])
+            error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
         with contextlib.suppress(OSError):  # the full disk that stopped the run, say
             if self._events is not None:
                 self._events.close()
             if error is not None:
                 self._curves()
-        if error is None:
-            return
-        command = None
-        if not isinstance(error, UserError):
-            command = shlex.join(["python", sys.argv[0], "--resume", str(self.folder)])
-            error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
-        if self._args.evaluate is None:
+        if error is not None and self._args.evaluate is None:
             self._page.stopped(self.history, command)
 
     def count_to(self, n: int) -> Iterator[int]:
@@ -148,9 +148,9 @@ class Run:
             self._page.update(self.history, self._bar.n)
 
     def log(self, **metrics: float) -> None:
-        """Append a line to `metrics.jsonl`; the seconds since the last one are added to it.
+        """Append a line to `metrics.jsonl`; the seconds of training since the last one are added.
 
-        The first key counts epochs or batches.
+        They are without checkpoints and curves. The first key counts epochs or batches.
 
         Raises:
             UserError: a value is not finite. The line is not written.
@@ -190,6 +190,10 @@ class Run:
                 unless they are computed again.
             model: the trained model whose results these are.
         """
+        for name, values in results.items():
+            for key, value in values.items():
+                if not math.isfinite(value):
+                    raise UserError(f"{name}: {key} is not finite: the run cannot be evaluated")
         new, results = results, records.read_results(self.folder) | results
         rows = self._grade(self._args, self.history, results)
         weights.save(self.folder, model)
@@ -241,10 +245,13 @@ class Run:
 
     def _lock(self) -> None:
         """Lock the folder: two trainings in one folder would mix their lines."""
-        try:
-            self._folder_lock = files.try_lock(self.folder)
-        except BlockingIOError:
-            raise UserError(f"{self.folder} is being trained by another process") from None
+        for pause in (0.2, 0):  # `figures --train` holds the lock for a moment to look at it
+            try:
+                self._folder_lock = files.try_lock(self.folder)
+                return
+            except BlockingIOError:
+                time.sleep(pause)
+        raise UserError(f"{self.folder} is being trained by another process")
 
     def _curves(self) -> None:
         if self.history:
@@ -271,10 +278,10 @@ def device_name(device: torch.device) -> str:
 
 
 def _crowded() -> bool:
-    """Whether clearly more threads want to run than there are cores, by the load average."""
+    """Whether clearly more threads want to run than the machine has cores, by its load average."""
     if not hasattr(os, "getloadavg"):  # Windows
         return False
-    return os.getloadavg()[0] > 1.5 * n_cores()
+    return os.getloadavg()[0] > 1.5 * os.cpu_count()
 
 
 def _claim_folder(folder: Path) -> Path:

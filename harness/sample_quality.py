@@ -1,6 +1,7 @@
 """Sample-quality metrics: Fréchet distance, precision and recall, classes, Parzen windows.
 
-Each metric comes with its floor: the value that real images get. Images are rows of 784 pixels in
+Each metric comes with its "floor": the value that real images get, 10,000 validation images (5,000
+as Parzen windows). So compare at 10,000 samples. Images are rows of 784 pixels in
 [0, 1]. Features and classes are those of the classifier in `harness.judge`, which knows MNIST only;
 images of another data set get the metrics that need no classifier.
 """
@@ -51,8 +52,8 @@ def sample_quality(
 ) -> dict[str, float]:
     """All metrics of generated images against the test images, and the floor of each.
 
-    The floor is what a perfect model would reach: the metric of the validation images (`floors`).
-    The Parzen bandwidth is chosen on the validation images.
+    The floor is the metric of the validation images (`floors`): a good model comes near it. The
+    Parzen bandwidth is chosen on the validation images.
 
     Args:
         images: generated, [n, 784].

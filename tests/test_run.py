@@ -286,3 +286,18 @@ def test_an_old_run_without_random_states_is_refused_in_one_line(tmp_path):
         torch.save(checkpoint, folder / name)
     with pytest.raises(UserError, match="no usable checkpoint"):
         make_run(None, resume=folder, parts={"model": torch.nn.Linear(1, 1)})
+
+
+def test_a_result_that_is_not_finite_is_refused_and_the_run_can_be_evaluated_again(tmp_path):
+    run = make_run(tmp_path / "run", grade=lambda *given: [])
+    run.log(epoch=1, loss=1.0)
+    with pytest.raises(UserError, match="test: loss is not finite"):
+        run.finish({"test": {"loss": math.nan}}, torch.nn.Linear(1, 1))
+    assert not (run.folder / "result.json").exists()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks on folders")
+def test_a_run_in_training_is_not_evaluated(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="is being trained by another process"):
+        make_run(None, evaluate=run.folder)

@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import a3_vae_template as script
 from a3_vae_template import VAE, Decoder, Encoder, epoch_iter, evaluate, run_epoch
+from datasets import MNIST, Batches, Source
 from harness.average import WeightAverage
 
 
@@ -283,3 +284,17 @@ def test_training_computes_the_report_s_nats_only_where_they_are_its_objective(p
     batch = torch.zeros(2, 784)
     assert len(script.train_step(model, torch.optim.Adam(model.parameters()), batch)) == length
     assert len(script.evaluation_step(model, batch)) == 4
+
+
+@pytest.mark.parametrize("binarize, has_images", [("larochelle", False), ("static", True)])
+def test_samples_are_compared_with_mnist_where_data_dir_has_only_larochelles_bits(
+    monkeypatch, tmp_path, binarize, has_images
+):
+    flags = ["--binarize", binarize, "--data_dir", str(tmp_path), "--importance_samples", "0"]
+    args = script.parse_args([*flags, "--quality_samples", "100"])
+    sources = []
+    monkeypatch.setattr(script, "sample_quality", lambda images, *given: sources.append(given))
+    test = Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
+    script.test_results(args, VAE(8, 2), test)
+    source = Source("mnist", str(tmp_path)) if has_images else MNIST
+    assert sources == [(source,), (source, binarize)]
