@@ -79,7 +79,7 @@ class Source(NamedTuple):
     Attributes:
         dataset: one of DATASETS.
         data_dir: folder with the files; None is PACKAGE for MNIST, DEFAULT_FOLDER for the others.
-        download: let torchvision fetch missing files and damaged `.gz` files into the folder.
+        download: let torchvision fetch what is missing into its folder below this one.
     """
 
     dataset: str = "mnist"
@@ -145,7 +145,11 @@ def read_mnist(source: Source = MNIST) -> dict[str, np.ndarray]:
         _torchvision_class(source.title)(source.folder, download=True)
     except Exception as error:  # without a network, and torchvision reads damaged files, too
         raise DataError(f"{problem}; --download did not help: {_one_line(error)}") from error
-    return _read_checked(source)
+    try:
+        return _read_checked(source)
+    except DataError as error:  # torchvision leaves a set as it is if all its plain files exist
+        hint = "--download does not replace it: delete the damaged file first"
+        raise DataError(f"{error}; {hint}") from error
 
 
 def _torchvision_class(title: str) -> type:
@@ -170,13 +174,17 @@ def _read_arrays(source: Source) -> dict[str, np.ndarray]:
     if folder.is_file():
         raise DataError(f"{folder} is a file: name the folder that holds it")
     torchvision_folder, archive = folder / title / "raw", folder / "mnist.npz"
-    if any(_idx_paths(torchvision_folder).values()):
-        folder = torchvision_folder
-    elif source.dataset == "mnist" and archive.exists():
+    places = {place: _idx_paths(place) for place in (torchvision_folder, folder)}
+    complete = [place for place, paths in places.items() if all(paths.values())]
+    started = [place for place, paths in places.items() if any(paths.values())]
+    if source.dataset == "mnist" and archive.exists() and torchvision_folder not in complete:
         return _read_npz(archive)
-    paths = _idx_paths(folder)
+    folder = [*complete, *started, folder][0]
+    paths = places[folder]
     missing = [name for key, name in IDX_FILES.items() if paths[key] is None]
     hint = "" if source.download else "; --download fetches them"
+    if source.folder == PACKAGE:  # nothing is downloaded into it
+        hint = "; --data_dir DIR --download fetches them into DIR"
     if len(missing) == len(paths):
         npz = "mnist.npz, or " if source.dataset == "mnist" else ""
         raise DataError(
@@ -252,7 +260,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
 
 
-def read_larochelle(data_dir: str | None, split: str) -> np.ndarray:
+def read_larochelle(data_dir: str | Path | None, split: str) -> np.ndarray:
     """Larochelle's fixed binarisation of one split: uint8 0/1 [n, 784], in file order.
 
     Args:

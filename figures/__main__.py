@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from datasets import Source, read_mnist
 from figures import cluster
 from figures.checks import check
 from figures.export import export, export_file
@@ -93,6 +94,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error(f"--{given[0]} is an option of trainings: it needs --train")
     if args.check and (args.export or args.train):
         parser.error("--check stands alone")
+    if args.out and (args.check or args.export):
+        parser.error("--out is the folder of the figures: --check and --export draw none")
     if args.jobs and args.slurm is not None:
         parser.error("--jobs is for this machine; for SLURM there is --slurm array_parallelism=N")
     args.runs = Path(args.runs or ("runs/quick" if args.quick else "runs"))
@@ -123,6 +126,7 @@ def train_missing(args: Namespace, kind_names: list[str]) -> bool:
 
     Raises:
         UserError: a training has failed.
+        DataError: the download has failed.
     """
     found, _ = find_runs(args.runs)
     missing = missing_trainings(found, kind_names, args.seeds or 1, args.quick, args.dataset)
@@ -130,7 +134,8 @@ def train_missing(args: Namespace, kind_names: list[str]) -> bool:
         return True
     options = ["--device", args.device]
     options += [] if args.data_dir is None else ["--data_dir", args.data_dir]
-    options += ["--download"] if args.download else []
+    if args.download:  # here, once: trainings side by side would write the same files
+        read_mnist(Source.of(args))
     if args.slurm is not None:
         cluster.submit(missing, args.runs, options, dict(args.slurm))
         return False

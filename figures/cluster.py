@@ -26,11 +26,14 @@ SETUP = [
 def parameter(text: str) -> tuple[str, int | str | bool]:
     """An argparse type: a parameter of submitit's SlurmExecutor, such as partition=gpu."""
     key, equals, value = text.partition("=")
-    if not key or not equals or key in NO_WORDS:
+    if key in NO_WORDS:
+        raise argparse.ArgumentTypeError(f"{key} cannot be set on a command line")
+    if not key or not equals:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as partition=gpu, not {text!r}")
     if key == "time" and not value.isdigit():
         raise argparse.ArgumentTypeError(f"time is a whole number of minutes, not {value!r}")
-    return key, int(value) if value.isdigit() else {"true": True}.get(value.lower(), value)
+    words = {"true": True, "false": False}
+    return key, int(value) if value.isdigit() else words.get(value.lower(), value)
 
 
 class Job:
@@ -98,6 +101,8 @@ def _executor(folder: Path, trainings: list[Training], parameters: dict):
     minutes = max(training.kind.minutes for training in trainings)
     defaults = {"job_name": "figures", "cpus_per_task": 2, "time": MARGIN * round(minutes)}
     fixed = {"setup": SETUP, "additional_parameters": {"requeue": True}}
+    # None leaves it out; False would become "--exclusive=False", which sbatch refuses.
+    fixed["exclusive"] = parameters.get("exclusive") or None
     try:
         executor = _submitit().SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(**defaults | parameters | fixed)

@@ -14,6 +14,7 @@ import a3_vae_template as vae
 from figures.runs import Runs
 from harness import plots, records
 from harness.errors import UserError
+from harness.files import write_whole
 
 Draw = Callable[[Runs, Path, str | None], str | None]
 
@@ -87,6 +88,7 @@ def _copy(source: Path, path: Path, note: str | None) -> None:
     if not source.exists():
         raise UserError(f"{source} is missing")
     if note is None:
-        path.write_bytes(source.read_bytes())
+        content = source.read_bytes()
+        write_whole(path, lambda file: file.write(content))
     else:
         plots.save_annotated(source, path, note)

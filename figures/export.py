@@ -56,10 +56,12 @@ def run_records(found: Runs) -> list[dict]:
 
 
 def _record(run: StoredRun, differing: set[str]) -> dict:
+    kinds = (name for name, kind in KINDS.items() if is_of_kind(run, kind, run.dataset))
     record = {
         "run": run.folder.name,
         "script": run.script,
-        "kind": next((name for name, kind in KINDS.items() if is_of_kind(run, kind)), None),
+        "kind": next(kinds, None),
+        "dataset": run.dataset,
         "seed": run.args.seed,
         "finished": run.finished,
         run.counter: run.count,

@@ -10,6 +10,7 @@ from figures.report import FIGURES, Figure
 from figures.runs import Groups, Runs
 from figures.tables import PUBLISHED, comparison, graded_table, other_data
 from harness.errors import UserError
+from harness.files import write_whole
 
 Drawn = list[tuple[Figure, str, str]]  # figures, the names of their files, and captions
 
@@ -71,7 +72,8 @@ def write_page(
     for figure, name, caption in drawn:
         lines += ["", f"![{figure.caption}](report/{name}.png)", "", caption]
     lines += ["", "## Where this project departs from the report", "", *departures(groups), ""]
-    (out / "README.md").write_text("\n".join(map(_wrapped, lines)))
+    content = "\n".join(map(_wrapped, lines)).encode()
+    write_whole(out / "README.md", lambda file: file.write(content))
 
 
 def _wrapped(line: str) -> str:

@@ -22,7 +22,10 @@ def epochs_of(args: Namespace) -> int:
 
 
 class Kind(NamedTuple):
-    """A training; `minutes` is its time on two cores, and the report needs no `optional` one."""
+    """A training; the report does not need an `optional` one.
+
+    `minutes` is its time on two cores.
+    """
 
     title: str
     script: str
@@ -30,14 +33,17 @@ class Kind(NamedTuple):
     minutes: float
     optional: bool = False
 
+    def options(self, quick: bool = False) -> list[str]:
+        """The script's options, for seed 0."""
+        return [*self.flags.split(), *(QUICK[self.script].split() if quick else [])]
+
     def command(self, quick: bool = False) -> str:
-        """The command line, of seed 0."""
-        words = ["python", self.script, self.flags, QUICK[self.script] if quick else ""]
-        return " ".join(word for word in words if word)
+        """The command line, for seed 0."""
+        return " ".join(["python", self.script, *self.options(quick)])
 
     def args(self, quick: bool = False) -> Namespace:
         """The arguments on the command line, as the script parses them."""
-        return SCRIPTS[self.script].parse_args(self.command(quick).split()[2:])
+        return SCRIPTS[self.script].parse_args(self.options(quick))
 
     def n_epochs(self, quick: bool = False) -> int:
         """The epochs of such a training."""

@@ -49,9 +49,9 @@ def unfounded(text: str, known: list[float]) -> list[tuple[int, str]]:
 
 def known_numbers() -> list[float]:
     """All numbers of the result files."""
-    numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text())]
+    numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text(encoding="utf-8"))]
     for path in sorted(MEASURED.glob("*.json")):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         numbers += _leaves(content)
         if isinstance(content, list):
             numbers += over_seeds(content)
@@ -59,12 +59,13 @@ def known_numbers() -> list[float]:
 
 
 def over_seeds(records: list[dict]) -> Iterator[float]:
-    """Mean and standard deviation of each value over the finished runs of a kind."""
+    """Mean and standard deviation of each value over the finished runs of a kind and data set."""
     values = {}
     for record in records:
         for name, value in record.items():
             if record["finished"] and isinstance(value, float):
-                values.setdefault((record["kind"], name), []).append(value)
+                group = record["kind"], record.get("dataset"), name
+                values.setdefault(group, []).append(value)
     for same in values.values():
         yield statistics.fmean(same)
         if len(same) > 1:
@@ -90,7 +91,7 @@ def _rounds_to(value: float, number: str) -> bool:
 
 def main() -> None:
     """Print what is unfounded."""
-    found = unfounded(README.read_text(), known_numbers())
+    found = unfounded(README.read_text(encoding="utf-8"), known_numbers())
     for line, number in found:
         print(f"README.md:{line}: {number} stands in no result file")
     sys.exit(1 if found else 0)

@@ -52,8 +52,8 @@ class StoredRun(NamedTuple):
 
     @property
     def dataset(self) -> str:
-        """The data set it was trained on; runs of the first versions know only one."""
-        return vars(self.args).get("dataset", "mnist")
+        """The data set it was trained on."""
+        return self.args.dataset
 
     @property
     def seconds(self) -> float:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from datasets import DATASETS
 from figures.kinds import KINDS
 from figures.runs import Groups, Runs, StoredRun, newest_of_kind
 from harness.graded import FilledRow, mean_rows, metric, tail_mean
@@ -44,7 +45,6 @@ COMPARED = (
     ("flow", "nf", "quality"),
 )
 
-TITLES = {"fashion": "Fashion-MNIST", "kmnist": "Kuzushiji-MNIST"}  # of data sets
 # Values at the end of runs on other data than MNIST: kind of run, quantity, value of a run.
 ON_OTHER_DATA = (
     ("vae", "validation negative ELBO (nats)", metric("val_neg_elbo_nats")),
@@ -103,7 +103,9 @@ def graded_table(groups: Groups) -> list[str]:
 
 
 def other_data(found: Runs, groups: Groups) -> list[str]:
-    """The values of runs on other data sets, beside those on MNIST at the same time; [] of none.
+    """The values of runs on other data sets, beside those on MNIST at the same epoch or batch.
+
+    An empty list if there are no such runs.
 
     Args:
         found: all runs.
@@ -118,13 +120,13 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
                 values = [_value_at(run, value, at) for run in same]
                 cells.append(mean_text(values, 3) if values else "-")
             place = f"{runs[0].counter} {at:,}"
-            rows.append([TITLES.get(dataset, dataset), KINDS[kind].title, quantity, place, *cells])
+            rows.append([DATASETS[dataset], KINDS[kind].title, quantity, place, *cells])
     if not rows:
         return []
     header = ("data set", "training", "quantity", "at", "this project", "the same on MNIST")
     text = (
-        "One short run each, where no number of seeds is given. The references above are of MNIST, "
-        "so these values are not comparable with them."
+        "One run each where no number of seeds is given. The references above are of MNIST, so "
+        "these values are not comparable with them."
     )
     return [*_markdown(header, rows), "", text]
 
@@ -156,14 +158,14 @@ def comparison(groups: Groups) -> list[str]:
                 real = statistics.fmean(result[floor] for result in results)
                 cells[-1] += f" ({real:.{digits}f})"
         rows.append(cells)
-    first, *_ = next(iter(columns.values()))
+    everything = [result for results in columns.values() for result in results]
+    n_samples = _range((result["n_samples"] for result in everything), ",")
+    accuracy = _range((result["classifier_accuracy"] for result in everything), ".2%")
     text = (
-        f"{first['n_samples']:,} samples each, against the 10,000 test images. In brackets: the "
-        "same measure of the validation images, the best a model can do (for Parzen windows, of "
-        "half of them; more windows can do better). The features come from a small classifier "
-        f"with a test accuracy of {first['classifier_accuracy']:.2%}; another one, trained with "
-        "another number of threads, gives Fréchet distances some 3% apart. The VAE's draws are "
-        "bits and are compared with binary digits, all others with grey ones."
+        f"{n_samples} samples each, against the 10,000 test images. In brackets: the same measure "
+        "of 10,000 validation images (of 5,000 as Parzen windows). The features come from a small "
+        f"classifier with a test accuracy of {accuracy}. The VAE's draws are bits and are compared "
+        "with binary digits, all others with grey ones."
     )
     return [*_markdown(["", *columns], rows), "", text]
 
@@ -177,6 +179,12 @@ def mean_text(values: list, digits: int, n: bool = True) -> str:
         return mean
     spread = f"{mean} ± {statistics.stdev(values):.{digits}f}"
     return f"{spread} ({len(values)})" if n else spread
+
+
+def _range(values: Iterable[float], form: str) -> str:
+    """'value' if all are the same, otherwise 'smallest to largest'."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys(format(value, form) for value in (ordered[0], ordered[-1])))
 
 
 def _verdict(row: FilledRow) -> str:

@@ -51,7 +51,10 @@ class Training(NamedTuple):
         return self.kind.n_epochs(self.quick)
 
     def is_missing(self, found: Runs) -> bool:
-        """Whether no finished run is as long as this one, or longer."""
+        """Whether no finished run is as long as this one, or longer.
+
+        A run made without the evaluation at the end counts, too.
+        """
         return not any(
             run.finished and self._fits(run) and run.n_epochs >= self.n_epochs for run in found
         )
@@ -69,7 +72,7 @@ class Training(NamedTuple):
         if run := self.unfinished(found):
             return run.folder, ["--resume", str(run.folder)]
         folder = next(path for path in candidates(base / str(self)) if not path.exists())
-        flags = self.kind.command(self.quick).split()[2:]
+        flags = self.kind.options(self.quick)
         flags += ["--dataset", self.dataset, "--seed", str(self.seed), "--out", str(folder)]
         return folder, flags
 

@@ -58,7 +58,7 @@ PICTURES = {
 def fake_run(folder, kind, *flags, started="2026", **values):
     """Write a finished full-length run of a kind, with the same metrics in every line."""
     script = KINDS[kind].script
-    args = SCRIPTS[script].parse_args([*KINDS[kind].command().split()[2:], *flags])
+    args = SCRIPTS[script].parse_args([*KINDS[kind].options(), *flags])
     folder.mkdir(parents=True)
     config = {"script": script, "arguments": vars(args), "started": started, "device": "an abacus"}
     (folder / "config.json").write_text(json.dumps(config))

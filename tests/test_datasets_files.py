@@ -61,6 +61,14 @@ def test_no_mnist_names_what_was_expected(tmp_path):
         read_mnist(Source(data_dir=tmp_path / "mnist.npz"))
 
 
+def test_the_copy_of_this_project_is_not_said_to_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PACKAGE", tmp_path)
+    for source in (Source(), Source(download=True)):
+        with pytest.raises(DataError, match="; --data_dir DIR --download fetches them into DIR$"):
+            read_mnist(source)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_idx_file_is_named(tmp_path, few_files):
     del few_files["train-labels-idx1-ubyte"]
     write_files(tmp_path, few_files)

@@ -66,6 +66,24 @@ def test_files_in_the_folder_itself_are_read(tmp_path, few, name, title, compres
     assert equal(read_mnist(Source(name, tmp_path)), few[title])
 
 
+@pytest.mark.parametrize("name, title", DATASETS.items())
+def test_a_stray_file_in_torchvision_s_folder_hides_no_complete_set(tmp_path, few, name, title):
+    stray = dict([idx_files(few[title]).popitem()])
+    write_files(tmp_path / title / "raw", stray)
+    contents = idx_files(few[title], compressed=True)
+    first, *rest = contents
+    write_files(tmp_path, {first: contents[first]})
+    line = refused(Source(name, tmp_path))  # two places with some files: the first is named
+    assert str(tmp_path / title / "raw" / first.removesuffix(".gz")) in line
+    write_files(tmp_path, contents)
+    assert equal(read_mnist(Source(name, tmp_path)), few[title])
+    if name == "mnist":
+        for filename in contents:
+            (tmp_path / filename).unlink()
+        np.savez(tmp_path / "mnist.npz", **few[title])
+        assert equal(read_mnist(Source(name, tmp_path)), few[title])
+
+
 def test_other_sets_than_mnist_are_in_the_folder_data_by_default(tmp_path, few, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "no FashionMNIST in data: expected the IDX files" in refused(Source("fashion"))
@@ -167,6 +185,23 @@ def test_a_download_that_was_cut_off_is_completed(tmp_path, few, mirror):
     contents = idx_files(few["FashionMNIST"], compressed=True)
     write_files(raw, contents | {"t10k-labels-idx1-ubyte.gz": b"\x1f\x8b"})
     source = Source("fashion", tmp_path / "data", download=True)
+    assert equal(read_mnist(source), few["FashionMNIST"])
+
+
+def test_a_damaged_file_that_torchvision_keeps_is_to_be_deleted(tmp_path, few, mirror):
+    raw, name = tmp_path / "data" / "FashionMNIST" / "raw", "t10k-images-idx3-ubyte"
+    plain = idx_files(few["FashionMNIST"])
+    write_files(raw, plain | {f"{name}.gz": b"\x1f\x8b"})
+    source = Source("fashion", tmp_path / "data", download=True)
+    words = "--download does not replace it: delete the damaged file first"
+    line = refused(source)
+    assert f"{raw / name}.gz cannot be read" in line and words in line
+    assert (raw / f"{name}.gz").exists()
+    (raw / f"{name}.gz").unlink()
+    write_files(raw, {name: plain[name][:-1] + b"\xff"})
+    line = refused(source)
+    assert "x_test is not FashionMNIST's" in line and words in line
+    (raw / name).unlink()
     assert equal(read_mnist(source), few["FashionMNIST"])
 
 

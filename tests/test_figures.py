@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 from pathlib import Path
@@ -7,8 +8,12 @@ import pytest
 from matplotlib.image import imread
 
 from figures.__main__ import main, parse_args
+from figures.drawing import picture
+from figures.gallery import write_page
 from figures.kinds import KINDS, NEEDED
 from figures.report import FIGURES
+from figures.runs import find_runs, newest_of_kind, read_run
+from figures.tables import comparison
 from harness.errors import UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
 
@@ -65,7 +70,37 @@ def test_the_models_samples_are_compared(full):
     assert "| | VAE, means | VAE, draws | GAN | flow |" in text
     values = "0.50 (0.50) | 0.50 (0.50) | 3.00 (0.50) | 0.50 (0.50)"
     assert f"| Fréchet distance (lower is better) | {values} |" in text
-    assert "a test accuracy of 99.00%" in text
+    assert "10,000 samples each, against" in text and "a test accuracy of 99.00%." in text
+
+
+def test_the_numbers_of_samples_are_those_of_all_runs(tmp_path):
+    base = fake_runs(tmp_path / "runs", "vae", "gan")
+    result = base / "gan" / "result.json"
+    content = json.loads(result.read_text())
+    content["quality"] |= {"n_samples": 100, "classifier_accuracy": 0.985}
+    result.write_text(json.dumps(content))
+    found, _ = find_runs(base)
+    groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
+    text = comparison(groups)[-1]
+    assert "100 to 10,000 samples each, against" in text
+    assert "a test accuracy of 98.50% to 99.00%." in text
+
+
+def test_a_gallery_that_cannot_be_written_leaves_the_old_one(full, tmp_path, monkeypatch):
+    base, _, _ = full
+    (tmp_path / "README.md").write_text("the old one")
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("harness.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(tmp_path, [], dict.fromkeys(KINDS, []), [], [], quick=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "the old one"
+    with pytest.raises(OSError, match="No space left"):
+        picture("samples_100.png")([read_run(base / "vae")], tmp_path / "fig.png", None)
+    assert not (tmp_path / "fig.png").exists()
 
 
 def test_a_missing_run_is_named_with_its_command_and_the_rest_is_drawn(tmp_path, capsys):

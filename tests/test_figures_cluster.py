@@ -91,6 +91,24 @@ def test_trainings_are_submitted_once_and_collected(tmp_path, here, capsys):
     assert len(here) == 1 and row[1].endswith(" (2)")
 
 
+@pytest.mark.parametrize(
+    ("word", "lines"),
+    [
+        ("exclusive=false", []),
+        ("exclusive=true", ["#SBATCH --exclusive"]),
+        ("exclusive=user", ["#SBATCH --exclusive=user"]),
+    ],
+)
+def test_an_exclusive_node_is_asked_for_or_not(tmp_path, monkeypatch, word, lines):
+    """In submitit's own batch file."""
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
+    parameters = dict(map(cluster.parameter, [word, "use_srun=False"]))
+    executor = cluster._executor(tmp_path, [Training("vae", 0)], parameters)
+    text = executor._make_submission_file_text("python", "0")
+    assert [line for line in text.splitlines() if line.startswith("#SBATCH --excl")] == lines
+    assert "srun " not in text
+
+
 def test_a_job_that_ended_unfinished_is_named_and_submitted_again(tmp_path, monkeypatch, capsys):
     class Executor:
         def __init__(self, folder, max_num_timeout):
@@ -174,7 +192,7 @@ def test_a_machine_without_submitit_or_slurm_says_so(tmp_path, monkeypatch):
     [
         ("gpu", "must be KEY=VALUE, such as partition=gpu, not 'gpu'"),
         ("=gpu", "must be KEY=VALUE"),
-        ("setup=ls", "must be KEY=VALUE"),
+        ("setup=ls", "setup cannot be set on a command line"),
         ("time=1:00:00", "time is a whole number of minutes, not '1:00:00'"),
         ("partitio=gpu", r"Unavailable parameter\(s\): \['partitio'\]"),
     ],

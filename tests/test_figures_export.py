@@ -30,6 +30,14 @@ def exported(base, name):
     return path.read_text()
 
 
+def test_a_run_on_another_data_set_has_its_kind_and_says_its_set(base):
+    fake_run(base / "dressed", "nf", "--dataset", "fashion")
+    runs = {run["run"]: run for run in json.loads(exported(base, "runs.json"))}
+    dressed, vae = runs["dressed"], runs["vae0"]
+    assert (dressed["kind"], dressed["dataset"]) == ("nf", "fashion")
+    assert (vae["kind"], vae["dataset"]) == ("vae", "mnist")
+
+
 ELBO = "validation negative ELBO (nats) at epoch 40"
 
 
@@ -44,6 +52,7 @@ def test_csv_has_a_line_for_every_run(base, capsys):
     assert (vae0["epoch"], gan["batch"], gan["finished"]) == ("100", "187500", "False")
     assert vae0["test.neg_elbo_nats"] == "99.5" and gan["test.neg_elbo_nats"] == ""
     assert (vae0["seconds"], vae0["device"]) == ("100.0", "an abacus")
+    assert vae0["dataset"] == "mnist"  # whether or not runs differ in it
     assert not {"zdim", "latent_dim"} & vae0.keys()  # the same in all runs
     assert "out" not in vae0  # no setting of the training
     assert text.splitlines()[0].endswith(",seconds,device")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from figures.__main__ import chosen_run, main, parse_args
-from figures.kinds import KINDS, NF, SCRIPTS
+from figures.kinds import KINDS
 from figures.runs import find_runs, newest_of_kind, read_run
 from figures.tables import other_data
 from harness.errors import UserError
@@ -146,12 +146,6 @@ def test_a_length_has_its_plural(tmp_path, count, words):
     assert read_run(fake_run(tmp_path / "nf", "nf", "--epochs", str(count))).length == words
 
 
-needs_datasets = pytest.mark.skipif(
-    "dataset" not in vars(SCRIPTS[NF].parse_args([])), reason="needs scripts with --dataset"
-)
-
-
-@needs_datasets
 def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
     """They are never mixed with those on MNIST, newer ones neither."""
     fashion = ("--dataset", "fashion")
@@ -163,7 +157,7 @@ def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
     found, _ = find_runs(tmp_path)
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     lines = other_data([run for run in found if run.folder.name != "long"], groups)
-    row = "| Fashion-MNIST | flow (RealNVP) | validation (bits/dim) | epoch 3 |"
+    row = "| FashionMNIST | flow (RealNVP) | validation (bits/dim) | epoch 3 |"
     assert f"{row} 3.250 | 1.750 ± 0.071 (2) |" in lines
     assert "so these values are not comparable with them" in lines[-1]
     assert f"{row[:-4]} 100 | 3.000 | 1.750 ± 0.071 (2) |" in other_data(found, groups)
@@ -172,13 +166,12 @@ def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
         chosen_run("nf", tmp_path / "long")
 
 
-@needs_datasets
 def test_losses_of_a_gan_on_other_data_are_means_of_its_last_tenth(tmp_path):
     fake_run(tmp_path / "gan", "gan", "--dataset", "fashion", g_loss=2.5)
     found, _ = find_runs(tmp_path)
     lines = other_data(found, dict.fromkeys(KINDS, []))
     assert (
-        "| Fashion-MNIST | GAN | generator loss, last tenth (nats) | batch 187,500 | 2.500 | - |"
+        "| FashionMNIST | GAN | generator loss, last tenth (nats) | batch 187,500 | 2.500 | - |"
         in (lines)
     )
 

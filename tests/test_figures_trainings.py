@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import figures.__main__ as command_line
-from figures import kinds, trainings
+from datasets import Source
+from figures import cluster, kinds, trainings
 from figures.__main__ import main, parse_args
 from figures.kinds import KINDS, NEEDED, SCRIPTS, VAE
 from figures.runs import find_runs
@@ -55,6 +56,21 @@ def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
     with pytest.raises(UserError, match="no finished run"):
         main(parse_args(["--train", "--runs", str(tmp_path), *flags]))
     assert asked == [n_jobs]
+
+
+def test_what_is_missing_is_downloaded_once_before_any_training(tmp_path, monkeypatch):
+    """Trainings side by side must not write the same files."""
+    done = []
+    monkeypatch.setattr(command_line, "read_mnist", lambda source: done.append(source))
+    for module, name in ((command_line, "train"), (cluster, "submit")):
+        monkeypatch.setattr(module, name, lambda *args: done.append(args[2]))
+    data = ["--dataset", "fashion", "--data_dir", "here", "--download"]
+    flags = ["--train", "--runs", str(tmp_path), *data]
+    with pytest.raises(UserError, match="no finished run"):
+        main(parse_args(flags))
+    main(parse_args([*flags, "--slurm"]))
+    options = ["--device", "auto", "--data_dir", "here"]
+    assert done == 2 * [Source("fashion", "here", download=True), options]
 
 
 class FakeProcess:
@@ -140,6 +156,8 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
         (["--device", "cpu", "--check"], "--device is an option of trainings"),
         (["--check", "--train"], "--check stands alone"),
         (["--train", "--seeds", "0"], "at least 1"),
+        (["--check", "--out", "here"], "--check and --export draw none"),
+        (["--export", "runs.csv", "--out", "here"], "--check and --export draw none"),
         (["--train", "--kinds", "vea"], "invalid choice: 'vea'"),
     ],
 )

@@ -74,7 +74,9 @@ def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
         "sections": {name: section(part) for name, part in SECTIONS.items()},
     }
     parts = {
-        "style": "\n".join((HERE / "css" / f"{name}.css").read_text() for name in STYLES),
+        "style": "\n".join(
+            (HERE / "css" / f"{name}.css").read_text(encoding="utf-8") for name in STYLES
+        ),
         "script": bundle("main"),
         "data": json.dumps(data).replace("<", "\\u003c"),
         "weights": "\n".join(
@@ -82,7 +84,11 @@ def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
             for name, blob in blobs.items()
         ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (HERE / "page.html").read_text())
+    return re.sub(
+        r"\{\{(\w+)\}\}",
+        lambda match: parts[match[1]],
+        (HERE / "page.html").read_text(encoding="utf-8"),
+    )
 
 
 def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
@@ -139,7 +145,7 @@ def bundle(entry: str) -> str:
 
     def add(name):
         if name not in modules:
-            text = (HERE / "js" / f"{name}.js").read_text()
+            text = (HERE / "js" / f"{name}.js").read_text(encoding="utf-8")
             for _, needed in IMPORT.findall(text):
                 add(needed)
             exports = ", ".join(EXPORT.findall(text))
