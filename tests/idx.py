@@ -18,7 +18,7 @@ def idx_files(arrays, compressed=False):
     contents = {name: idx_bytes(arrays[key]) for key, name in files.IDX_FILES.items()}
     if not compressed:
         return contents
-    return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
+    return {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in contents.items()}
 
 
 def write_files(folder, contents):
