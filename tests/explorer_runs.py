@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from harness.average import WeightAverage
+from harness import weights
 
 
 def perturbed(model):
@@ -19,22 +20,21 @@ def perturbed(model):
     return model
 
 
-def write_run(folder, script, arguments, parts, metrics, finished=True):
+def write_run(folder, script, arguments, model, metrics, finished=True):
     """A run folder as the script leaves it, as far as the page reads it."""
     folder.mkdir(parents=True)
     config = {"script": Path(script.__file__).name, "arguments": arguments, "started": "2026"}
     (folder / "config.json").write_text(json.dumps(config))
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(checkpoint | {"metrics": [metrics]}, folder / "checkpoint.pt")
+    (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     if finished:
+        weights.save(folder, perturbed(model))
         (folder / "result.json").write_text(json.dumps({"graded": [], "finished": "now"}))
 
 
 def write_vae(folder, z_dim, **options):
     arguments = {"zdim": z_dim, "hidden_dim": 16}
-    parts = {"average": WeightAverage(perturbed(vae.VAE(16, z_dim)), 0.9)}
     metrics = {"epoch": 7, "val_neg_elbo_nats": 123.4}
-    write_run(folder, vae, arguments, parts, metrics, **options)
+    write_run(folder, vae, arguments, vae.VAE(16, z_dim), metrics, **options)
 
 
 def write_runs(base):
@@ -42,11 +42,8 @@ def write_runs(base):
     torch.manual_seed(0)
     write_vae(base / "vae2", 2)
     write_vae(base / "vae20", 20)
-    parts = {
-        "generator": perturbed(gan.Generator()),
-        "discriminator": perturbed(gan.Discriminator()),
-    }
-    write_run(base / "gan", gan, {}, parts, {"batch": 9, "d_fake": 0.3})
-    parts = {"average": WeightAverage(perturbed(nf.Model([784], 4, 16)), 0.9)}
-    write_run(base / "flow", nf, {"n_hidden": 16}, parts, {"epoch": 5, "val_bpd": 2.345})
+    networks = {"generator": gan.Generator(), "discriminator": gan.Discriminator()}
+    write_run(base / "gan", gan, {}, nn.ModuleDict(networks), {"batch": 9, "d_fake": 0.3})
+    metrics = {"epoch": 5, "val_bpd": 2.345}
+    write_run(base / "flow", nf, {"n_hidden": 16}, nf.Model([784], 4, 16), metrics)
     return base

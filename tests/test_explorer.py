@@ -12,7 +12,7 @@ import a3_vae_template as vae
 from datasets import bmnist, mnist
 from figures.explorer import measure, models, networks, page
 from figures.explorer.__main__ import main, parse_args
-from harness import cli
+from harness import cli, weights
 from harness.errors import UserError
 from tests.conftest import ROOT
 from tests.explorer_runs import write_runs, write_vae
@@ -139,13 +139,13 @@ def test_commands_for_missing_models_make_runs_that_fit():
         assert kind.fits(kind.script.parse_args(flags))
 
 
-def test_a_damaged_checkpoint_is_missing_with_its_reason(runs, tmp_path):
+def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):
     shutil.copytree(runs / "vae2", tmp_path / "vae2")
     shutil.copytree(runs / "flow", tmp_path / "flow")
-    (tmp_path / "vae2" / "checkpoint.pt").write_bytes(b"nothing")
+    (tmp_path / "vae2" / weights.FILE).write_bytes(b"nothing")
     found, missing = models.find_models(tmp_path)
     assert list(found) == ["flow"]
-    assert "holds no usable checkpoint" in missing["vae2"].reason
+    assert "is damaged" in missing["vae2"].reason
 
 
 def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):

@@ -11,9 +11,7 @@ import torch.nn as nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from datasets import N_PIXELS
-from harness import checkpoints, cli, records
-from harness.average import WeightAverage
+from harness import cli, records, weights
 from harness.errors import UserError
 
 MAX_FLOW_WIDTH = 320  # the weights of a wider flow don't fit in 10 MB
@@ -117,24 +115,18 @@ def find_models(base: Path) -> tuple[dict[str, Trained], dict[str, Missing]]:
 
 
 def load(folder: Path, kind: Kind) -> Trained:
-    """Read a run folder of a kind and load its newest checkpoint.
+    """Read a finished run of a kind, and load its weights.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     args = _settings(folder, kind)
-    if kind.script is vae:
-        model = vae.VAE(args.hidden_dim, args.zdim)
-    elif kind.script is nf:
-        model = nf.Model([N_PIXELS], args.n_flows, args.n_hidden)
-    else:
+    if kind.script is gan:  # its `load_model` has no discriminator
         parts = {"generator": gan.Generator(args.latent_dim), "discriminator": gan.Discriminator()}
-        history = checkpoints.load(folder, parts, (checkpoints.NEWEST,))
-        return Trained(folder, args, history, nn.ModuleDict(parts).eval())
-    average = WeightAverage(model, args.ema_decay)
-    parts = {"average": average} if args.ema_decay else {"model": model}
-    history = checkpoints.load(folder, parts, (checkpoints.NEWEST,))
-    return Trained(folder, args, history, average.model.eval())
+        model = weights.load(folder, nn.ModuleDict(parts))
+    else:
+        model = kind.script.load_model(folder)
+    return Trained(folder, args, records.read_metrics(folder), model)
 
 
 def _folders_by_start(base: Path) -> list[Path]:
