@@ -133,15 +133,21 @@ def is_of_kind(run: StoredRun, kind: Kind, dataset: str = "mnist") -> bool:
 
 
 def newest_of_kind(found: Runs, kind: Kind, dataset: str = "mnist") -> Runs:
-    """The newest finished run of a kind and those that differ from it only in their seed, by seed.
+    """The `newest` finished run of a kind and those that differ from it only in their seed."""
+    of_kind = [run for run in found if is_of_kind(run, kind, dataset)]
+    return newest(of_kind, kind.n_epochs())
 
-    Runs of full length take precedence over newer, shorter ones.
+
+def newest(found: Runs, n_epochs: int) -> Runs:
+    """The newest finished run and those that differ from it only in their seed, by seed.
+
+    Runs of full length, `n_epochs`, take precedence over newer, shorter ones.
     """
-    finished = [run for run in found if run.finished and is_of_kind(run, kind, dataset)]
+    finished = [run for run in found if run.finished]
     if not finished:
         return []
-    newest = max(reversed(finished), key=lambda run: run.n_epochs >= kind.n_epochs())
-    wanted = _all_but_seed(newest)
+    chosen = max(reversed(finished), key=lambda run: run.n_epochs >= n_epochs)
+    wanted = _all_but_seed(chosen)
     return next(runs for runs in seed_groups(finished) if _all_but_seed(runs[0]) == wanted)
 
 

@@ -20,10 +20,10 @@ def perturbed(model):
     return model
 
 
-def write_run(folder, script, arguments, model, metrics, finished=True):
+def write_run(folder, script, arguments, model, metrics, finished=True, started="2026"):
     """A run folder as the script leaves it, as far as the page reads it."""
     folder.mkdir(parents=True)
-    config = {"script": Path(script.__file__).name, "arguments": arguments, "started": "2026"}
+    config = {"script": Path(script.__file__).name, "arguments": arguments, "started": started}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     if finished:
@@ -31,10 +31,10 @@ def write_run(folder, script, arguments, model, metrics, finished=True):
         (folder / "result.json").write_text(json.dumps({"graded": [], "finished": "now"}))
 
 
-def write_vae(folder, z_dim, **options):
-    arguments = {"zdim": z_dim, "hidden_dim": 16}
+def write_vae(folder, z_dim, finished=True, started="2026", **arguments):
+    arguments = {"zdim": z_dim, "hidden_dim": 16} | arguments
     metrics = {"epoch": 7, "val_neg_elbo_nats": 123.4}
-    write_run(folder, vae, arguments, vae.VAE(16, z_dim), metrics, **options)
+    write_run(folder, vae, arguments, vae.VAE(16, z_dim), metrics, finished, started)
 
 
 def write_runs(base):
@@ -43,7 +43,8 @@ def write_runs(base):
     write_vae(base / "vae2", 2)
     write_vae(base / "vae20", 20)
     networks = {"generator": gan.Generator(), "discriminator": gan.Discriminator()}
-    write_run(base / "gan", gan, {}, nn.ModuleDict(networks), {"batch": 9, "d_fake": 0.3})
+    metrics = {"batch": 9, "g_loss": 1.2, "d_loss": 1.1, "d_real": 0.6, "d_fake": 0.3}
+    write_run(base / "gan", gan, {}, nn.ModuleDict(networks), metrics)
     metrics = {"epoch": 5, "val_bpd": 2.345}
     write_run(base / "flow", nf, {"n_hidden": 16}, nf.Model([784], 4, 16), metrics)
     return base

@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ import a3_vae_template as vae
 from datasets import bmnist, mnist
 from figures.explorer import measure, models, networks, page
 from figures.explorer.__main__ import main, parse_args
+from figures.kinds import SCRIPTS
+from figures.runs import find_runs
 from harness import cli, weights
 from harness.errors import UserError
 from tests.conftest import ROOT
@@ -110,6 +111,10 @@ def test_code_is_cited_by_its_file_and_line(part):
 
 
 # --- Which runs
+def find_models(base):
+    return models.find_models(find_runs(base)[0])
+
+
 def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     base = tmp_path / "runs"
     shutil.copytree(runs / "flow", base / "old")
@@ -126,24 +131,31 @@ def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     (base / "fashion" / "config.json").write_text(json.dumps(fashion))
     (base / "foreign").mkdir()
     (base / "foreign" / "config.json").write_text("[]")
-    found, missing = models.find_models(base)
-    assert {name: trained.folder.name for name, trained in found.items()} == {"flow": "new"}
+    found, missing = find_models(base)
+    assert {name: trained.run.folder.name for name, trained in found.items()} == {"flow": "new"}
     assert missing["gan"].command == "python a3_gan_template.py"
     assert missing["vae20"].command == f"python a3_vae_template.py --resume {base / 'vae'}"
+
+
+def test_a_full_length_run_on_static_bits_with_the_lowest_seed_is_shown(tmp_path):
+    write_vae(tmp_path / "seed1", 20, started="2027", seed=1)
+    write_vae(tmp_path / "seed0", 20, started="2026")
+    write_vae(tmp_path / "quick", 20, started="2028", epochs=2)
+    write_vae(tmp_path / "larochelle", 20, started="2029", binarize="larochelle")
+    assert find_models(tmp_path)[0]["vae20"].run.folder.name == "seed0"
 
 
 def test_commands_for_missing_models_make_runs_that_fit():
     for kind in models.KINDS.values():
         _, script, *flags = kind.command.split()
-        assert script == Path(kind.script.__file__).name
-        assert kind.fits(kind.script.parse_args(flags))
+        assert kind.fits(SCRIPTS[script].parse_args(flags))
 
 
 def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):
     shutil.copytree(runs / "vae2", tmp_path / "vae2")
     shutil.copytree(runs / "flow", tmp_path / "flow")
     (tmp_path / "vae2" / weights.FILE).write_bytes(b"nothing")
-    found, missing = models.find_models(tmp_path)
+    found, missing = find_models(tmp_path)
     assert list(found) == ["flow"]
     assert "is damaged" in missing["vae2"].reason
 

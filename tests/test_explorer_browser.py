@@ -12,6 +12,7 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 from figures.explorer import measure, models, networks
 from figures.explorer.__main__ import main, parse_args
+from figures.runs import find_runs
 from tests.explorer_runs import write_runs
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -28,7 +29,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rounded(runs):
     """The models whose weights the page has."""
-    found, _ = models.find_models(runs)
+    found, _ = models.find_models(find_runs(runs)[0])
     return {name: networks.quantised(trained.model) for name, trained in found.items()}
 
 
@@ -190,6 +191,20 @@ def test_sliders_and_buttons_change_the_digit(browser):
         before = picture(browser, "units-digit")
         slider.send_keys(20 * Keys.ARROW_RIGHT)
         assert picture(browser, "units-digit") != before
+
+
+@pytest.mark.parametrize(
+    ("tab", "slider", "button"),
+    [("gan", "gan-position", "gan-new"), ("units", "units-position", "units-test")],
+)
+def test_a_new_walk_begins_at_the_sliders_zero(browser, tab, slider, button):
+    open_tab(browser, tab)
+    position = browser.find_element("id", slider)
+    position.send_keys(5 * Keys.ARROW_RIGHT)
+    assert position.get_attribute("aria-valuetext") != "0.00"
+    browser.find_element("id", button).send_keys(Keys.SPACE)
+    assert position.get_attribute("value") == "0"
+    assert position.get_attribute("aria-valuetext") == "0.00"
 
 
 @pytest.mark.parametrize("how", ["mouse", "keyboard"])

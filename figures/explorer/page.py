@@ -18,7 +18,6 @@ from datasets import read_mnist
 from figures.explorer import measure, networks
 from figures.explorer.models import KINDS, Missing, Trained
 from harness import latent
-from harness.records import count_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -106,17 +105,16 @@ def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
         description = measure.measure_vae(trained.model, rounded)
     layers, blob = networks.pack(packed)
     key, words = METRICS[name.rstrip("0123456789")]
-    last = trained.history[-1]
-    length = f"{count_of([last]):,} {'batches' if 'batch' in last else 'epochs'}"
+    last = trained.run.history[-1]
     description |= {
         "networks": layers,
         "nWeights": _n_weights(trained.model),
         "result": words.format(last[key]),
         "value": last[key],
         "shifted": last.get("val_bpd_shifted"),
-        "length": length,
-        "script": Path(KINDS[name].script.__file__).name,
-        "width": getattr(trained.args, "n_hidden", None),
+        "length": trained.run.length,
+        "script": trained.run.script,
+        "width": getattr(trained.run.args, "n_hidden", None),
     }
     return description, blob
 

@@ -58,18 +58,18 @@ export class Digits {
 
   /** Make a test digit the current one. */
   choose(index) {
-    this.setCurrent(this.grey(index), this.bits(index), this.name(index), false);
+    this.setCurrent(this.grey(index), this.bits(index), this.name(index));
   }
 
   /** Make a drawing the current digit: grey values in 0..255. */
   draw(grey) {
     const bits = grey.map((value, n) => (255 * this.thresholds[n] < value ? 1 : 0));
-    this.setCurrent(grey, bits, "your digit", true);
+    this.setCurrent(grey, bits, "your digit");
   }
 
-  setCurrent(grey, bits, name, isDrawn) {
+  setCurrent(grey, bits, name) {
     const image = grey.map((value) => value / 255);
-    this.current = { grey, image, bits, name, isDrawn };
+    this.current = { grey, image, bits, name };
     for (const callback of this.callbacks) callback(this.current);
   }
 

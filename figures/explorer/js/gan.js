@@ -39,7 +39,6 @@ export function setUpGan({ gan }, digits) {
       button.setAttribute("aria-pressed", String(Boolean(end)));
     });
     setWalk(latents[chosen[0]], latents[chosen[1]]);
-    byId("gan-position").value = 0;
     move(latents[chosen[0]]);
   }
 

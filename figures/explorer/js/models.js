@@ -97,7 +97,7 @@ export class Flow {
       states.unshift(state);
       logDets.unshift(logDet);
     }
-    return { states, logDets, bpd: bitsPerDimension(states, logDets) };
+    return { states, bpd: bitsPerDimension(states, logDets) };
   }
 
   /** A sample's way from noise z: its states, from noise to digit, and -log2 p(x) per dimension. */
@@ -109,7 +109,7 @@ export class Flow {
       states.push(state);
       logDets.push(logDet);
     }
-    return { states, logDets, bpd: bitsPerDimension(states, logDets) };
+    return { states, bpd: bitsPerDimension(states, logDets) };
   }
 }
 

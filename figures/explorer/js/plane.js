@@ -5,7 +5,7 @@ import { normalCdf, normalQuantile } from "./maths.js";
 import { announce, byId, element, onRange, show, twoDecimals } from "./ui.js";
 
 const KEY_STEP = 0.01;
-const EDGE = 0.001; // z stays within 3.1 standard deviations
+const EDGE = 0.00135; // z stays within 3 standard deviations, as its sliders do
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 /** Set up the view; returns `moveTo(z1, z2)` and `repaint()`. */

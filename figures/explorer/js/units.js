@@ -73,7 +73,6 @@ export function setUpUnits({ vae20: vae }, digits) {
     do last = digits.any();
     while (digits.labels[last] === digits.labels[first]);
     setWalk(meanOf(last), meanOf(first));
-    byId("units-position").value = 0;
     set(meanOf(last));
     showOriginal(last);
     announce(`Reconstruction of ${digits.name(last)}`);

@@ -9,7 +9,7 @@ const N_STEPS = 9;
  * Set up a strip in `host` with its slider.
  *
  * `decode` maps a latent to an image, `onMove` gets the latent at the slider. Returns a function
- * that sets both ends.
+ * that sets both ends, and the slider to the first.
  */
 export function createWalk(host, slider, decode, onMove) {
   let ends = null;
@@ -28,6 +28,7 @@ export function createWalk(host, slider, decode, onMove) {
   const setSlider = onRange(byId(slider), move);
   return (first, last) => {
     ends = [first, last];
+    setSlider(0);
     canvases.forEach((canvas, n) => {
       paint(canvas, decode(between(first, last, n / (N_STEPS - 1))));
     });
