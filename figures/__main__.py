@@ -47,7 +47,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.add_optional_argument(
             f"--{name}", metavar="RUN", help=f"draw this run, not the newest: {kind.title}"
         )
-    parser.add_argument("--check", action="store_true", help="grade every run, draw nothing")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="grade every run, draw nothing; exit status 0 if none falls short",
+    )
     parser.add_optional_argument(
         "--export",
         type=export_file,
@@ -166,7 +170,9 @@ def main(args: Namespace) -> None:
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}
     if args.export:
-        export(args.export, [*found, *(run for run in chosen.values() if run not in found)], groups)
+        known = {run.folder.resolve() for run in found}
+        elsewhere = [run for run in chosen.values() if run.folder.resolve() not in known]
+        export(args.export, found + elsewhere, groups)
         for message in messages:
             print(message, file=sys.stderr)
         return
@@ -176,14 +182,16 @@ def main(args: Namespace) -> None:
     drawn, missing = draw_all(groups, args.out, args.quick)
     if pictures := last_pictures(groups):
         try:
-            save_strip(args.out / "report" / "strip.png", pictures)
+            short = any(groups[name][0].n_epochs < KINDS[name].n_epochs() for name in pictures)
+            save_strip(args.out / "report" / f"strip{'-short' * short}.png", pictures)
         except UserError as error:
             missing.append(f"strip: {error}")
     for name in NEEDED:
         wanted = args.dataset == "mnist" and name in (args.kinds or NEEDED)
         if wanted and not groups[name]:
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
-            command = KINDS[name].command()
+            command = f"python -m figures --train --kinds {name} --runs {args.runs}"
+            command += " --quick" * args.quick
             missing.append(f"{figures}: no finished run; make one with: {command}")
     write_page(args.out, drawn, groups, found, missing, args.quick)
     for message in messages + missing:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 
 from figures.runs import Runs, StoredRun, seed_groups
-from figures.tables import mean_text
+from figures.tables import mean_text, verdict
 from harness import graded
 from harness.errors import UserError
 
@@ -42,11 +42,10 @@ def mean_table(runs: Runs) -> str:
     seeds = ", ".join(str(run.args.seed) for run in runs)
     first = runs[0]
     lines = [("quantity", "unit", f"at {first.counter}", "mean ± sd (n)")]
-    lines[0] += ("reference", "verdict of the mean", "seeds that pass")
+    lines[0] += ("reference", "verdict")
     for row in graded.mean_rows(run.graded() for run in runs):
-        at, reference = f"{row['at']:,}", f"{row['reference']:.3f}"
-        passing = f"{row['n_passing']} of {len(row['values'])}"
+        at, reference = f"{row['at']:,}", mean_text([row["reference"]], 3)
         line = (row["quantity"], row["unit"], at, mean_text(row["values"], 3), reference)
-        lines.append((*line, row["verdict"], passing))
+        lines.append((*line, verdict(row)))
     title = f"mean of seeds {seeds}: {first.folder.name}, {first.script}, {first.length}"
-    return f"{title}\n{graded.aligned(lines, 'llrrrll')}"
+    return f"{title}\n{graded.aligned(lines, 'llrrrl')}"

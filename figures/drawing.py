@@ -70,7 +70,7 @@ def picture(name: str) -> Draw:
 def samples(at: float, name: str = "samples") -> Draw:
     """A drawing function that copies the samples after `at` epochs or batches.
 
-    If there are none, it takes the last ones before, and the remark says so.
+    If there are none, it takes the last ones before, and the remark says so. LAST is the end.
     """
 
     def draw(runs, path, note):
@@ -79,7 +79,7 @@ def samples(at: float, name: str = "samples") -> Draw:
         by_count = {int(file.stem.rpartition("_")[2]): file for file in files}
         count = max((count for count in by_count if count <= at), default=None)
         _copy(by_count.get(count, pattern), path, note)
-        return None if count == at else f"shown after {count:,}"
+        return None if at in (count, LAST) else f"shown after {runs[0].in_words(count)}"
 
     return draw
 

@@ -91,7 +91,7 @@ def _json(found: Runs, groups: Groups) -> str:
 
 
 def _tex(found: Runs, groups: Groups) -> str:
-    lines = graded_lines(groups)
+    lines = graded_lines(groups, details=False)  # with all of them it would not fit on a page
     if not lines:
         raise UserError("LaTeX shows means of finished runs by kind: there is none")
     rows = []

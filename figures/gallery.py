@@ -47,10 +47,13 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
 
 
 def _describe(runs: Runs) -> str:
+    names = ", ".join(f"`{run.folder.name}`" for run in runs)
     seeds = ", ".join(str(run.args.seed) for run in runs)
-    seeds = f"s {seeds} (mean, band of one standard deviation)" if len(runs) > 1 else f" {seeds}"
-    hardware = runs[0].config.get("device", "hardware not recorded")
-    return f"run `{runs[0].folder.name}`, seed{seeds}, {runs[0].length}, {hardware}"
+    hardware = [run.config.get("device", "hardware not recorded") for run in runs]
+    details = f"{runs[0].length}, {', '.join(dict.fromkeys(hardware))}"
+    if len(runs) == 1:
+        return f"run {names}, seed {seeds}, {details}"
+    return f"runs {names}, seeds {seeds}: mean and a band of one standard deviation, {details}"
 
 
 def write_page(
@@ -59,19 +62,21 @@ def write_page(
     """Write the gallery to out/README.md, with messages about what is `missing`."""
     lines = ["# Gallery" + (": a quick run, a small fraction of the full length" if quick else "")]
     command = "python -m figures" + (" --train --quick" if quick else "")
-    lines += ["", f"Every figure of the report, drawn by `{command}`, which also wrote this page."]
+    lines += ["", f"The figures of the report, drawn by `{command}`, which also wrote this page."]
     if missing:
         lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
-    lines += ["", "## Graded", "", *graded_table(groups)]
-    lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
+    if table := graded_table(groups):
+        lines += ["", "## Graded", "", *table]
+        lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
     if others := other_data(found, groups):
         lines += ["", "## Other data sets", "", *others]
     if compared := comparison(groups):
         lines += ["", "## The three models' samples", "", *compared]
-    lines += ["", "## Figures"]
+    lines += ["", "## Figures"] if drawn else []
     for figure, name, caption in drawn:
         lines += ["", f"![{figure.caption}](report/{name}.png)", "", caption]
-    lines += ["", "## Where this project departs from the report", "", *departures(groups), ""]
+    lines += ["", "## Where this project departs from the report"]
+    lines += ["", "The numbers of several seeds are means.", "", *departures(groups), ""]
     content = "\n".join(map(_wrapped, lines)).encode()
     write_whole(out / "README.md", lambda file: file.write(content))
 

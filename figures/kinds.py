@@ -37,10 +37,6 @@ class Kind(NamedTuple):
         """The script's options, for seed 0."""
         return [*self.flags.split(), *(QUICK[self.script].split() if quick else [])]
 
-    def command(self, quick: bool = False) -> str:
-        """The command line, for seed 0."""
-        return " ".join(["python", self.script, *self.options(quick)])
-
     def args(self, quick: bool = False) -> Namespace:
         """The arguments on the command line, as the script parses them."""
         return SCRIPTS[self.script].parse_args(self.options(quick))

@@ -8,7 +8,8 @@ gallery's page, which `python -m figures` writes, and the JSON files in `figures
 benchmark's figures, and wall times.
 
 Only decimals and times (7:11) are checked, since whole numbers are mostly sizes and settings. A
-number may be rounded further than in its file.
+number may be rounded further than in its file. It passes if any value there rounds to it, so this
+finds stale numbers; that a number is the right one is for readers to check.
 """
 
 import json
@@ -52,19 +53,21 @@ def known_numbers() -> list[float]:
     numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text(encoding="utf-8"))]
     for path in sorted(MEASURED.glob("*.json")):
         content = json.loads(path.read_bytes())
-        numbers += _leaves(content)
-        if isinstance(content, list):
+        if isinstance(content, list):  # of runs
+            content = [record for record in content if record["finished"]]
             numbers += over_seeds(content)
+        numbers += _leaves(content)
     return numbers
 
 
 def over_seeds(records: list[dict]) -> Iterator[float]:
-    """Mean and standard deviation of each value over the finished runs of a kind and data set."""
+    """Mean and standard deviation of each value over runs of a kind, data set and length."""
     values = {}
     for record in records:
         for name, value in record.items():
-            if record["finished"] and isinstance(value, float):
-                group = record["kind"], record.get("dataset"), name
+            if isinstance(value, float):
+                length = record.get("epoch", record.get("batch"))
+                group = record["kind"], record["dataset"], length, name
                 values.setdefault(group, []).append(value)
     for same in values.values():
         yield statistics.fmean(same)
@@ -76,7 +79,7 @@ def _leaves(content) -> Iterator[float]:
     if isinstance(content, dict | list):
         for value in content.values() if isinstance(content, dict) else content:
             yield from _leaves(value)
-    elif isinstance(content, int | float):
+    elif type(content) in (int, float):  # a bool is an int, too
         yield float(content)
 
 

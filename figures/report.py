@@ -35,7 +35,7 @@ FIGURES = (
         2,
         "fig02_elbo_report_protocol",
         "vae_report",
-        "The same as the report computed it: its count lies below the true bound.",
+        "Negative ELBO by the report's computation. The report's count lies below the true bound.",
         elbo_curves,
     ),
     Figure(
@@ -68,7 +68,8 @@ FIGURES = (
         8,
         "fig08_gan_loss_report_protocol",
         "gan_report",
-        "The same with both labels smoothed, as the report computed it.",
+        "Losses of generator and discriminator with both labels smoothed, as the report computed "
+        "them.",
         gan_losses,
     ),
     Figure(
@@ -111,7 +112,7 @@ FIGURES = (
         13,
         "fig13_gan_interpolation_pair",
         "gan",
-        "The same between the two of 200 draws whose images differ most.",
+        "GAN images on the straight line between the two of 200 draws whose images differ most.",
         picture("interpolation_pair.png"),
     ),
     Figure(

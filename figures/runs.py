@@ -47,8 +47,12 @@ class StoredRun(NamedTuple):
     @property
     def length(self) -> str:
         """Epochs or batches done, in words."""
+        return self.in_words(self.count)
+
+    def in_words(self, count: int) -> str:
+        """'1 epoch', '40 epochs' or '187,500 batches'."""
         plural = {"epoch": "epochs", "batch": "batches"}[self.counter]
-        return f"{self.count:,} {self.counter if self.count == 1 else plural}"
+        return f"{count:,} {self.counter if count == 1 else plural}"
 
     @property
     def dataset(self) -> str:

@@ -18,13 +18,16 @@ TEST_VALUES = (
     ("test", "bpd_shifted", "test, shifted as in the report (bits/dim)"),
     ("likelihood", "standard_error_nats", "standard error of test -log p(x) (nats)"),
     ("likelihood", "bpd", "test, importance-weighted (bits/dim)"),
-    ("likelihood", "standard_error", "standard error of that (bits/dim)"),
-    ("likelihood", "encoder_gap_nats", "gap of the bound to -log p(x) on test images (nats)"),
-    ("likelihood", "gap_nats", "the same for the proposal's own bound (nats)"),
-    ("likelihood", "effective_sample_size", "effective sample size of -log p(x), median"),
-    ("likelihood", "gap", "test, gap of one draw to the importance-weighted bound (bits/dim)"),
+    ("likelihood", "standard_error", "standard error of test, importance-weighted (bits/dim)"),
+    ("likelihood", "encoder_gap_nats", "test negative ELBO less -log p(x) (nats)"),
+    ("likelihood", "gap_nats", "one-draw bound of the importance proposal less -log p(x) (nats)"),
+    ("likelihood", "effective_sample_size", "effective number of importance samples, median"),
+    ("likelihood", "gap", "test, one draw less importance-weighted (bits/dim)"),
     ("latent", "active_units", "active latent units"),
 )
+# Those that say how something was measured or used: left out where space is short.
+DETAILS = {"standard_error_nats", "standard_error", "gap_nats", "gap", "effective_sample_size"}
+DETAILS |= {"active_units"}
 
 # Rows of the comparison: label, key of the value, key of that of real images, digits.
 MEASURES = (
@@ -76,16 +79,21 @@ class Line(NamedTuple):
     verdict: str
 
 
-def graded_lines(groups: Groups) -> list[Line]:
-    """The graded rows and test values of the runs of each kind, their means over seeds."""
+def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
+    """The graded rows and test values of the runs of each kind, their means over seeds.
+
+    Without `details` the values of DETAILS are left out.
+    """
     lines = []
     for name, runs in groups.items():
         title = KINDS[name].title
         for row in mean_rows(run.graded() for run in runs):
             quantity, at = f"{row['quantity']} ({row['unit']})", f"{runs[0].counter} {row['at']:,}"
-            value, reference = mean_text(row["values"], 3), f"{row['reference']:.3f}"
-            lines.append(Line(title, quantity, at, value, reference, _verdict(row)))
+            value, reference = (mean_text(x, 3) for x in (row["values"], [row["reference"]]))
+            lines.append(Line(title, quantity, at, value, reference, verdict(row)))
         for part, key, quantity in TEST_VALUES:
+            if key in DETAILS and not details:
+                continue
             results = [run.results.get(part, {}) for run in runs]
             if values := [result[key] for result in results if key in result]:
                 lines.append(Line(title, quantity, "end", mean_text(values, 3), "-", "-"))
@@ -93,13 +101,16 @@ def graded_lines(groups: Groups) -> list[Line]:
 
 
 def graded_table(groups: Groups) -> list[str]:
-    """`graded_lines` as Markdown."""
+    """`graded_lines` as Markdown; an empty list if there are none."""
+    lines = graded_lines(groups)
+    if not lines:
+        return []
     header = ("training", "quantity", "at", "this project", "reference", "verdict")
     text = (
         "Several seeds: mean ± standard deviation (number of seeds). A value without ± is of one "
         "seed. A pass is a pass of every seed."
     )
-    return [*_markdown(header, graded_lines(groups)), "", text]
+    return [*_markdown(header, lines), "", text]
 
 
 def other_data(found: Runs, groups: Groups) -> list[str]:
@@ -125,16 +136,17 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
         return []
     header = ("data set", "training", "quantity", "at", "this project", "the same on MNIST")
     text = (
-        "One run each where no number of seeds is given. The references above are of MNIST, so "
-        "these values are not comparable with them."
+        "Values without ± are of one run; a dash: not measured there. On MNIST it is the value at "
+        "the same epoch, or at the last logged batch before. The references are of MNIST, so these "
+        "values are not comparable with them."
     )
     return [*_markdown(header, rows), "", text]
 
 
 def _value_at(run: StoredRun, value: Callable, at: int) -> float | None:
-    """A value as if the run had ended at the count `at`; None if it never was there."""
+    """A value as if the run had ended with its last line up to `at`; None if it ended before."""
     history = [line for line in run.history if count_of([line]) <= at]
-    return value(history, run.results, at) if count_of(history) == at else None
+    return value(history, run.results, count_of(history)) if run.count >= at else None
 
 
 def comparison(groups: Groups) -> list[str]:
@@ -171,9 +183,14 @@ def comparison(groups: Groups) -> list[str]:
 
 
 def mean_text(values: list, digits: int, n: bool = True) -> str:
-    """'mean' of one value, 'mean ± standard deviation (n)' of several, '-' if one is None."""
+    """'mean' of one value, 'mean ± standard deviation (n)' of several, '-' if one is None.
+
+    Counts that are all the same get no decimals.
+    """
     if None in values:
         return "-"
+    if len(set(values)) == 1 and isinstance(values[0], int):
+        digits = 0
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
         return mean
@@ -187,7 +204,7 @@ def _range(values: Iterable[float], form: str) -> str:
     return " to ".join(dict.fromkeys(format(value, form) for value in (ordered[0], ordered[-1])))
 
 
-def _verdict(row: FilledRow) -> str:
+def verdict(row: FilledRow) -> str:
     """The verdict over several seeds: 'pass' only if every seed passes."""
     n, n_passing = len(row["values"]), row["n_passing"]
     if row["verdict"] not in ("pass", "falls short") or n_passing == n:

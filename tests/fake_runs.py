@@ -34,12 +34,25 @@ RESULTS = {
         "test": {"neg_elbo_nats": 99.5},
         "quality_of_means": QUALITY,
         "quality_of_draws": QUALITY,
-        "likelihood": {"neg_log_px_nats": 90.9, "gap_nats": 4.0},
+        "likelihood": {
+            "neg_log_px_nats": 90.9,
+            "gap_nats": 4.0,
+            "encoder_gap_nats": 6.1,
+            "standard_error_nats": 0.24,
+            "effective_sample_size": 12.5,
+        },
+        "latent": {"active_units": 20},
     },
     NF: {
         "test": {"bpd": 1.78, "bpd_shifted": 1.79},
         "quality": QUALITY,
-        "likelihood": {"bpd": 1.77, "one_draw_bpd": 1.78, "gap": 0.01},
+        "likelihood": {
+            "bpd": 1.77,
+            "one_draw_bpd": 1.78,
+            "gap": 0.01,
+            "standard_error": 0.003,
+            "effective_sample_size": 2.5,
+        },
     },
     GAN: {
         "samples": {"mean_distance": 9.9, "mean_distance_real": 10.2, "repeats": 0},
@@ -56,7 +69,10 @@ PICTURES = {
 
 
 def fake_run(folder, kind, *flags, started="2026", **values):
-    """Write a finished full-length run of a kind, with the same metrics in every line."""
+    """Write a finished full-length run of a kind.
+
+    Its metrics are the same in every line, except those given as functions of epoch or batch.
+    """
     script = KINDS[kind].script
     args = SCRIPTS[script].parse_args([*KINDS[kind].options(), *flags])
     folder.mkdir(parents=True)
@@ -66,8 +82,11 @@ def fake_run(folder, kind, *flags, started="2026", **values):
         counter, counts = "batch", range(500, 187_501, 500)
     else:
         counter, counts = "epoch", range(1, epochs_of(args) + 1)
-    lines = [json.dumps({counter: count} | VALUES[script] | values) + "\n" for count in counts]
-    (folder / "metrics.jsonl").write_text("".join(lines))
+    with open(folder / "metrics.jsonl", "w") as file:
+        for count in counts:
+            line = {counter: count} | VALUES[script] | values
+            line = {key: value(count) if callable(value) else value for key, value in line.items()}
+            file.write(json.dumps(line) + "\n")
     result = RESULTS[script] | {"graded": [], "finished": "now"}
     (folder / "result.json").write_text(json.dumps(result))
     for n, name in enumerate(PICTURES[script]):

@@ -54,7 +54,7 @@ def quick_runs(tmp_path, monkeypatch):
         patch.setattr(gan, "N_DIVERSITY", 100)
         base = tmp_path / "runs"
         for name in ("manifold", "gan", "nf"):
-            _, script, *flags = KINDS[name].command(quick=True).split()
+            script, flags = KINDS[name].script, KINDS[name].options(quick=True)
             flags += ["--device", "cpu", "--out", str(base / name)]
             patch.setattr(sys, "argv", [script, *flags])
             SCRIPTS[script].main(SCRIPTS[script].parse_args(flags))
@@ -69,6 +69,8 @@ def check_quick_report(base):
     assert "a quick run" in text.splitlines()[0]
     drawn = {path.stem for path in (base / "figures" / "report").glob("fig*.png")}
     assert drawn == {f"{figure.name}-short" for figure in FIGURES if figure.kind in NEEDED}
+    strips = (base / "figures" / "report").glob("strip*.png")
+    assert [path.stem for path in strips] == ["strip-short"]
     captions = [line for line in text.splitlines() if line.startswith("**Figure")]
     assert len(captions) == len(drawn)
     assert all("**quick run: " in caption for caption in captions)

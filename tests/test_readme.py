@@ -34,7 +34,10 @@ def test_the_options_in_the_readme_exist():
     assert {option for option in options - {"--help"} if f'"{option}"' not in text} == set()
 
 
-def test_means_and_deviations_over_the_finished_runs_of_a_kind_are_known():
-    runs = [("vae", True, 1.0), ("vae", True, 2.0), ("vae", False, 9.0), ("nf", True, 7.0)]
-    records = [{"kind": kind, "finished": done, "nats": nats} for kind, done, nats in runs]
-    assert list(over_seeds(records)) == [1.5, statistics.stdev([1.0, 2.0]), 7.0]
+def test_means_and_deviations_over_runs_of_a_kind_and_length_are_known():
+    runs = [("vae", 100, 1.0), ("vae", 100, 2.0), ("vae", 2, 9.0), ("nf", 100, 7.0)]
+    records = [
+        {"kind": kind, "dataset": "mnist", "epoch": epoch, "nats": nats}
+        for kind, epoch, nats in runs
+    ]
+    assert list(over_seeds(records)) == [1.5, statistics.stdev([1.0, 2.0]), 9.0, 7.0]
