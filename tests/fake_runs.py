@@ -103,4 +103,4 @@ def fake_runs(base, *kinds):
 
 def unwrapped(page):
     """The text of a gallery with each paragraph, list item and row on a line of its own."""
-    return re.sub(r"(?<!\n)\n *(?![-|!#\n])", " ", page)
+    return re.sub(r"(?<!\n)\n *(?![|!#\n]|- )", " ", page)
