@@ -13,7 +13,7 @@ At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and 
     smoothing both sides  a = 0.9, b = 0.1  D = 0.50    generator 0.69    discriminator 1.39
 
 The course report (2019) describes the first and computes the second (`--protocol report`). Neither
-training gets there: D still tells some images apart. Both losses cross near the report's 1.15.
+training gets there: D still tells some images apart. Their losses cross near the report's 1.15.
 
     python a3_gan_template.py
 
@@ -116,7 +116,7 @@ class Discriminator(nn.Module):
 
 # --- Objective
 def discriminator_loss(logits_real, logits_fake, real_label=0.9, fake_label=0.0):
-    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch]; for 1 and 0 minus Eq. 1."""
+    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch]; labels 1, 0: minus Eq. 1."""
     logits = torch.stack([logits_real, logits_fake])
     targets = torch.full_like(logits, real_label)
     targets[1] = fake_label
@@ -266,7 +266,7 @@ def generate_from_run(args):
     """Draw args.n new images from the run in folder args.generate, to a PNG in it."""
     folder, device = Path(args.generate), select_device(args.device)
     generator = Generator(cli.settings_of(folder, __file__, parse_args).latent_dim).to(device)
-    history = checkpoints.load(folder, {"generator": generator}, (checkpoints.NEWEST,))
+    history = checkpoints.load(folder, {"generator": generator})
     torch.manual_seed(args.seed)
     filename = folder / f"generated_n{args.n}_seed{args.seed}.png"
     plots.save_grid(filename, {f"batch {records.count_of(history):,}": generator.sample(args.n)})
@@ -276,7 +276,7 @@ def generate_from_run(args):
 # --- Command line
 def parse_args(argv=None):
     """The command line; with --resume or --evaluate the settings of that run."""
-    parser = cli.ArgumentParser(__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(__doc__.splitlines()[0], prog=__file__)
     parser.add_number("--n_epochs", 200, "passes over the 60,000 images", at_least=1)
     parser.add_number("--latent_dim", 100, "dimensions of the latent space", at_least=1)
     parser.add_number("--batch_size", 64, "images per batch", at_least=2, at_most=60_000)
@@ -287,7 +287,7 @@ def parse_args(argv=None):
     probability = cli.number(float, at_least=0, below=1)
     words = "target of D for generated images (default: 0, with --protocol report 0.1)"
     parser.add_optional_argument("--fake_label", type=probability, help=words)
-    parser.add_optional_argument("--generate", metavar="RUN", help="draw images from this run")
+    parser.add_optional_argument("--generate", metavar="RUN", help="draw --n images of RUN into it")
     parser.add_number("--n", 100, "images to draw with --generate", at_least=1)
     parser.add_common_arguments()
     args = parser.parse_args(argv, out="runs/gan-{dataset}-{protocol}-seed{seed}")

@@ -100,7 +100,7 @@ def bmnist(
     binary = torch.Tensor.float
     if binarize == "larochelle":
         if source.dataset != "mnist":
-            raise DataError(f"--binarize larochelle is of mnist, not of {source.dataset}")
+            raise DataError(f"--binarize larochelle is for mnist only, not for {source.dataset}")
         splits = [read_larochelle(source.data_dir, split) for split in LAROCHELLE]
         return _splits(splits, batch_size, device, binary, binary)
 

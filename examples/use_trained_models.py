@@ -70,9 +70,14 @@ def main(args) -> None:
     """Write both pictures of each run.
 
     Raises:
-        UserError: a folder is not a finished run of one of the three scripts.
+        UserError: a folder is not a finished run of one of the three scripts, or two have the same
+            name.
         DataError: a run's data set is not where the run found it.
     """
+    names = [folder.resolve().name for folder in args.runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two runs are named {name}: call once for each, with another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     for folder in args.runs:
         script = records.read_config(folder)["script"]

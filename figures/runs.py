@@ -11,7 +11,7 @@ from harness.errors import UserError
 # Each script logs one metric that the others don't.
 MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
 # Arguments that leave the training as it is, and the seed.
-NOT_OF_TRAINING = {"seed", "out", "resume", "evaluate", "generate", "n", *cli.MAY_DIFFER}
+NOT_OF_TRAINING = {"seed", "out", "generate", "n", *cli.NO_SETTINGS, *cli.MAY_DIFFER}
 
 
 class StoredRun(NamedTuple):

@@ -1,4 +1,5 @@
-"""What every run needs, whatever it trains. No module here knows a model, a loss or a metric.
+"""What every run needs, whatever it trains.
 
-The scripts call these modules. Nothing here calls back into a script.
+The scripts call these modules. Nothing here knows a script's model, losses or metrics by name, or
+calls back into it.
 """

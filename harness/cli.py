@@ -15,6 +15,7 @@ from datasets import DATASETS, DEFAULT_FOLDER, DataError
 from harness import records
 from harness.errors import Interrupted, UsageError, UserError
 
+NO_SETTINGS = ("script", "resume", "evaluate")  # of a run, though on its command line
 MAY_GROW = ("epochs", "n_epochs")  # settings that --resume may raise
 # Settings it may change: where the run goes on, where its data lie, how it is evaluated.
 MAY_DIFFER = (
@@ -43,10 +44,11 @@ def number(
     def convert(text):
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):
+            value, finite = math.nan, False
         within = (
-            math.isfinite(value)
+            finite
             and (at_least is None or value >= at_least)
             and (above is None or value > above)
             and (at_most is None or value <= at_most)
@@ -71,12 +73,12 @@ def none_or_hundreds(text: str) -> int:
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with defaults in --help, one line per error, and the options all scripts share."""
 
-    def __init__(self, description: str, **options):
+    def __init__(self, description: str, prog: str | None = None):
         super().__init__(
             description=description,
+            prog=prog and Path(prog).name,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,  # an option added later would make a short form ambiguous
-            **options,
         )
 
     def add_number(self, flag: str, default: float, help: str, **bounds) -> None:
@@ -173,6 +175,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None, out: str = "") -> argparse.Namespace:
         """The parsed command line; with --resume or --evaluate, the settings of that run.
 
+        Its attribute `script` is the file name of the script.
+
         Those settings pass through the parser like options, so a damaged one is an error like
         any other. An option given beside them must agree, except those that may grow or differ.
 
@@ -186,6 +190,9 @@ class ArgumentParser(argparse.ArgumentParser):
             UserError: there is no such run, or it is finished (to resume) or not (to evaluate).
         """
         parsed = super().parse_args(args)
+        parsed.script = self.prog
+        if getattr(parsed, "out", None) == "":
+            self.error("--out: the name of the folder is empty")
         modes = [
             (flag, Path(value))
             for flag in ("resume", "evaluate", "generate")
@@ -213,7 +220,7 @@ class ArgumentParser(argparse.ArgumentParser):
             raise UserError(f"{folder} is finished: only with more epochs can it go on")
         if mode == "evaluate" and not finished:
             raise UserError(f"{folder} is unfinished: go on with --resume {folder} first")
-        run.resume, run.evaluate = parsed.resume, parsed.evaluate
+        run.resume, run.evaluate, run.script = parsed.resume, parsed.evaluate, self.prog
         return run
 
     def _merge(self, run: argparse.Namespace, given: dict, mode: str, folder: Path) -> bool:
@@ -257,7 +264,7 @@ def settings_of(folder: Path | str, script: str, parse_args: Callable) -> argpar
             [
                 f"--{name}" if value is True else f"--{name}={value}"
                 for name, value in config["arguments"].items()
-                if value is not None and value is not False and name not in ("resume", "evaluate")
+                if value is not None and value is not False and name not in NO_SETTINGS
             ]
         )
     except UsageError as error:
@@ -317,4 +324,5 @@ def _is_out_of_memory(exception: Exception) -> bool:
         isinstance(exception, MemoryError | torch.OutOfMemoryError)
         or "not enough memory" in words
         or "can't allocate memory" in words
+        or "size calculation overflowed" in words
     )

@@ -25,6 +25,7 @@ class Row(NamedTuple):
         at: the epoch or batch of the value; None is the end of the run.
         source: whose number the reference is.
         low, high: the bounds of a pass; no `high` means the reference.
+        reached: the epoch or batch before which the end of a run is no value yet.
         optional: leave the row out if there is no value.
     """
 
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     source: str = ""
     low: float = -math.inf
     high: float | None = None
+    reached: int = 0
     optional: bool = False
 
     def star(self) -> tuple[int, float, str]:
@@ -73,14 +75,15 @@ class FilledRow(dict):
         self.row = row
 
 
-def at_most(quantity: str, unit: str, value: Callable, bound: float, at: int | None = None) -> Row:
-    """A row that says its upper bound."""
-    return Row(f"{quantity}, at most", unit, value, bound, at)
+def at_most(quantity: str, unit: str, value: Callable, bound: float, reached: int = 0) -> Row:
+    """A row of the end of the run that says its upper bound."""
+    return Row(f"{quantity}, at most", unit, value, bound, reached=reached)
 
 
-def at_least(quantity: str, unit: str, value: Callable, bound: float, at: int | None = None) -> Row:
-    """A row that says its lower bound."""
-    return Row(f"{quantity}, at least", unit, value, bound, at, low=bound, high=math.inf)
+def at_least(quantity: str, unit: str, value: Callable, bound: float, reached: int = 0) -> Row:
+    """A row of the end of the run that says its lower bound."""
+    words = f"{quantity}, at least"
+    return Row(words, unit, value, bound, low=bound, high=math.inf, reached=reached)
 
 
 def rows_at(references: dict[int, float], quantity: str, unit: str, key: str) -> list[Row]:
@@ -95,10 +98,11 @@ def between(
     reference: float,
     low: float,
     high: float,
-    at: int | None = None,
+    reached: int = 0,
 ) -> Row:
-    """A row that says both of its bounds."""
-    return Row(f"{quantity}, {low:g} to {high:g}", unit, value, reference, at, low=low, high=high)
+    """A row of the end of the run that says both of its bounds."""
+    words = f"{quantity}, {low:g} to {high:g}"
+    return Row(words, unit, value, reference, low=low, high=high, reached=reached)
 
 
 def optional(rows: list[Row]) -> list[Row]:
@@ -116,21 +120,21 @@ def metric(key: str) -> Callable:
 
 
 def tail_mean(key: str) -> Callable:
-    """The metric's mean over the last tenth of the run, once the run has reached `at`."""
+    """The metric's mean over the last tenth of the run."""
 
     def value(history, results, at):
-        last = count_of(history)
-        tail = [line[key] for line in history if count_of([line]) > (1 - TAIL) * last]
-        return sum(tail) / len(tail) if last >= at else None
+        first = (1 - TAIL) * count_of(history)
+        tail = [line[key] for line in history if count_of([line]) > first]
+        return sum(tail) / len(tail) if tail else None
 
     return value
 
 
 def result(part: str, key: str) -> Callable:
-    """The number `key` of the result `part`, once the run has reached `at`."""
+    """The number `key` of the result `part`."""
 
     def value(history, results, at):
-        return results.get(part, {}).get(key) if count_of(history) >= at else None
+        return results.get(part, {}).get(key)
 
     return value
 
@@ -153,6 +157,11 @@ def _combined(function: Callable, *parts: Callable) -> Callable:
     return value
 
 
+def comparable(settings: dict[str, tuple], args) -> bool:
+    """Whether a run's arguments are all among those with which the references compare."""
+    return all(vars(args)[name] in values for name, values in settings.items())
+
+
 def fill_rows(
     rows: list[Row], settings: dict[str, tuple], args, history: list[dict], results: dict
 ) -> list[FilledRow]:
@@ -164,14 +173,13 @@ def fill_rows(
         args: the run's arguments.
         history, results: the run's metrics and results.
     """
-    comparable = all(vars(args)[name] in values for name, values in settings.items())
-    graded = []
+    graded, last = [], count_of(history)
     for row in rows:
-        at = count_of(history) if row.at is None else row.at
-        value = row.value(history, results, at)
+        at = max(last, row.reached) if row.at is None else row.at
+        value = row.value(history, results, at) if last >= row.reached else None
         if row.optional and value is None:
             continue
-        graded.append(row.filled(at, value, comparable))
+        graded.append(row.filled(at, value, comparable(settings, args)))
     return graded
 
 

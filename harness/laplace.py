@@ -1,7 +1,7 @@
 """Importance weights for a decoder of Bernoulli pixels with a standard normal prior.
 
 Two proposals for z given an image x: the encoder's q(z|x), and a Laplace approximation of the
-posterior p(z|x), which is of its shape and needs far fewer draws.
+posterior p(z|x), which has its covariance at the mode and so needs far fewer draws.
 """
 
 import math
@@ -22,7 +22,7 @@ class Decoder(Protocol):
     """What is needed of a decoder of d Bernoulli pixels."""
 
     def logits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [..., z_dim] -> log odds of the pixels, [..., d]; overwritten."""
+        """Latents [..., z_dim] -> log odds of the pixels, [..., d]: a tensor to overwrite."""
 
     def jacobian(self, z: torch.Tensor) -> torch.Tensor:
         """Latents [batch, z_dim] -> derivatives of the logits in z, [batch, z_dim, d]."""

@@ -83,6 +83,7 @@ def read_results(folder: Path | str) -> dict[str, dict]:
         UserError: the file is damaged.
     """
     path = Path(folder) / "result.json"
+    way_out = f"delete it, then --resume {folder} evaluates the run again"
     try:
         content = json.loads(path.read_bytes())
         results = {
@@ -92,9 +93,9 @@ def read_results(folder: Path | str) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, *DAMAGE) as error:
-        raise UserError(f"{path} is damaged, or not one this project wrote") from error
+        raise UserError(f"{path} is damaged, or not one this project wrote; {way_out}") from error
     if not all(finite):
-        raise UserError(f"{path} holds a value that is not finite")
+        raise UserError(f"{path} holds a value that is not finite; {way_out}")
     return results
 
 

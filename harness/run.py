@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from harness import checkpoints, files, graded, records, tensorboard, weights
+from harness import checkpoints, cli, files, graded, records, tensorboard, weights
 from harness.devices import RandomState
 from harness.errors import UserError
 from harness.live import LivePage
@@ -82,6 +82,7 @@ class Run:
             tensorboard.check_installed()
         if args.evaluate is not None:
             self.folder = Path(args.evaluate)
+            records.read_results(self.folder)  # damaged ones are an error now, not at the end
             self._lock()
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
         elif args.resume is not None:
@@ -104,7 +105,9 @@ class Run:
             self._bar.close()
         command = None
         if error is not None and not isinstance(error, UserError):
-            command = shlex.join(["python", sys.argv[0], "--resume", str(self.folder)])
+            finished = (self.folder / "result.json").exists()
+            mode = "--evaluate" if finished else "--resume"
+            command = shlex.join(["python", self._program(), mode, str(self.folder)])
             error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
         with contextlib.suppress(OSError):  # the full disk that stopped the run, say
             if self._events is not None:
@@ -218,14 +221,13 @@ class Run:
             raise UserError(
                 f"the run folder {out} cannot be made: {error.strerror}; name another with --out"
             ) from error
-        script = Path(sys.argv[0]).name
-        arguments = _settings(self._args, self.folder, device)
+        script, arguments = self._args.script, _settings(self._args, self.folder, device)
         self._lock()
         self._write_config({"script": script, "arguments": arguments, **_provenance(device)})
         self.save_checkpoint(last=False)
 
     def _resume(self, device: torch.device) -> None:
-        config = records.read_config(self.folder, Path(sys.argv[0]).name)
+        config = records.read_config(self.folder, self._args.script)
         self._lock()
         self.history = checkpoints.load(self.folder, self._parts)
         for name in ("result.json", weights.FILE):  # the run is no longer finished
@@ -242,6 +244,11 @@ class Run:
 
     def _write_config(self, config: dict) -> None:
         files.write_json(self.folder / "config.json", config)
+
+    def _program(self) -> str:
+        """The script as the user called it; by its name, if a notebook called its `main`."""
+        script = self._args.script
+        return sys.argv[0] if Path(sys.argv[0]).name == script else script
 
     def _lock(self) -> None:
         """Lock the folder: two trainings in one folder would mix their lines."""
@@ -286,7 +293,7 @@ def _crowded() -> bool:
 
 def _claim_folder(folder: Path) -> Path:
     """Make the first of the folder's `candidates` that is free; only one process can get it."""
-    for candidate in candidates(folder if folder.name else folder.resolve()):
+    for candidate in candidates(folder.resolve() if folder.name in ("", "..") else folder):
         candidate.mkdir(parents=True, exist_ok=True)
         if not any(candidate.iterdir()):
             with contextlib.suppress(FileExistsError):
@@ -295,7 +302,7 @@ def _claim_folder(folder: Path) -> Path:
 
 
 def _settings(args, folder: Path, device: torch.device) -> dict:
-    kept = {name: value for name, value in vars(args).items() if name not in ("resume", "evaluate")}
+    kept = {name: value for name, value in vars(args).items() if name not in cli.NO_SETTINGS}
     return kept | {"out": str(folder), "device": device.type}
 
 

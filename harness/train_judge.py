@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(__doc__.splitlines()[0], prog="python -m harness.train_judge")
     parser.add_argument(
         "--keep_weights", action="store_true", help="only write the record of the weights again"
     )

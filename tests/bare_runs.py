@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,7 @@ CPU = torch.device("cpu")
 
 def make_run(folder, draw_curves=lambda *_: None, parts=None, grade=lambda *_: [], **settings):
     defaults = {"out": folder, "resume": None, "evaluate": None, "tensorboard": False}
+    defaults["script"] = Path(sys.argv[0]).name
     return Run(argparse.Namespace(**defaults | settings), CPU, draw_curves, grade, **parts or {})
 
 

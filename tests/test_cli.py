@@ -27,7 +27,7 @@ def same_handlers(monkeypatch):
         signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "ten", "", "nan", "inf"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "ten", "", "nan", "inf", "9" * 400])
 def test_numbers_out_of_bounds_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="whole number, at least 1"):
         cli.number(int, at_least=1)(text)
@@ -73,6 +73,8 @@ def test_the_folder_of_a_run_is_named_after_its_settings():
     changed = parse_args(["--binarize", "dynamic", "--seed", "3"])
     assert changed.out == "runs/script-dynamic-lr0.001-seed3"
     assert parse_args(["--out", "mine"]).out == "mine"
+    with pytest.raises(UsageError, match="--out: the name of the folder is empty"):
+        parse_args(["--out", ""])
 
 
 @pytest.mark.parametrize(

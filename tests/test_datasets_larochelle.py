@@ -75,7 +75,7 @@ def test_a_missing_larochelle_file_is_named(tmp_path):
 
 
 def test_larochelle_binarised_mnist_only(tmp_path, small_larochelle):
-    with pytest.raises(DataError, match="is of mnist, not of"):
+    with pytest.raises(DataError, match="is for mnist only, not for"):
         bmnist(Source("fashion", tmp_path), binarize="larochelle")
 
 

@@ -65,6 +65,11 @@ def test_a_run_of_another_script_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_runs_whose_pictures_would_replace_each_other_are_refused(tmp_path):
+    with pytest.raises(UserError, match="two runs are named run"):
+        run_example(tmp_path / "old" / "run", tmp_path / "new" / "run")
+
+
 def test_a_seed_that_torch_cannot_take_is_a_usage_error():
     with pytest.raises(UsageError, match="--seed: must be .* below 4294967296, not"):
         use_trained_models.parse_args(["run", "--seed", str(2**70)])

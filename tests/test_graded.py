@@ -94,12 +94,17 @@ def test_a_metric_that_a_line_lacks_is_not_reached():
     assert metric("bpd")(HISTORY, {}, 4) is None
 
 
-def test_a_result_counts_once_the_run_has_reached_it():
+def test_the_end_of_a_run_counts_once_it_has_reached_what_the_row_asks():
+    def filled(reached, results):
+        row = Row("loss", "nats", result("test", "loss"), 1.0, reached=reached)
+        (content,) = fill_rows([row], {}, SimpleNamespace(), HISTORY, results)
+        return content["at"], content["value"], content["verdict"]
+
     results = {"test": {"loss": 0.5}}
-    value = result("test", "loss")
-    assert value(HISTORY, results, 10) == 0.5
-    assert value(HISTORY, results, 11) is None
-    assert value(HISTORY, {}, 10) is None and result("test", "x")(HISTORY, results, 10) is None
+    assert filled(10, results) == (10, 0.5, "pass")
+    assert filled(5, results) == (10, 0.5, "pass")  # the value is of the end, not of epoch 5
+    assert filled(11, results) == (11, None, "not reached")
+    assert filled(10, {}) == filled(10, {"test": {"x": 0.5}}) == (10, None, "not reached")
 
 
 def test_a_row_without_a_place_is_of_the_end_of_the_run():
@@ -112,7 +117,7 @@ def test_a_row_without_a_place_is_of_the_end_of_the_run():
 def test_a_tail_mean_is_of_the_last_tenth_of_the_run():
     history = [{"batch": n, "loss": 100.0 if n <= 90 else n} for n in range(5, 101, 5)]
     assert tail_mean("loss")(history, {}, 100) == (95 + 100) / 2
-    assert tail_mean("loss")(history, {}, 101) is None
+    assert tail_mean("loss")([], {}, 0) is None
 
 
 def test_a_ratio_and_a_distance_need_both_of_their_parts():
@@ -121,7 +126,6 @@ def test_a_ratio_and_a_distance_need_both_of_their_parts():
     assert ratio(a, b)(HISTORY, results, 10) == 5 / 8
     assert distance(a, b)(HISTORY, results, 10) == distance(b, a)(HISTORY, results, 10) == 3
     assert ratio(a, c)(HISTORY, results, 10) is distance(c, a)(HISTORY, results, 10) is None
-    assert ratio(a, b)(HISTORY, results, 11) is None
 
 
 def test_the_mean_over_seeds_is_graded_by_the_row_s_own_bounds():

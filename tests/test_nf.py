@@ -338,5 +338,7 @@ def test_graded_rows():
 
     assert verdicts() == 2 * ["pass", "pass", "pass", "not reached"] + ["pass"]
     assert set(verdicts(n_hidden=512)) == {"not comparable"}
-    lines[39]["val_bpd"] = 1.86
-    assert verdicts()[6] == verdicts()[8] == "falls short"
+    lines[39] |= {"val_bpd": 1.83, "val_bpd_shifted": 1.86}
+    assert [verdicts()[n] for n in (2, 6, 8)] == 3 * ["falls short"]
+    lines[39]["val_bpd_shifted"] = 1.84  # the demand is of shifted images, as the assignment's are
+    assert [verdicts()[n] for n in (2, 6, 8)] == ["falls short", "falls short", "pass"]

@@ -60,6 +60,9 @@ def test_a_folder_without_a_name_of_its_own_gets_one_beside_it(tmp_path, monkeyp
     (tmp_path / "mine" / "notes.txt").write_text("")
     monkeypatch.chdir(tmp_path / "mine")
     assert make_run(".").folder == tmp_path / "mine-2"
+    (tmp_path / "mine" / "deeper").mkdir()
+    monkeypatch.chdir("deeper")
+    assert make_run("..").folder == tmp_path / "mine-3"
 
 
 def test_an_impossible_folder_is_named(tmp_path):
@@ -241,6 +244,33 @@ def test_a_run_that_ends_early_draws_its_curves_and_says_how_to_continue(tmp_pat
         raise early
     command = f"python dir/script.py --resume {run.folder}"
     assert drawn == [1] and raised.value.__notes__[-1].endswith(f"go on with: {command}")
+
+
+def test_a_stopped_evaluation_is_continued_by_an_evaluation(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt) as raised, make_run(None, evaluate=folder):
+        raise KeyboardInterrupt
+    assert raised.value.__notes__[-1].endswith(f"python dir/script.py --evaluate {folder}")
+
+
+def test_a_damaged_result_is_an_error_before_the_evaluation_and_says_what_to_do(tmp_path):
+    folder = three_epochs(tmp_path / "run").folder
+    for damaged in ("{", '{"test": {"loss": NaN}}'):
+        (folder / "result.json").write_text(damaged)
+        with pytest.raises(UserError, match=f"delete it, then --resume {folder}"):
+            make_run(None, evaluate=folder)
+
+
+def test_a_run_belongs_to_its_script_whatever_program_calls_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    run = make_run(tmp_path / "run", script="script.py")
+    assert config_of(run)["script"] == "script.py"
+    with pytest.raises(KeyboardInterrupt) as raised, run:
+        raise KeyboardInterrupt
+    assert raised.value.__notes__[-1].endswith(f"python script.py --resume {run.folder}")
+    release(run)
+    make_run(None, resume=run.folder, script="script.py")
 
 
 def test_curves_that_cannot_be_drawn_do_not_hide_the_error(tmp_path):

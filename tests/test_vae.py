@@ -286,6 +286,16 @@ def test_training_computes_the_report_s_nats_only_where_they_are_its_objective(p
     assert len(script.evaluation_step(model, batch)) == 4
 
 
+def test_samples_are_the_same_whatever_else_is_evaluated(monkeypatch):
+    compared = []
+    monkeypatch.setattr(script, "sample_quality", lambda images, *_: compared.append(images))
+    model, test = VAE(8, 2), Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
+    for n in ("0", "3"):
+        flags = ["--importance_samples", n, "--quality_samples", "100"]
+        script.test_results(script.parse_args(flags), model, test)
+    assert torch.equal(compared[0], compared[2]) and torch.equal(compared[1], compared[3])
+
+
 @pytest.mark.parametrize("binarize, has_images", [("larochelle", False), ("static", True)])
 def test_samples_are_compared_with_mnist_where_data_dir_has_only_larochelles_bits(
     monkeypatch, tmp_path, binarize, has_images
