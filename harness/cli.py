@@ -135,7 +135,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_common_arguments(self) -> None:
         """Add the options that all three scripts share."""
         self.add_number("--seed", 0, "seed of all random numbers", at_least=0, below=2**32)
-        self.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
+        self.add_choice(
+            "--device",
+            ("auto", "cuda", "mps", "cpu"),
+            "where to train; auto: CUDA, else MPS, else the CPU",
+        )
         self.add_argument(
             "--no_graph",
             action="store_true",

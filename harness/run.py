@@ -29,10 +29,9 @@ from pathlib import Path
 
 import torch
 
-from harness import checkpoints, cli, files, graded, records, tensorboard, weights
+from harness import checkpoints, cli, files, graded, live, records, tensorboard, weights
 from harness.devices import RandomState
 from harness.errors import UserError
-from harness.live import LivePage
 from harness.pace import Pace
 from harness.progress import progress_bar
 
@@ -90,7 +89,7 @@ class Run:
             self._resume(device)
         else:
             self._start(device)
-        self._page = LivePage(self.folder, draw_curves, grade, args)
+        self._page = live.LivePage(self.folder, draw_curves, grade, args)
 
     @property
     def count(self) -> int:
@@ -225,6 +224,7 @@ class Run:
         self._lock()
         self._write_config({"script": script, "arguments": arguments, **_provenance(device)})
         self.save_checkpoint(last=False)
+        print(f"the training can be watched in {self.folder / live.FILE}", file=sys.stderr)
 
     def _resume(self, device: torch.device) -> None:
         config = records.read_config(self.folder, self._args.script)
