@@ -287,7 +287,7 @@ def parse_args(argv=None):
     parser.add_number("--zdim", 20, "dimensions of the latent space", at_least=1)
     parser.add_number("--hidden_dim", 500, "units of each hidden layer", at_least=1)
     parser.add_choice("--binarize", BINARIZATIONS, "how bits are made; larochelle needs --data_dir")
-    parser.add_choice("--protocol", GRADED, "report: train and count as the report did")
+    parser.add_choice("--protocol", GRADED, "report: train and count as the report did, no EMA")
     parser.add_choice("--proposal", PROPOSALS, "where importance samples of z come from")
     parser.add_common_arguments()
     args = parser.parse_args(argv, "runs/vae-{dataset}-z{zdim}-{binarize}-{protocol}-seed{seed}")

@@ -105,7 +105,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_number(
             "--ema_decay",
             0.999,
-            "decay per step of the moving average of the weights that is evaluated; 0 for none",
+            "decay per step of the average of the weights (EMA) that is evaluated; 0 for none",
             at_least=0,
             below=1,
         )
