@@ -32,7 +32,7 @@ class Layer(nn.Module):
         return z * torch.exp(log_scale) + shift, ldj + log_scale.sum(dim=1)
 
 
-class Flow(nn.Module):
+class TinyFlow(nn.Module):
     def __init__(self, masks):
         super().__init__()
         self.layers = nn.ModuleList(Layer(mask) for mask in masks)
@@ -48,7 +48,7 @@ class Model(nn.Module):
 
     def __init__(self, alpha, left_out=0.0):
         super().__init__()
-        self.flow, self.alpha, self.left_out = Flow(CHECKERBOARDS), alpha, left_out
+        self.flow, self.alpha, self.left_out = TinyFlow(CHECKERBOARDS), alpha, left_out
 
     def dequantize(self, z):
         return z + torch.rand_like(z)
@@ -89,9 +89,9 @@ def subject_of(flow, model=None, x=None):
     ],
 )
 def test_only_pixels_that_never_change_are_wrong_masks(masks, status, words):
-    found = {f.check: f for f in run_checks("flow", subject_of(Flow(masks)), flow.CHECKS)}
+    found = {f.check: f for f in run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)}
     assert (found.pop("masks").status, {f.status for f in found.values()}) == (status, {PASS})
-    findings = run_checks("flow", subject_of(Flow(masks)), flow.CHECKS)
+    findings = run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)
     assert words in {f.check: f for f in findings}["masks"].measured
 
 
