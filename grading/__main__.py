@@ -13,7 +13,7 @@ from harness.progress import progress_bar
 
 
 def main(args):
-    """Grade what is in args.path and write the reports; exits with 1 if something is wrong."""
+    """Grade what is in args.path and write the reports; exits with 0 if all is judged and right."""
     path = Path(args.path).resolve()
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
@@ -42,7 +42,7 @@ def main(args):
     if missing:
         print(f"not enforced on this system: {', '.join(missing)}", file=sys.stderr)
     wrong = sum(result.is_wrong for result in results)
-    unjudged = sum(bool(result.reason) for result in results)
+    unjudged = sum(not result.is_judged for result in results)
     if len(people) > 1:
         print(f"{len(people)} people, {n_files} files: {wrong} wrong, {unjudged} not judged")
     sys.exit(1 if wrong or unjudged else 0)
@@ -69,8 +69,10 @@ def parse_args(argv=None):
     parser.add_argument("--verbose", action="store_true", help="list what passes, too")
     parser.add_number("--jobs", os.cpu_count() or 1, "files judged at the same time", at_least=1)
     parser.add_number("--time_limit", 120.0, "seconds for a file", above=0)
-    parser.add_number("--seed", 0, "another one measures with other draws", at_least=0, below=1000)
-    parser.add_argument("--fresh", action="store_true", help="forget results of earlier gradings")
+    parser.add_number("--seed", 0, "seed of the measurements", at_least=0, below=1000)
+    parser.add_argument(
+        "--fresh", action="store_true", help="neither read nor keep results of other gradings"
+    )
     parser.add_argument(
         "--memory",
         metavar="FILE",

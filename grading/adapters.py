@@ -6,15 +6,14 @@ from functools import partial
 
 import torch
 import torch.nn as nn
-from torch.utils.data import DataLoader
 
 from grading.flow_subject import Bijection, FlowSubject
 from grading.gan import GanSubject
 from grading.gan_observer import Observer
 from grading.loading import CannotLoad, Submission, time_limit
 from grading.outcomes import one_line, seed_everything
-from grading.stand_ins import Images
-from grading.vae_subject import VAESubject, reduced
+from grading.vae_loss import readings
+from grading.vae_subject import VAESubject
 
 GAN_BATCH = 32
 MAIN_SECONDS = 15  # until `main` calls the first epoch
@@ -89,7 +88,7 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
         value = submission.attempt(loss, binary[:16].float().view(-1, *shape))
         if value is None:
             raise NotImplementedError
-        reduced(value)
+        readings(value)
 
     def try_encoder(shape):
         outputs = encoder(binary[:16].float().view(-1, *shape))
@@ -177,7 +176,6 @@ def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubjec
         784,
         model if kind is not None else None,
         submission.find("log_prior"),
-        submission.find("get_mask"),
         grey[:64].float(),
     )
     return subject, caught
@@ -245,15 +243,3 @@ def _watch_main(submission, main, kinds, pictures, seed):
     if isinstance(error, Exception) and watching[0].total < 4:
         raise error
     return watching[0]
-
-
-def loaders(images, labels, batch_sizes=(32,)) -> list[Callable]:
-    """Makers of data loaders in all formats: with labels or without, flat or as images."""
-    return [
-        lambda n, size, with_labels=with_labels, shape=shape: DataLoader(
-            Images(images[:n].float().view(n, *shape), labels[:n] if with_labels else None),
-            batch_size=size,
-        )
-        for with_labels in (False, True)
-        for shape in SHAPES[:2]
-    ]

@@ -1,5 +1,7 @@
 """A submission's own epoch functions as a black box, with data in the format that they take."""
 
+import contextlib
+import copy
 import math
 from collections.abc import Callable
 
@@ -7,15 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from grading.adapters import SHAPES, first_that_works, required
-from grading.flow import log_normal
+from grading.flow_model import log_normal, logit
 from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
-from grading.outcomes import CannotJudge, seed_everything
+from grading.outcomes import PASS, CannotJudge, TooLong, seed_everything
 from grading.stand_ins import Images
 from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence
 
 BATCH = 32
-EPOCH_SECONDS = 20
+EPOCH_SECONDS = 20  # for a few batches
 NATS_PER_BIT = 784 * math.log(2)
 
 
@@ -49,6 +51,21 @@ class EpochSubject:
         usual = ("model", "net", "data", "optimizer", "function")
         self.extra = {name: value for name, value in caught.items() if name not in usual}
         self.format = None
+        self.too_long: TooLong | None = None
+        self.untrained = copy.deepcopy(module.state_dict())
+        self.trained: dict[int, dict] = {}  # results of short trainings, by seed
+
+    @contextlib.contextmanager
+    def limit(self, seconds):
+        """Limit the time of a call of the submission; after one that took too long none is made."""
+        if self.too_long is not None:
+            raise self.too_long
+        try:
+            with time_limit(seconds):
+                yield
+        except TooLong as error:
+            self.too_long = error
+            raise
 
     def loader(self, images, size=BATCH) -> DataLoader:
         """Batches of these images in the format that the epoch's function takes."""
@@ -67,15 +84,14 @@ class EpochSubject:
 
         def attempt(option):
             self.format = option
-            with time_limit(EPOCH_SECONDS):
-                value = self.submission.attempt(self.epoch, self.images[:64], training=False)
+            value = self.submission.attempt(self.epoch, self.images[:64], training=False)
             if value is None:
                 raise NotImplementedError
             return numbers(value)
 
         try:
             first_that_works(options, attempt, "the epoch's function")
-        except Exception:
+        except BaseException:
             self.format = None
             raise
 
@@ -90,22 +106,19 @@ class EpochSubject:
         if function is None:
             raise CannotJudge("there is no epoch_iter")
         self.module.train(training)
-        return self.submission.call(
-            function,
-            self.module,
-            self.loader(images, size),
-            self.optimizer(lr),
-            **required(function, self.extra),
-        )
+        loader, optimizer = self.loader(images, size), self.optimizer(lr)
+        extra = required(function, self.extra)
+        with self.limit(EPOCH_SECONDS):
+            return self.submission.call(function, self.module, loader, optimizer, **extra)
 
-    def run_epoch(self, train, val, optimizer):
+    def run_epoch(self, train, val, optimizer, seconds=EPOCH_SECONDS):
         """What `run_epoch` returns for these loaders."""
         function = self.submission.find("run_epoch")
         if function is None:
             raise CannotJudge("there is no run_epoch")
-        return self.submission.call(
-            function, self.module, (train, val), optimizer, **required(function, self.extra)
-        )
+        extra = required(function, self.extra)
+        with self.limit(seconds):
+            return self.submission.call(function, self.module, (train, val), optimizer, **extra)
 
 
 def epoch_subject(model, submission: Submission, subject, caught, images, labels) -> EpochSubject:
@@ -179,14 +192,25 @@ def flow_value(flow: FlowSubject) -> Callable:
 
 
 def true_bpd(flow: FlowSubject) -> Callable:
-    """Bits per dimension of every image from the flow alone: our noise, logit step and prior."""
+    """Bits per dimension of every image from the flow alone: our noise, logit step and prior.
+
+    The logit step is the model's own where that is right: its alpha may be another one.
+    """
+
+    def logit_step(y, ldj):
+        alpha = 1e-5
+        w = y / 256 * (1 - alpha) + alpha / 2
+        per_pixel = math.log1p(-alpha) - math.log(256) - w.log() - (1 - w).log()
+        return w.logit(), ldj + per_pixel.sum(dim=1)
+
+    with contextlib.suppress(Exception):
+        if logit(flow).status == PASS:
+            logit_step = flow.model.logit_normalize
 
     @torch.no_grad()
     def value(images):
-        alpha = 1e-5
-        y = (images + torch.rand_like(images)) / 256 * (1 - alpha) + alpha / 2
-        logit = (math.log1p(-alpha) - math.log(256) - y.log() - (1 - y).log()).sum(dim=1)
-        z, ldj = flow.flow.forward(y.logit(), torch.zeros(len(y)))
-        return -(log_normal(z) + ldj + logit) / NATS_PER_BIT
+        y = images + torch.rand_like(images)
+        z, ldj = flow.flow.forward(*logit_step(y, torch.zeros(len(y))))
+        return -(log_normal(z) + ldj) / NATS_PER_BIT
 
     return value

@@ -32,8 +32,8 @@ class FlowSubject:
         couplings: its layers, in the order of `flow.forward`.
         module: the flow's module, to perturb its weights; None if there is none.
         dim: number of dimensions.
-        model, log_prior, get_mask, x: the course's model with `dequantize`, `logit_normalize`,
-            `forward` and `sample`, its functions, and grey images [batch, 784].
+        model, log_prior, x: the course's model with `dequantize`, `logit_normalize`, `forward` and
+            `sample`, its prior, and grey images [batch, 784].
     """
 
     def __init__(
@@ -44,12 +44,11 @@ class FlowSubject:
         dim: int,
         model=None,
         log_prior=None,
-        get_mask=None,
         x=None,
     ):
         self.flow, self.couplings, self.module, self.dim = flow, couplings, module, dim
         self.parameters = [] if module is None else list(module.parameters())
-        self.model, self.log_prior, self.get_mask, self.x = model, log_prior, get_mask, x
+        self.model, self.log_prior, self.x = model, log_prior, x
         self.seed = 0
         self.dtype = torch.float32
 

@@ -77,12 +77,21 @@ def _labels(gan) -> Labels:
         if a and b:
             weights.append(b / a)
     if not real or not fake:
-        raise CannotJudge("no steps saw both real and generated images")
+        raise CannotJudge("no step is a cross-entropy of both real and generated images")
     residual = median(step.residual for step in _steps(gan, "d"))
     varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
     random = varied or residual > EXPLAINED
     weight = median(weights) if weights else 1.0
     return Labels(median(real), median(fake), residual, weight, random)
+
+
+def _raised(gan):
+    """Whether steps of a discriminator without labels raise D(x) and D(G(z)): 1 or 0 each."""
+    steps = gan.seen.d.steps
+    if not steps:
+        return 1.0, 0.0
+    sides = (sum(s.coefficients[i + 1] - s.coefficients[i] for s in steps) for i in (0, 2))
+    return tuple(float(side > 0) for side in sides)
 
 
 def _leaks(gan):
@@ -139,7 +148,7 @@ def _generator_loss(gan):
     try:
         real, fake = _labels(gan)[:2]
     except CannotJudge:
-        real, fake = 1.0, 0.0
+        real, fake = _raised(gan)
     if real < fake - 0.2:
         up, down = down, up
     size = max(abs(up), abs(down))
@@ -151,6 +160,9 @@ def _generator_loss(gan):
         return Outcome(NOTE if words else PASS, f"non-saturating: -log D(G(z)){words}", expected)
     if up > -0.02 * size and down > 0:
         return Outcome(NOTE, f"saturating, mixed: {up:+.2g} log D {down:+.2g} log(1 - D)", expected)
+    if up < 0 < down:
+        measured = f"no cross-entropy: {up:+.2g} log D {down:+.2g} log(1 - D), D(G(z)) grows"
+        return Outcome(NOTE, measured, expected)
     measured = f"{up:+.2g} log D {down:+.2g} log(1 - D): it makes D(G(z)) smaller"
     return Outcome(WRONG, measured, expected)
 

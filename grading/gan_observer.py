@@ -47,10 +47,19 @@ class Step:
     other_moved: bool = False
 
     @property
+    def sides(self) -> list[bool]:
+        """Whether real and whether generated images enter the discriminator's loss."""
+        sizes = [max(map(abs, half)) for half in (self.coefficients[:2], self.coefficients[2:])]
+        return [size > SMALL * max(sizes) for size in sizes]
+
+    @property
     def weights(self) -> tuple[float, float]:
-        """Weights of real and generated images in the discriminator's loss; 0 for small ones."""
+        """Weights of real and generated images in the discriminator's loss; 0 for small ones.
+
+        Both are 0 for D itself, the logit log D - log(1 - D), as in the Wasserstein loss.
+        """
         weights = [-sum(self.coefficients[:2]), -sum(self.coefficients[2:])]
-        size = max(map(abs, weights))
+        size = max(*map(abs, weights), SMALL * max(map(abs, self.coefficients)))
         return tuple(weight if abs(weight) > SMALL * size else 0.0 for weight in weights)
 
 
@@ -204,8 +213,7 @@ class Observer:
 
     def _has_enough(self):
         late = time.monotonic() > self.deadline
-        sides = [step.weights for step in self.d.steps]
-        both = all(any(w[side] > 0 for w in sides) for side in (0, 1))
+        both = all(any(step.sides[i] for step in self.d.steps) for i in (0, 1))
         wanted = 1 if late else WANTED
         return all(len(net.steps) >= wanted for net in (self.g, self.d)) and (both or late)
 

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from grading.outcomes import UNJUDGED, WRONG, Finding
 from grading.zygote import Zygote
 
@@ -21,7 +23,7 @@ CLASSES = {
     "nf": ({"Coupling"}, {"Flow"}),
 }
 NAMES = {"vae": r"vae", "gan": r"gan", "nf": r"(^|_)nf|flow|nvp"}
-NOT_CODE = {"__pycache__", ".git", "node_modules", "venv", ".venv", "site-packages"}
+NOT_CODE = {"__pycache__", "node_modules", "venv", "site-packages"}
 
 
 @dataclass
@@ -91,22 +93,19 @@ def kind_of(path: Path) -> str | None:
 def discover(path: Path) -> list[Person]:
     """The submissions in a file or folder: one person per folder that is directly in it.
 
-    A folder with the assignment's files directly in it is one person's.
+    A folder with one of the assignment's files directly in it is one person's. A person's folder is
+    searched in any depth.
     """
     if path.is_file():
         model = kind_of(path)
         return [Person(path.stem, {model: path})] if model else []
-    own = [file for file in path.glob("*.py") if kind_of(file)]
-    folders = [path] if own else sorted(p for p in path.iterdir() if p.is_dir())
+    is_own = any(kind_of(file) for file in path.glob("*.py"))
+    folders = [path] if is_own else sorted(p for p in path.iterdir() if p.is_dir())
     people = []
     for folder in folders:
-        if folder.name in NOT_CODE or folder.name.startswith("."):
-            continue
         person = Person(folder.name)
-        files = own if own else folder.rglob("*.py")
+        files = [file for file in folder.rglob("*.py") if _is_code(file.relative_to(path))]
         for file in sorted(files, key=lambda f: (_distance(f), len(f.parts), str(f))):
-            if NOT_CODE & set(file.relative_to(path).parts):
-                continue
             model = kind_of(file)
             if model and model not in person.files:
                 person.files[model] = file
@@ -115,6 +114,11 @@ def discover(path: Path) -> list[Person]:
         if person.files:
             people.append(person)
     return people
+
+
+def _is_code(file: Path) -> bool:
+    """Whether neither a file nor a folder on its way is hidden, and none is an installation's."""
+    return not any(name in NOT_CODE or name.startswith(".") for name in file.parts)
 
 
 def _distance(file: Path) -> int:
@@ -127,15 +131,19 @@ def _distance(file: Path) -> int:
 class Memory:
     """Results by a file's content, in a file of JSON lines: an interrupted grading goes on there.
 
+    What could not be judged is not remembered: with more time, or more memory, it may be.
+
     Args:
-        path: the file; None forgets everything.
+        path: the file; None remembers nothing.
         options: what results depend on besides the file.
     """
 
     def __init__(self, path: Path | None, **options):
         self.path, self.lock = path, threading.Lock()
         here = Path(__file__).parent
-        code = b"".join(file.read_bytes() for file in sorted(here.glob("*.py")))
+        files = [*sorted(here.glob("*.py")), here / "checks.toml"]
+        code = b"".join(file.read_bytes() for file in files)
+        options["torch"] = torch.__version__
         self.salt = hashlib.sha256(code + json.dumps(options, sort_keys=True).encode())
         self.known = {}
         if path is not None and path.exists():
@@ -151,11 +159,13 @@ class Memory:
                     continue
 
     def key(self, model: str, file: Path) -> str:
-        """Changes with the file, its neighbours and the grader."""
+        """Changes with the file, the modules beside and below it, and the grader."""
         digest = self.salt.copy()
         digest.update(f"{model} {file}".encode())
-        for neighbour in sorted(file.parent.glob("*.py")):
-            digest.update(neighbour.read_bytes())
+        for module in sorted(file.parent.rglob("*.py")):
+            name = module.relative_to(file.parent)
+            if module.is_file() and _is_code(name):
+                digest.update(f"{name} ".encode() + module.read_bytes())
         return digest.hexdigest()
 
     def get(self, key: str) -> FileResult | None:
@@ -167,8 +177,8 @@ class Memory:
         return FileResult(**stored | {"findings": findings})
 
     def put(self, key: str, result: FileResult) -> None:
-        """Store a result at once."""
-        if self.path is None:
+        """Store a result at once, unless it has a reason why the file could not be judged."""
+        if self.path is None or result.reason:
             return
         line = json.dumps({"key": key, "result": as_json(result)})
         with self.lock:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from grading.outcomes import one_line
+from grading.outcomes import TooLong, one_line
 from grading.stand_ins import Stub
 
 STATEMENT_SECONDS = 5  # for one statement at module level
@@ -30,10 +30,6 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EAGAIN)
 
 class CannotLoad(Exception):
     """The file can't be judged; the message says why."""
-
-
-class TooLong(BaseException):
-    """A statement or call took longer than its limit."""
 
 
 @contextlib.contextmanager
@@ -62,7 +58,6 @@ class Submission:
 
     def __init__(self, path: Path, attempt: Callable):
         self.path, self.attempt = path, attempt
-        self.skipped: list[str] = []
         self.instances: list[nn.Module] = []
         try:
             with tokenize.open(path) as file:
@@ -114,9 +109,7 @@ class Submission:
                     test = ast.Expression(statement.test)
                     chosen = eval(compile(test, str(self.path), "eval"), vars(self.module))
                     self._execute(statement.body if chosen else statement.orelse, guarded)
-            elif self._is_work(statement):
-                self.skipped.append(f"line {statement.lineno}")
-            else:
+            elif not self._is_work(statement):
                 self._run(statement)
 
     def _run(self, statement):
@@ -125,21 +118,13 @@ class Submission:
             statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
         )
         try:
-            with time_limit(STATEMENT_SECONDS):
+            with contextlib.suppress(TooLong, SystemExit), time_limit(STATEMENT_SECONDS):
                 self.attempt(exec, code, vars(self.module))
-        except TooLong:
-            self.skipped.append(f"line {statement.lineno}, stopped after {STATEMENT_SECONDS} s")
-        except (MemoryError, OSError) as error:
-            forbidden = getattr(error, "errno", errno.EAGAIN) in FORBIDDEN
-            if forbidden or isinstance(error, MemoryError):
-                raise CannotLoad(f"line {statement.lineno}: {one_line(error)}") from error
-            self.skipped.append(f"line {statement.lineno}: {one_line(error)}")
-        except SystemExit:
-            self.skipped.append(f"line {statement.lineno}: exit")
         except Exception as error:
-            if definition:
+            system = isinstance(error, OSError)
+            fatal = error.errno in FORBIDDEN if system else definition
+            if fatal or isinstance(error, MemoryError):
                 raise CannotLoad(f"line {statement.lineno}: {one_line(error)}") from error
-            self.skipped.append(f"line {statement.lineno}: {one_line(error)}")
 
     @staticmethod
     def _is_guard(statement):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn as nn
 
 # From the worst to the best. Only the first two accuse.
 WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS = "wrong", "weak", "old", "unjudged", "note", "pass"
@@ -20,6 +21,10 @@ ACCUSING = (WRONG, WEAK)
 
 class CannotJudge(Exception):
     """A check's preconditions don't hold; the message says why."""
+
+
+class TooLong(BaseException):
+    """A statement or call took longer than its limit."""
 
 
 class CheckFailure(AssertionError):
@@ -166,6 +171,10 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
             return Outcome(UNJUDGED, str(reason))
         except NotImplementedError:
             return Outcome(UNJUDGED, "not implemented")
+        except TooLong as error:
+            return Outcome(UNJUDGED, f"it took {error}")
+        except SystemExit:
+            return Outcome(UNJUDGED, "it calls sys.exit")
         except Exception as error:  # whatever other people's code raises
             if theirs(error) and adapt(error):
                 continue
@@ -222,6 +231,39 @@ def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     finally:
         for parameter, value in zip(parameters, saved):
             parameter.data.copy_(value)
+
+
+def modules_of(*functions: Callable) -> list[nn.Module]:
+    """The modules among these functions and the objects whose methods they are."""
+    owners = [getattr(function, "__self__", function) for function in functions]
+    return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+@contextlib.contextmanager
+def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore modules after the block: weights, buffers, precision, mode, dropout rates."""
+    parts = [part for module in modules for part in nn.Module.modules(module)]
+    tensors = {id(t): t for part in parts for t in part.parameters(recurse=False)}
+    tensors |= {id(t.grad): t.grad for t in list(tensors.values()) if t.grad is not None}
+    saved = [(tensor, tensor.data, tensor.data.clone()) for tensor in tensors.values()]
+    buffers = [
+        (part, name, buffer, buffer.clone())
+        for part in parts
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    modes = [(part, part.training) for part in parts]
+    rates = [(part, part.p) for part in parts if isinstance(part, nn.Dropout)]
+    try:
+        yield
+    finally:
+        for tensor, data, value in saved:
+            tensor.data = data.copy_(value)
+        for part, name, buffer, value in buffers:
+            setattr(part, name, buffer.copy_(value))
+        for part, mode in modes:
+            part.training = mode
+        for part, rate in rates:
+            part.p = rate
 
 
 def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:

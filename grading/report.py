@@ -138,14 +138,11 @@ def to_gradescope(people: list[Person], rubric: Rubric, hints: str) -> str:
         if result.reason:
             tests.append({"name": TITLES[result.model], "output": summary(result), "max_score": 0})
         for found in sorted_findings(result):
-            points = rubric.points[result.model].get(found.check, 0.0)
-            tests.append(
-                {
-                    "name": f"{TITLES[result.model]}: {found.check}",
-                    "score": points * rubric.credit[found.status],
-                    "max_score": points,
-                    "status": "failed" if found.status in ACCUSING else "passed",
-                    "output": f"{found.status}. {explain(found, hints)}".strip(),
-                }
-            )
+            earned, possible = rubric.of_check(result.model, found)
+            test = {"name": f"{TITLES[result.model]}: {found.check}", "max_score": possible}
+            if found.status != UNJUDGED:
+                status = "failed" if found.status in ACCUSING else "passed"
+                test |= {"score": earned, "status": status}
+            output = f"{found.status}. {explain(found, hints)}".strip()
+            tests.append(test | {"output": output})
     return json.dumps({"score": sum(t.get("score", 0) for t in tests), "tests": tests}, indent=1)

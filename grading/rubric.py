@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grading.grader import MODELS, FileResult, Person
-from grading.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG, checks_table
+from grading.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding, checks_table
 from harness.errors import UserError
 
 SECTIONS = {
@@ -13,7 +13,7 @@ SECTIONS = {
     "nf": ("flow", "model", "epochs", "training", "all"),
     "gan": ("gan", "all"),
 }
-CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, UNJUDGED: 0.0, WRONG: 0.0}
+CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks don't count
 
 
 def default_points(model: str) -> dict[str, float]:
@@ -31,11 +31,15 @@ class Rubric:
     )
     credit: dict[str, float] = field(default_factory=lambda: dict(CREDIT))
 
+    def of_check(self, model: str, found: Finding) -> tuple[float, float]:
+        """(earned, possible) points of a check; none are possible if it is unjudged."""
+        possible = self.points[model].get(found.check, 0.0) if found.status in self.credit else 0.0
+        return possible * self.credit.get(found.status, 0.0), possible
+
     def of_file(self, result: FileResult) -> tuple[float, float]:
         """(earned, possible) points of a file; checks that were not run count for nothing."""
-        points = self.points[result.model]
-        counted = [(points.get(f.check, 0.0), self.credit[f.status]) for f in result.findings]
-        return sum(p * c for p, c in counted), sum(p for p, _ in counted)
+        counted = [self.of_check(result.model, found) for found in result.findings]
+        return sum(earned for earned, _ in counted), sum(possible for _, possible in counted)
 
     def of_person(self, person: Person) -> tuple[float, float]:
         """(earned, possible) points of all of a person's files."""
@@ -63,9 +67,9 @@ def read_rubric(path: Path) -> Rubric:
         if name not in tables or not isinstance(table, dict):
             raise UserError(f"--rubric {path}: tables are {', '.join(tables)}, not {name}")
         for key, value in table.items():
-            known = STATUSES if name == "credit" else tables[name]
-            if key not in known:
-                raise UserError(f"--rubric {path}: [{name}] has no {key}, but {', '.join(known)}")
+            if key not in tables[name]:
+                known = ", ".join(tables[name])
+                raise UserError(f"--rubric {path}: [{name}] has no {key}, but {known}")
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 raise UserError(f"--rubric {path}: {name}.{key} must be a number, at least 0")
             tables[name][key] = float(value)

@@ -15,14 +15,16 @@ from grading.outcomes import (
     changed_weights,
     float32_sum_error,
     load_checks,
+    modules_of,
     perturb,
     raise_failures,
     replaced,
+    restored,
     run_checks,
     seed_everything,
 )
-from grading.vae_kl import kl
-from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence, reduced
+from grading.vae_kl import choose_loss, kl
+from grading.vae_subject import N_IMAGES, NotCentred, VAESubject, kl_divergence
 
 
 def _shapes(vae):
@@ -41,6 +43,7 @@ def _shapes(vae):
 
 def _loss(vae):
     x = vae.batch
+    choose_loss(vae)
     with vae.finite():
         c, _, residual = vae.recon_and_kl(x)
         c_twice, _, _ = vae.recon_and_kl(torch.cat([x, x]))
@@ -54,7 +57,8 @@ def _loss(vae):
     factors = {1: "", N_IMAGES: "the sum over", 1 / 784: "the average over pixels and"}
     words = next((w for f, w in factors.items() if abs(c / f - 1) < 1e-3), f"{c:.4g} times that of")
     if abs(c - 1) < 1e-3 and abs(c_twice - 1) < 1e-3:
-        return Outcome(PASS, f"{c:.4f} times the average reconstruction of a batch", "1")
+        read = f" ({vae.reading} of what is returned)" if vae.reading else ""
+        return Outcome(PASS, f"{c:.4f} times the average reconstruction of a batch{read}", "1")
     return Outcome(WEAK, f"the loss is {words} the batch's images", "the average over images")
 
 
@@ -166,13 +170,15 @@ def _noise_in_evaluation(vae):
 def _moments(vae):
     try:
         return Outcome(PASS, f"z = mu + sigma eps; the head is {vae.posterior.meaning}")
-    except CannotJudge as reason:
+    except NotCentred as reason:
         return Outcome(WRONG, str(reason), "z = mu + sigma eps, eps ~ N(0, 1)")
 
 
 def _stable(vae):
     decoder = vae.parameters[1]
-    with changed_weights(decoder):
+    with vae.finite(), changed_weights(decoder):
+        if not vae.draw(vae.batch).loss.isfinite():
+            raise CannotJudge("the loss is infinite before any mean saturates")
         for parameter in decoder:
             parameter.data.mul_(8)
         perturb(decoder, 2.0, seed=vae.seed)
@@ -193,8 +199,16 @@ def _decoder_blind(vae):
         c, _, _ = vae.recon_and_kl(x)
         outputs = vae.encode(vae.to_encoder(x))
     constant = [o.detach() if isinstance(o, torch.Tensor) else o for o in outputs]
-    with replaced((target, name, lambda *args: type(outputs)(constant))), torch.no_grad():
+    calls = []
+
+    def encode(*args, **options):
+        calls.append(args)
+        return type(outputs)(constant)
+
+    with replaced((target, name, encode)), torch.no_grad():
         draws = [vae.draw(images, seed=vae.seed) for images in (x, other)]
+    if len(calls) < len(draws):
+        raise CannotJudge("the loss doesn't call the encoder as a whole")
     change = (draws[1].loss - draws[0].loss).item()
     expected = c * (draws[1].nll.mean() - draws[0].nll.mean()).item()
     same_z = (draws[0].z - draws[1].z).abs().max() < 1e-6
@@ -273,8 +287,8 @@ def check_vae(loss, encode, decode, x, sample=None, weak_too: bool = False) -> l
     """Check a VAE's mathematics; returns the findings.
 
     Args:
-        loss: binary images -> average negative ELBO in nats (a scalar, one value per image, or the
-            pair of its terms). A module, or a method of one.
+        loss: binary images -> average negative ELBO in nats: a scalar, one value per image, or the
+            pair of its terms; z or images beside it are ignored. A module, or a method of one.
         encode: images -> (mean, head), where the head may be a (log) standard deviation or
             variance. A module, or a method of an object.
         decode: latents -> Bernoulli means or logits. A module, or a method of an object.
@@ -285,8 +299,6 @@ def check_vae(loss, encode, decode, x, sample=None, weak_too: bool = False) -> l
     Raises:
         CheckFailure: an AssertionError that lists what is wrong.
     """
-    subject = VAESubject(loss, encode, decode, x, sample)
-    return raise_failures(run_checks("vae", subject, CHECKS), weak_too)
-
-
-__all__ = ["CHECKS", "VAESubject", "check_vae", "reduced"]
+    with restored(modules_of(loss, encode, decode)):
+        subject = VAESubject(loss, encode, decode, x, sample)
+        return raise_failures(run_checks("vae", subject, CHECKS), weak_too)

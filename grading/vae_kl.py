@@ -1,9 +1,12 @@
 """The KL of a VAE as it is coded, against the closed form for the q(z|x) that z really follows."""
 
+import math
+
 import torch
 
 from grading.outcomes import PASS, WRONG, CannotJudge, Outcome, float32_sum_error
-from grading.vae_subject import N_IMAGES
+from grading.vae_loss import readings
+from grading.vae_subject import N_IMAGES, UNKNOWN_HEAD
 
 KL_SETTINGS = 14  # of the encoder, with other means and deviations
 
@@ -12,29 +15,57 @@ def kl(vae):
     """The KL for the likeliest reading of the encoder's outputs that it agrees with."""
     outcomes = []
     for posterior in list(vae.posteriors):
-        outcomes.append(_kl_of(vae, posterior))
-        if outcomes[-1].status == PASS:
+        outcome = _kl_of(vae, posterior)
+        if outcome is None:
+            vae.posteriors.remove(posterior)
+        elif outcome.status == PASS:
             vae.prefer(posterior)
-            return outcomes[-1]
-    return outcomes[0]
+            return outcome
+        else:
+            outcomes.append(outcome)
+    return outcomes[0] if outcomes else _kl_of_unknown_head(vae)
+
+
+def choose_loss(vae) -> None:
+    """Read what the loss returns as a negative ELBO if one of its `readings` is one.
+
+    Multiples of it come last. Where none is one, the likeliest reading is judged.
+    """
+    names, factors = list(readings(vae.loss(vae.batch.clone()))), {}
+    if len(names) == 1:
+        return
+    for name in names:
+        vae.read_as(name)
+        factors[name] = _elbo_factor(vae)
+        if abs(abs(factors[name]) - 1) < 1e-3:
+            return
+    vae.read_as(next((name for name, c in factors.items() if c != 0), ""))
+
+
+def _elbo_factor(vae) -> float:
+    """c where the loss is c times the negative ELBO, 0 where it is no multiple of it."""
+    try:
+        with vae.finite():
+            c, _, residual = vae.recon_and_kl(vae.batch)
+        fits = abs(c) > 1e-5 and residual < 4 * float32_sum_error(600 * abs(c))
+        return c if fits and kl(vae).status == PASS else 0.0
+    except CannotJudge:
+        return 0.0
 
 
 def _kl_of(vae, posterior):
-    rows, coded, factors = [], [], []
+    """The KL against the closed form; None where draws of z show another deviation."""
+    rows, coded, settings = [], [], []
     for i in range(KL_SETTINGS):
         with vae.encoder_setting(i), torch.no_grad():
             mean, std = (part.double() for part in posterior.of(vae.outputs(vae.batch)))
             if std.min() < 1e-2 or std.max() > 8:
                 continue
-            try:
-                c, k, residual = vae.recon_and_kl(vae.batch)
-            except CannotJudge:
+            value = _coded(vae)
+            if value is None:
                 continue
-            if residual > 4 * float32_sum_error(600 * abs(c)):
-                continue
-            c = c or 1.0
-            coded.append(k / c)
-            factors.append(c)
+            coded.append(value)
+            settings.append(i)
             terms = (std.square(), std, mean.square(), std.log(), torch.ones_like(std))
             rows.append([term.sum(dim=1).mean().item() for term in terms])
     if len(coded) < 4:
@@ -48,12 +79,39 @@ def _kl_of(vae, posterior):
             PASS, f"the closed form, to {error.max():.1g} nats; the head is {posterior.meaning}"
         )
     worst = error.argmax()
+    with vae.encoder_setting(settings[worst]):
+        drawn, error = vae.drawn_kl(vae.batch)
+    if abs(coded[worst] - drawn) < error or abs(exact[worst] - drawn) > error:
+        return None
     return Outcome(
         WRONG,
         f"{coded[worst]:.2f} nats: {_kl_in_words(rows, coded, exact)} "
         f"(z shows that the head is {posterior.meaning})",
         f"{exact[worst]:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
     )
+
+
+def _coded(vae) -> float | None:
+    """The KL as it is coded; None where the loss is no finite sum of reconstruction and KL."""
+    try:
+        c, k, residual = vae.recon_and_kl(vae.batch)
+    except CannotJudge:
+        return None
+    return None if residual > 4 * float32_sum_error(600 * abs(c)) else k / (c or 1.0)
+
+
+def _kl_of_unknown_head(vae):
+    """The KL of a deviation that only draws show: a clear difference is wrong, none is no pass."""
+    for i in (1, 4, 5):
+        with vae.encoder_setting(i), torch.no_grad():
+            coded, (drawn, error) = _coded(vae), vae.drawn_kl(vae.batch)
+        if coded is not None and math.isfinite(drawn) and abs(coded - drawn) > error:
+            return Outcome(
+                WRONG,
+                f"{coded:.2f} nats for the deviation that z is drawn with",
+                f"about {drawn:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
+            )
+    raise CannotJudge(UNKNOWN_HEAD)
 
 
 def _kl_of_one_draw(vae):
@@ -66,7 +124,9 @@ def _kl_of_one_draw(vae):
         error = (draw.loss - draw.nll.mean() - estimate).abs().item()
     if error < float32_sum_error(600):
         return Outcome(PASS, "log q(z|x) - log p(z) of the draw, an unbiased estimate")
-    raise CannotJudge("the standard deviation is 0, or the loss not finite or no recon plus KL")
+    raise CannotJudge(
+        "the standard deviation is 0, the loss is not finite, or it is not reconstruction plus KL"
+    )
 
 
 def _kl_in_words(rows, coded, exact) -> str:
@@ -76,6 +136,7 @@ def _kl_in_words(rows, coded, exact) -> str:
     if (coded - ratio * exact).abs().max() < 1e-2 * exact.abs().max() * abs(ratio) + 1e-2:
         words = {
             -1: "the sign is wrong",
+            2: "without the factor one half",
             1 / z_dim: "averaged over the latent dimensions",
             batch: "summed over the batch, beside an averaged reconstruction",
             1 / batch: "averaged over the batch twice",
@@ -86,7 +147,7 @@ def _kl_in_words(rows, coded, exact) -> str:
         known = [
             w for factor, w in words.items() if abs(ratio - factor) < 0.02 * abs(factor) + 1e-3
         ]
-        return f"{known[0] if known else 'a factor is wrong'}, {ratio:.3g} times the KL"
+        return f"{' or '.join(known) or 'a factor is wrong'}, {ratio:.3g} times the KL"
     coefficients = torch.linalg.lstsq(rows, coded[:, None]).solution[:, 0]
     quarters = (4 * coefficients[:4]).round() / 4  # a formula in a program has such factors
     error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()

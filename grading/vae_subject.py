@@ -10,7 +10,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from grading.outcomes import CannotJudge, changed_weights, perturb, replaced, seed_everything
+from grading.outcomes import (
+    CannotJudge,
+    changed_weights,
+    modules_of,
+    perturb,
+    replaced,
+    seed_everything,
+)
+from grading.vae_loss import readings
 
 N_IMAGES = 8  # in a batch of most measurements
 N_REPEATS = 256  # of each image, to measure moments of z
@@ -32,11 +40,17 @@ MEANINGS = {
     "the standard deviation through ELU": lambda h: F.elu(h) + 1,
 }
 
+UNKNOWN_HEAD = "the latents' deviation is no known function of the encoder's output"
+
+
+class NotCentred(CannotJudge):
+    """The latents are centred on neither output of the encoder."""
+
 
 class Draw(NamedTuple):
     """One call of the loss."""
 
-    loss: torch.Tensor  # as returned, reduced to a scalar
+    loss: torch.Tensor  # as returned, read as a scalar
     z: torch.Tensor  # what the decoder got, [batch, z_dim]
     nll: torch.Tensor  # -log p(x|z) in nats of the decoder's output for z, [batch]
 
@@ -46,22 +60,6 @@ class Posterior(NamedTuple):
 
     meaning: str
     of: Callable  # the encoder's outputs -> (mean, standard deviation)
-
-
-def reduced(value) -> torch.Tensor:
-    """A loss as a scalar: per-image values are averaged, (recon, kl) pairs added.
-
-    Of more values, the first is taken, or of two if it is not the sum.
-    """
-    if isinstance(value, tuple | list) and value:
-        parts = [reduced(part) for part in value if isinstance(part, torch.Tensor | float)]
-        if len(parts) == 2:
-            return parts[0] + parts[1]
-        return parts[0]
-    value = torch.as_tensor(value)
-    if value.dim() > 1:
-        value = value.flatten(1).sum(dim=1)
-    return value.mean()
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -86,8 +84,8 @@ class VAESubject:
         self.to_encoder = to_encoder
         self.x = x
         self.seed = 0
-        owners = [getattr(part, "__self__", part) for part in (loss, encode, decode)]
-        self.modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+        self.reading = ""  # of what the loss returns, one of `readings`
+        self.modules = modules_of(loss, encode, decode)
         for module in self.modules:
             for part in nn.Module.modules(module):
                 if isinstance(part, nn.Dropout):
@@ -99,7 +97,8 @@ class VAESubject:
         for module in self.modules:
             module.train().double()
         with contextlib.suppress(Exception):
-            if reduced(self.loss(self.x.double())).dtype == torch.float64:
+            found = readings(self.loss(self.x.double())).values()
+            if next(iter(found)).dtype == torch.float64:
                 self.x = self.x.double()
                 return
         for module in self.modules:
@@ -169,10 +168,17 @@ class VAESubject:
         if seed is not None:
             seed_everything(seed)
         with self.spied() as seen:
-            loss = reduced(self.loss(x.clone()))
+            found = readings(self.loss(x.clone()))
+        if self.reading not in found:
+            raise CannotJudge("the forward pass returns no loss: no scalar, no value per image")
         if not seen:
             raise CannotJudge("the loss never calls the decoder")
-        return Draw(loss, seen[0], self.nll(self.decode(seen[0]), x))
+        return Draw(found[self.reading], seen[0], self.nll(self.decode(seen[0]), x))
+
+    def read_as(self, reading: str) -> None:
+        """Read what the loss returns in this way; all `posteriors` are likely again."""
+        self.reading = reading
+        self.__dict__.pop("posteriors", None)
 
     @cached_property
     def logits(self) -> bool:
@@ -204,13 +210,8 @@ class VAESubject:
         return torch.stack([self.draw(x).z.double() for _ in range(n)]), True
 
     @cached_property
-    def posteriors(self) -> list[Posterior]:
-        """What the encoder's outputs may mean, judged by many draws of z; the likeliest first.
-
-        Raises:
-            CannotJudge: neither output is the mean, or the deviation is no known function of the
-                other.
-        """
+    def _meanings(self) -> tuple[int, list[str]]:
+        """Which of the encoder's outputs is the mean, and what the other one may mean."""
         x = self.x[:N_IMAGES]
         encoder = self.parameters[0]
         with changed_weights(encoder), torch.no_grad():
@@ -224,25 +225,52 @@ class VAESubject:
         ]
         i_mean = min((0, 1), key=lambda i: error[i])
         if error[i_mean] > 3:
-            raise CannotJudge("the latents are centred on neither output of the encoder")
+            raise NotCentred("the latents are centred on neither output of the encoder")
         head = outputs[1 - i_mean]
         misfits = sorted(
             ((self._misfit(std, of(head)), meaning) for meaning, of in MEANINGS.items()),
             key=lambda pair: pair[0],
         )
         # A log ratio of standard deviations has variance 1 / (2 n).
-        likely = [meaning for misfit, meaning in misfits if misfit * math.sqrt(2 * len(z)) < 2]
-        if not likely:
-            raise CannotJudge("the latents' deviation is no known function of the encoder's output")
+        return i_mean, [m for misfit, m in misfits if misfit * math.sqrt(2 * len(z)) < 2]
+
+    @cached_property
+    def posteriors(self) -> list[Posterior]:
+        """What the encoder's outputs may mean, judged by many draws of z; the likeliest first.
+
+        It is empty if the deviation is no known function of an output.
+
+        Raises:
+            NotCentred: neither output is the mean.
+        """
+        i_mean, likely = self._meanings
 
         def reading(meaning):
             return lambda outputs: (outputs[i_mean], MEANINGS[meaning](outputs[1 - i_mean]))
 
         return [Posterior(meaning, reading(meaning)) for meaning in likely]
 
+    @torch.no_grad()
+    def drawn_kl(self, x) -> tuple[float, float]:
+        """The KL in nats of the deviation that draws of z show, averaged over images; its error.
+
+        The error is five standard errors (log std has the variance 1 / (2 n)) and twice the bias.
+        """
+        z, shared = self.latents(x)
+        mean, std = self.outputs(x)[self._meanings[0]].double(), z.std(dim=0)
+        slope = (std.square() - 1).norm(dim=1) / math.sqrt(2 * len(z))  # of an image's KL
+        error = slope.mean() if shared else slope.norm() / len(x)
+        return kl_divergence(mean, std).mean().item(), 5 * error.item() + std.shape[1] / len(z)
+
     @property
     def posterior(self) -> Posterior:
-        """The likeliest of `posteriors`."""
+        """The likeliest of `posteriors`.
+
+        Raises:
+            CannotJudge: there is none; NotCentred if neither output of the encoder is the mean.
+        """
+        if not self.posteriors:
+            raise CannotJudge(UNKNOWN_HEAD)
         return self.posteriors[0]
 
     def prefer(self, posterior: Posterior) -> None:
@@ -281,7 +309,7 @@ class VAESubject:
             )
             z_dim = self.outputs(self.x[:2])[0].shape[1]
             for parameter in encoder:
-                if parameter.shape == (z_dim,):
+                if parameter.shape in ((z_dim,), (2 * z_dim,)):  # of one head, or of both
                     parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2, 2.0, 3.0)[i % 7])
             yield
 

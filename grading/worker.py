@@ -18,7 +18,7 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from grading import flow, gan, sandbox, vae
+from grading import flow, flow_model, gan, sandbox, vae
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs
@@ -64,7 +64,7 @@ def main(request: dict, results: int, output: int) -> None:
     not_found = []  # modules that became stubs
     try:
         _judge(request, emit, not_found)
-    except (Exception, MemoryError) as error:
+    except (Exception, SystemExit) as error:
         emit("unjudged", reason=_reason(error, not_found))
     for printed in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -76,6 +76,8 @@ def main(request: dict, results: int, output: int) -> None:
 def _reason(error, not_found):
     if isinstance(error, NotImplementedError):
         return "not implemented"
+    if isinstance(error, SystemExit):
+        return "it calls sys.exit"
     words = str(error) if isinstance(error, CannotLoad) else one_line(error)
     if not_found:
         names = sorted({name.partition(".")[0] for name in not_found})
@@ -107,7 +109,6 @@ def _judge(request, emit, not_found):
     seed_everything(request["seed"])
     submission = Submission(code / path.name, adaptation.attempt)
     submission_made.append(submission)
-    emit("loaded", skipped=submission.skipped, missing_modules=not_found)
     model, folder = request["model"], str(Path.cwd())
 
     def check(subject, table):
@@ -118,7 +119,7 @@ def _judge(request, emit, not_found):
 
     try:
         subject = _check_all(model, submission, check, pictures, request["training"])
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             emit("picture", png=png(samples(model, subject)))
     finally:
         for words, error in adaptation.used.items():
@@ -141,9 +142,9 @@ def _check_all(model, submission, check, pictures, training):
     else:
         subject, caught = flow_subject(submission, GREY)
         check(subject, flow.CHECKS)
+        check(subject, flow_model.CHECKS)
         if subject.model is None:
             return subject
-        check(subject, flow.MODEL_CHECKS)
         images = GREY
     epochs = epoch_subject(model, submission, subject, caught, images, LABELS)
     check(epochs, epoch_checks(model))

@@ -72,6 +72,8 @@ VAE = [
      "there is none"),
     ("sigma squared times eps", "z = mean + log_std.exp() * eps\n        recon",
      "z = mean + (2 * log_std).exp() * eps\n        recon", "kl"),
+    ("twice sigma times eps", "z = mean + log_std.exp() * eps\n        recon",
+     "z = mean + 2 * log_std.exp() * eps\n        recon", "kl", "wrong", "z is drawn with"),
     ("standard deviation through ReLU", "z = mean + log_std.exp() * eps\n        recon",
      "z = mean + F.relu(log_std) * eps\n        recon", "std_positive", "wrong", "exactly 0",
      ("kl", "gradient")),
@@ -128,7 +130,7 @@ NF = [
     # The flow joins its halves as if masks alternated, so this one has no inverse either.
     ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks",
      "wrong", "", ("flow_inverse", *REVERSE)),
-    ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "wrong",
+    ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "weak",
      "checkerboard"),
     ("no dequantisation noise", "z + torch.rand_like(z)", "z + 0.5", "dequantize"),
     ("too little noise", "z + torch.rand_like(z)", "z + torch.rand_like(z) / 256", "dequantize"),

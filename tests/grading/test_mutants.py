@@ -5,7 +5,7 @@ import pytest
 from grading.grader import MODELS, judge_file
 from grading.outcomes import ACCUSING
 from tests.conftest import ROOT
-from tests.grading.mutants import MUTANTS
+from tests.grading.mutants import MUTANTS, Mutant
 
 QUICK = ("sigma for sigma squared", "smoothing of both sides")
 
@@ -41,6 +41,16 @@ def assert_found(mutant, zygote, project):
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda m: m.name)
 def test_fault_is_found_by_its_check_and_no_other(zygote, project, mutant):
     assert_found(mutant, zygote, project)
+
+
+def test_an_exit_in_sample_leaves_the_other_checks(zygote, project):
+    first = "z = torch.randn(n_samples, self.z_dim"
+    mutant = Mutant("vae", "exit", first, f"raise SystemExit\n        {first}", "sample")
+    result = judge_file(zygote, "vae", mutant.write(project), 300, training=False)
+    found = {f.check: f for f in result.findings}
+    assert (found.pop("sample").measured, found["kl"].status) == ("it calls sys.exit", "pass")
+    assert result.is_judged and not accusations(result)
+    assert "unjudged" not in {f.status for f in found.values()}
 
 
 @pytest.mark.slow

@@ -1,0 +1,67 @@
+"""Short trainings and time limits of a submission's epoch functions."""
+
+import time
+
+import pytest
+import torch
+import torch.nn as nn
+
+from grading import epochs
+from grading.outcomes import PASS, UNJUDGED, WRONG, run_checks
+from grading.training import TRAINING_CHECKS
+
+
+class Submission:
+    """A module with `run_epoch` only."""
+
+    def __init__(self, run_epoch):
+        self.functions = {"run_epoch": run_epoch, "epoch_iter": lambda model, data, _: 1.0}
+        self.find = self.functions.get
+        self.call = self.attempt = lambda function, *args, **options: function(*args, **options)
+
+
+def subject_of(run_epoch):
+    module = nn.Linear(784, 1)
+    images = torch.arange(4096.0)[:, None].expand(-1, 784)
+    labels = torch.zeros(4096, dtype=torch.long)
+    subject = epochs.EpochSubject("nf", Submission(run_epoch), module, None, {}, images, labels)
+    subject.exact = lambda images: 10.0 + module.bias.item()
+    return subject
+
+
+@pytest.mark.parametrize("error, status", [(0.0, PASS), (1.0, WRONG)])
+def test_an_accusation_trains_again_from_the_same_weights_on_other_images(error, status):
+    seen = []
+
+    def run_epoch(model, data, optimizer):
+        train, val = ({int(n) for batch in part for n in batch[0][:, 0]} for part in data)
+        seen.append((model.bias.item(), train, val))
+        model.bias.data.sub_(6.0)
+        return 4.0 + error, 10.0 + model.bias.item() + error
+
+    subject = subject_of(run_epoch)
+    start = subject.module.bias.item()
+    _, reported = run_checks("nf", subject, TRAINING_CHECKS)
+    assert reported.status == status
+    assert [bias for bias, _, _ in seen] == [start] * len(seen)
+    assert len(seen) == (1 if status == PASS else 2)
+    for _, train, val in seen:
+        assert len(train) == 12 * 128 and len(val) == 512 and not train & val
+    if status == WRONG:
+        assert not seen[0][2] & seen[1][2]
+
+
+def test_after_a_call_that_took_too_long_none_is_made(monkeypatch):
+    calls = []
+
+    def epoch_iter(model, data, optimizer):
+        calls.append(time.sleep(5))
+
+    monkeypatch.setattr(epochs, "EPOCH_SECONDS", 0.1)
+    subject = subject_of(None)
+    subject.submission.functions["epoch_iter"] = epoch_iter
+    findings = list(run_checks("nf", subject, TRAINING_CHECKS))
+    assert [(f.status, f.measured) for f in findings] == 2 * [
+        (UNJUDGED, "it took longer than 0.1 s")
+    ]
+    assert calls == []

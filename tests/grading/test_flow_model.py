@@ -1,0 +1,122 @@
+"""Checks of a flow's masks and of its model of images, on small ones."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn as nn
+
+from grading import flow, flow_model
+from grading.epochs import true_bpd
+from grading.flow_subject import Bijection, FlowSubject
+from grading.outcomes import PASS, WEAK, WRONG, run_checks
+
+DIM = 784
+
+
+class Layer(nn.Module):
+    """An affine coupling of [batch, 784] that changes the pixels where `changed` is true."""
+
+    def __init__(self, changed):
+        super().__init__()
+        self.changed = changed
+        self.scale, self.shift = (nn.Parameter(torch.zeros(DIM)) for _ in range(2))
+
+    def forward(self, z, ldj, reverse=False):
+        kept = torch.where(self.changed, 0.0, z).mean(dim=1, keepdim=True)
+        log_scale = torch.where(self.changed, torch.tanh(self.scale * kept), 0.0)
+        shift = torch.where(self.changed, self.shift, 0.0)
+        if reverse:
+            return (z - shift) * torch.exp(-log_scale), ldj - log_scale.sum(dim=1)
+        return z * torch.exp(log_scale) + shift, ldj + log_scale.sum(dim=1)
+
+
+class TinyFlow(nn.Module):
+    def __init__(self, masks):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(mask) for mask in masks)
+
+    def forward(self, z, ldj, reverse=False):
+        for layer in reversed(self.layers) if reverse else self.layers:
+            z, ldj = layer(z, ldj, reverse)
+        return z, ldj
+
+
+class Model(nn.Module):
+    """The course's model; `left_out` of the logit step's log-determinant is a fault."""
+
+    def __init__(self, alpha, left_out=0.0):
+        super().__init__()
+        self.flow, self.alpha, self.left_out = TinyFlow(CHECKERBOARDS), alpha, left_out
+
+    def dequantize(self, z):
+        return z + torch.rand_like(z)
+
+    def logit_normalize(self, z, ldj, reverse=False):
+        if reverse:
+            return (torch.sigmoid(z) - self.alpha / 2) / (1 - self.alpha) * 256, ldj
+        w = z / 256 * (1 - self.alpha) + self.alpha / 2
+        per_pixel = math.log((1 - self.alpha) / 256) - w.log() - (1 - w).log() - self.left_out
+        return w.logit(), ldj + per_pixel.sum(dim=1)
+
+    def forward(self, x):
+        z, ldj = self.flow(*self.logit_normalize(self.dequantize(x), torch.zeros(len(x))))
+        return flow_model.log_normal(z).float() + ldj
+
+    def sample(self, n):
+        z, _ = self.flow(torch.randn(n, DIM), torch.zeros(n), reverse=True)
+        return self.logit_normalize(z, torch.zeros(n), reverse=True)[0].floor().clamp(0, 255)
+
+
+BOARD = (torch.arange(28)[:, None] + torch.arange(28)).flatten() % 2 == 0
+HALF = torch.arange(DIM) < DIM // 2
+CHECKERBOARDS = (BOARD, ~BOARD)
+
+
+def subject_of(flow, model=None, x=None):
+    bijections = [Bijection(m, partial(m, reverse=True)) for m in (flow, *flow.layers)]
+    return FlowSubject(bijections[0], bijections[1:], flow, DIM, model, None, x)
+
+
+@pytest.mark.parametrize(
+    "masks, status, words",
+    [
+        (CHECKERBOARDS, PASS, "checkerboard"),
+        ((BOARD, BOARD, ~BOARD, ~BOARD), WEAK, "don't alternate"),
+        ((HALF, ~HALF), WEAK, "no checkerboard"),
+        ((BOARD, BOARD), WRONG, "392 pixels never change"),
+    ],
+)
+def test_only_pixels_that_never_change_are_wrong_masks(masks, status, words):
+    found = {f.check: f for f in run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)}
+    assert (found.pop("masks").status, {f.status for f in found.values()}) == (status, {PASS})
+    findings = run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)
+    assert words in {f.check: f for f in findings}["masks"].measured
+
+
+@pytest.fixture
+def x():
+    return torch.randint(256, (64, DIM), generator=torch.Generator().manual_seed(0)).float()
+
+
+# 0.05 is the paper's alpha; then 784 log(1 - alpha) is 40 nats.
+@pytest.mark.parametrize("alpha", (1e-5, 0.05, 0.2))
+def test_any_alpha_is_right_if_its_logarithm_is_counted(x, alpha):
+    model = Model(alpha)
+    subject = subject_of(model.flow, model, x)
+    found = {f.check: f for f in run_checks("flow", subject, flow_model.CHECKS)}
+    assert [found[name].status for name in ("logit", "dequantize", "log_px", "sample")] == 4 * [
+        PASS
+    ]
+    with torch.no_grad():
+        reported = -model(x).mean().item() / (DIM * math.log(2))
+    assert true_bpd(subject)(x).mean().item() == pytest.approx(reported, rel=1e-3)
+
+
+def test_alpha_whose_logarithm_is_left_out_is_wrong(x):
+    model = Model(0.05, left_out=math.log(1 - 0.05))
+    subject = subject_of(model.flow, model, x)
+    found = {f.check: f for f in run_checks("flow", subject, flow_model.CHECKS)}
+    assert (found["logit"].status, found["log_px"].status) == (WRONG, WRONG)
+    assert "40.2 nats" in found["log_px"].measured
