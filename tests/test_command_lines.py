@@ -230,7 +230,7 @@ BAD = [
     (VAE, ["--device", "tpu"], 2, "--device"),
     (VAE, ["--out", ROOT / "pyproject.toml" / "run"], 1, "cannot be made"),
     (VAE, ["--binarize", "larochelle"], 1, "binarized_mnist_train.amat"),
-    (VAE, ["--binarize", "larochelle", "--dataset", "fashion"], 1, "larochelle is of mnist"),
+    (VAE, ["--binarize", "larochelle", "--dataset", "fashion"], 1, "larochelle is for mnist only"),
     (VAE, ["--data_dir", "absent"], 1, "no MNIST in absent"),
     (NF, ["--dataset", "fashion", "--data_dir", "absent"], 1, "no FashionMNIST in absent"),
     (GAN, ["--dataset", "cifar"], 2, "--dataset"),
