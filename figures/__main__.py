@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="grade every run, draw nothing; exit status 0 if none falls short",
+        help="grade every run, draw nothing; exit status 0 if there is one and none falls short",
     )
     parser.add_optional_argument(
         "--export",
@@ -145,7 +145,11 @@ def train_missing(args: Namespace, kind_names: list[str]) -> bool:
         return False
     side_by_side = {"cuda": len(missing), "cpu": n_cores()}
     n_jobs = args.jobs or side_by_side.get(select_device(args.device).type, 1)
-    train(missing, args.runs, options, n_jobs)
+    try:
+        train(missing, args.runs, options, n_jobs)
+    except KeyboardInterrupt as error:
+        error.add_note(f"the runs are in {args.runs}; the same command goes on with them")
+        raise
     return True
 
 

@@ -58,6 +58,18 @@ def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
     assert asked == [n_jobs]
 
 
+def test_a_stopped_call_says_how_it_goes_on(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("figures.__main__.train", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        main(parse_args(["--train", "--runs", str(tmp_path), "--device", "cpu"]))
+    assert raised.value.__notes__ == [
+        f"the runs are in {tmp_path}; the same command goes on with them"
+    ]
+
+
 def test_what_is_missing_is_downloaded_once_before_any_training(tmp_path, monkeypatch):
     """Trainings side by side must not write the same files."""
     done = []
