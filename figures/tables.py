@@ -26,8 +26,14 @@ TEST_VALUES = (
     ("latent", "active_units", "active latent units"),
 )
 # Those that say how something was measured or used: left out where space is short.
-DETAILS = {"standard_error_nats", "standard_error", "gap_nats", "gap", "effective_sample_size"}
-DETAILS |= {"active_units"}
+DETAILS = {
+    "standard_error_nats",
+    "standard_error",
+    "gap_nats",
+    "gap",
+    "effective_sample_size",
+    "active_units",
+}
 
 # Rows of the comparison: label, key of the value, key of that of real images, digits.
 MEASURES = (

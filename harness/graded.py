@@ -173,13 +173,13 @@ def fill_rows(
         args: the run's arguments.
         history, results: the run's metrics and results.
     """
-    graded, last = [], count_of(history)
+    graded, last, compares = [], count_of(history), comparable(settings, args)
     for row in rows:
         at = max(last, row.reached) if row.at is None else row.at
         value = row.value(history, results, at) if last >= row.reached else None
         if row.optional and value is None:
             continue
-        graded.append(row.filled(at, value, comparable(settings, args)))
+        graded.append(row.filled(at, value, compares))
     return graded
 
 
