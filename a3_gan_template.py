@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from datasets import N_PIXELS, Source, Stream, mnist
 from harness import checkpoints, cli, graded, latent, plots, records, weights
 from harness.devices import device_of, select_device, separate_random_numbers
-from harness.graded import at_least, at_most, between, result, tail_mean
+from harness.graded import at_least, at_most, between, fill_rows, result, tail_mean
 from harness.linear import Linear
 from harness.run import Run
 from harness.sample_quality import diversity, sample_quality
@@ -52,11 +52,11 @@ SAMPLES = [
     at_least("mean distance of two samples over real", "ratio", SPREAD, 0.85, N_BATCHES),
     at_most(f"repeats in {N_DIVERSITY:,} samples", "images", REPEATS, 0, N_BATCHES),
 ]
-QUALITY = [
+SAMPLES += graded.optional(
     at_least("Parzen log-likelihood of the test split", "nats", PARZEN, 225.0, N_BATCHES),
     at_least("the rarest digit", "share", result("quality", "smallest_class"), 0.04, N_BATCHES),
     at_most("the commonest digit", "share", result("quality", "largest_class"), 0.20, N_BATCHES),
-]
+)
 GRADED = {
     "standard": [
         at_most("D on real images", "probability", D_REAL, 0.80, N_BATCHES),
@@ -68,6 +68,7 @@ GRADED = {
         at_most("distance of the two losses", "nats", LOSS_DISTANCE, 0.35, N_BATCHES),
     ],
 }
+COMPARABLE = {"dataset": ("mnist",), "latent_dim": (100,), "batch_size": (64,)}
 
 
 # --- Model
@@ -190,19 +191,18 @@ def train_step(generator, discriminator, optimizers, labels, real):
 def test_results(args, generator):
     """Results of a trained generator, compared with the test split: dicts of numbers, by name."""
     results = {"samples": diversity(generator.sample(N_DIVERSITY), Source.of(args))}
-    if args.quality_samples:
-        images = generator.sample(args.quality_samples)
-        results["quality"] = sample_quality(images, Source.of(args))
+    if n := args.quality_samples:
+        results["quality"] = sample_quality(generator.sample(n), Source.of(args))
     return results
 
 
-def save_loss_plot(batches, g_losses, d_losses, filename, labels=(0.9, 0.0), title=None):
+def save_loss_plot(batches, g_losses, d_losses, filename, labels, reference=None, title=None):
     """Write both losses (nats by batch, or lists of them by seed) to a PNG and a PDF."""
     _, g_level, d_level = equilibrium(*labels)
     curves = {"generator": (plots.TRAIN, batches, g_losses)}
     curves["discriminator"] = (plots.VALIDATION, batches, d_losses)
-    levels = [
-        (REFERENCE_LOSS, plots.REFERENCE, f"both, the report {REFERENCE_LOSS}"),
+    levels = [(reference, plots.REFERENCE, f"both, the report {reference}")] if reference else []
+    levels += [
         (g_level, plots.TRAIN, f"generator at equilibrium {g_level:.2f}"),
         (d_level, plots.VALIDATION, f"discriminator at equilibrium {d_level:.2f}"),
     ]
@@ -212,9 +212,7 @@ def save_loss_plot(batches, g_losses, d_losses, filename, labels=(0.9, 0.0), tit
 def grade(args, history, results):
     """The graded rows of a run, from its metrics and results alone."""
     labels = {"real_label": (0.9,), "fake_label": (FAKE_LABELS[args.protocol],)}
-    comparable = {"dataset": ("mnist",), "latent_dim": (100,), "batch_size": (64,)} | labels
-    rows = GRADED[args.protocol] + SAMPLES + graded.optional(QUALITY)
-    return graded.fill_rows(rows, comparable, args, history, results)
+    return fill_rows(GRADED[args.protocol] + SAMPLES, COMPARABLE | labels, args, history, results)
 
 
 # --- Main
@@ -237,7 +235,9 @@ def main(args):
     parts = {"generator_optimizer": optimizers[0], "discriminator_optimizer": optimizers[1]}
 
     def draw_curves(folder, history):
-        save_loss_plot(*records.columns(history, "batch", *LOSSES[:2]), folder / "loss.png", labels)
+        curves = records.columns(history, "batch", *LOSSES[:2])
+        reference = REFERENCE_LOSS if graded.comparable(COMPARABLE, args) else None
+        save_loss_plot(*curves, folder / "loss.png", labels, reference)
 
     with Run(args, device, draw_curves, grade, batches=batches, **networks, **parts) as run:
         averages = []

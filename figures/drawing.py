@@ -40,7 +40,7 @@ def gan_losses(runs: Runs, path: Path, note: str | None) -> None:
     """Draw the losses of generator and discriminator by batch."""
     (batches, *_), *losses = _curves(runs, "batch", "g_loss", "d_loss")
     labels = runs[0].args.real_label, runs[0].args.fake_label
-    gan.save_loss_plot(batches, *losses, path, labels, note)
+    gan.save_loss_plot(batches, *losses, path, labels, gan.REFERENCE_LOSS, note)
 
 
 def bpd_curves(runs: Runs, path: Path, note: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from figures.kinds import GAN, NF, SCRIPTS, VAE, Kind, epochs_of
 from harness import cli, records
 from harness.errors import UserError
+from harness.files import is_locked
 
 # Each script logs one metric that the others don't.
 MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
@@ -120,7 +121,9 @@ def find_runs(base: Path) -> tuple[Runs, list[str]]:
 
 
 def unfinished_message(run: StoredRun) -> str:
-    """The length of an unfinished run, and the command that resumes it."""
+    """The length of an unfinished run, and the command that resumes it if no process trains it."""
+    if is_locked(run.folder):
+        return f"{run.folder} is in training ({run.counter} {run.count:,})"
     return (
         f"{run.folder} is unfinished ({run.counter} {run.count:,}); "
         f"go on with: python {run.script} --resume {run.folder}"

@@ -12,7 +12,7 @@ from figures.kinds import KINDS, Kind
 from figures.runs import Runs, StoredRun, find_runs, is_of_kind, read_run
 from harness.devices import n_cores
 from harness.errors import UserError
-from harness.files import try_lock
+from harness.files import is_locked
 from harness.progress import progress_bar
 from harness.run import candidates
 
@@ -164,7 +164,7 @@ class _Job:
         self.training, self.folder = training, folder
         self.log = folder.parent / f"{folder.name}.log"
         self.process = None
-        if _is_locked(folder):
+        if is_locked(folder):
             return
         command = [sys.executable, str(ROOT / training.kind.script), *flags]
         environment = {"OMP_NUM_THREADS": str(n_threads)} | os.environ
@@ -183,23 +183,10 @@ class _Job:
     def ended(self) -> bool:
         """Whether it has ended; a failed one raises UserError with its last line of output."""
         if self.process is None:
-            return not _is_locked(self.folder)
+            return not is_locked(self.folder)
         status = self.process.poll()
         if status:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "it printed nothing"
             raise UserError(f"training {self.training} failed: {last}")
         return status == 0
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process trains in this folder."""
-    try:
-        descriptor = try_lock(folder)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    if descriptor is not None:
-        os.close(descriptor)
-    return False

@@ -101,3 +101,16 @@ def try_lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder`: whether it trains there."""
+    try:
+        descriptor = try_lock(folder)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    if descriptor is not None:
+        os.close(descriptor)
+    return False

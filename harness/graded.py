@@ -105,7 +105,7 @@ def between(
     return Row(words, unit, value, reference, low=low, high=high, reached=reached)
 
 
-def optional(rows: list[Row]) -> list[Row]:
+def optional(*rows: Row) -> list[Row]:
     """The same rows, each left out if it has no value."""
     return [row._replace(optional=True) for row in rows]
 

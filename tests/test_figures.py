@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from figures.drawing import picture
 from figures.gallery import write_page
 from figures.kinds import KINDS, NEEDED
 from figures.report import FIGURES
-from figures.runs import find_runs, newest_of_kind, read_run
+from figures.runs import find_runs, newest_of_kind, read_run, unfinished_message
 from figures.tables import comparison
+from harness import files
 from harness.errors import UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
 
@@ -227,6 +229,15 @@ def test_a_run_with_a_truncated_last_line_is_drawn_with_a_warning(tmp_path, caps
     assert "run `manifold`, seed 0, 100 epochs" in draw(base, n_missing=5)
     error = capsys.readouterr().err
     assert "manifold/metrics.jsonl: the last line is truncated, not used" in error
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks on folders")
+def test_a_run_in_training_is_not_to_be_resumed(tmp_path):
+    folder = fake_runs(tmp_path, "nf") / "nf"
+    lock = files.try_lock(folder)
+    assert unfinished_message(read_run(folder)) == f"{folder} is in training (epoch 100)"
+    os.close(lock)
+    assert "is unfinished (epoch 100)" in unfinished_message(read_run(folder))
 
 
 def test_unfinished_foreign_and_damaged_runs_are_named(tmp_path, capsys):

@@ -112,10 +112,12 @@ def test_a_folder_has_one_lock_that_ends_with_its_process(tmp_path):
     descriptor = files.try_lock(tmp_path)
     with pytest.raises(BlockingIOError):
         files.try_lock(tmp_path)
+    assert files.is_locked(tmp_path)
     os.close(descriptor)
+    assert not files.is_locked(tmp_path) and not files.is_locked(tmp_path / "not there")
     os.close(files.try_lock(tmp_path))
 
 
 def test_without_locks_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
-    assert files.try_lock(tmp_path) is None
+    assert files.try_lock(tmp_path) is None and not files.is_locked(tmp_path)

@@ -223,6 +223,23 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
     assert all(torch.equal(pictures[name], images) for name, images in expected_pictures.items())
 
 
+@pytest.mark.parametrize("flags, n_levels", [("", 3), ("--dataset fashion", 2), ("--lr 1e-3", 3)])
+def test_the_report_s_loss_is_drawn_where_it_compares(tmp_path, monkeypatch, flags, n_levels):
+    levels = []
+
+    def draw_only(args, device, draw_curves, *_, **__):
+        draw_curves(tmp_path, [{"batch": 1, "g_loss": 1.0, "d_loss": 1.0}])
+        raise UserError("enough")
+
+    monkeypatch.setattr(script, "Run", draw_only)
+    monkeypatch.setattr(script, "mnist", lambda *_: 3 * [Namespace(images=torch.zeros(64, 784))])
+    monkeypatch.setattr(script.plots, "save_curves", lambda *args: levels.extend(args[5]))
+    with pytest.raises(UserError, match="enough"):
+        script.main(script.parse_args([*flags.split(), "--device", "cpu"]))
+    assert len(levels) == n_levels
+    assert (script.REFERENCE_LOSS in [y for y, *_ in levels]) == (n_levels == 3)
+
+
 def test_the_number_of_batches_is_the_report_s():
     batches = Stream(torch.zeros(60_000, 1, dtype=torch.uint8), 64)
     assert 200 * batches.n_images / batches.batch_size == script.N_BATCHES

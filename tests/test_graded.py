@@ -74,7 +74,7 @@ def test_other_settings_are_not_comparable():
 
 def test_an_optional_row_without_a_value_is_left_out():
     a, b, c = (Row(name, "nats", result("test", name), 1.0) for name in "abc")
-    rows = [*optional([a, b]), c]
+    rows = [*optional(a, b), c]
     graded = fill_rows(rows, {}, SimpleNamespace(), HISTORY, {"test": {"a": 0.5}})
     assert [row["quantity"] for row in graded] == ["a", "c"]
 
@@ -131,7 +131,7 @@ def test_a_ratio_and_a_distance_need_both_of_their_parts():
 def test_the_mean_over_seeds_is_graded_by_the_row_s_own_bounds():
     rows = [
         between("a", "nats", result("test", "a"), 1.0, 0.5, 2.0),
-        *optional([Row("b", "nats", result("test", "b"), 3.0)]),
+        *optional(Row("b", "nats", result("test", "b"), 3.0)),
     ]
 
     def mean_of(*results, settings=None):
