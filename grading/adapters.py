@@ -1,6 +1,7 @@
 """From a submission's module to what the checks measure: callables, by the course's names."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -62,17 +63,24 @@ def _body(kind):
         return []
 
 
-def _part(model, *names):
-    """A submodule by attribute, with or without underscores, or by its class's name."""
-    for name in names:
-        for attribute in (name, f"_{name}", f"{name}_"):
-            part = getattr(model, attribute, None)
-            if isinstance(part, nn.Module):
-                return part
-    for part in nn.Module.modules(model):
-        if part is not model and any(n in type(part).__name__.lower() for n in names):
-            return part
-    raise CannotLoad(f"the model has no {names[0]}")
+def _parts(model, *names, methods=()):
+    """A submodule by attribute, with or without underscores, or by its class's name; and methods.
+
+    Raises:
+        CannotLoad: there is none.
+    """
+    attributes = [form.format(name) for name in names for form in ("{}", "_{}", "{}_")]
+    modules = [getattr(model, name, None) for name in attributes]
+    modules += [
+        part
+        for part in nn.Module.modules(model)
+        if part is not model and any(name in type(part).__name__.lower() for name in names)
+    ]
+    found = [part for part in modules if isinstance(part, nn.Module)][:1]
+    found += [getattr(model, name) for name in methods if callable(getattr(model, name, None))]
+    if not found:
+        raise CannotLoad(f"the model has no {names[0]}")
+    return found
 
 
 def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubject, dict]:
@@ -81,7 +89,8 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
     if kind is None:
         raise CannotLoad("there is no class VAE")
     model, caught = build(submission, kind)
-    encoder, decoder = _part(model, "encoder", "enc"), _part(model, "decoder", "dec")
+    encoders = _parts(model, "encoder", "enc", methods=["encode"])
+    decoders = _parts(model, "decoder", "dec", methods=["decode"])
     loss = partial(submission.call, model.forward)
 
     def try_loss(shape):
@@ -90,32 +99,46 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
             raise NotImplementedError
         readings(value)
 
-    def try_encoder(shape):
-        outputs = encoder(binary[:16].float().view(-1, *shape))
-        if outputs is None or outputs[0].shape[0] != 16 or outputs[0].dim() != 2:
-            raise ValueError("unexpected shapes of the encoder's outputs")
-
     shape, _ = first_that_works(SHAPES, try_loss, "the VAE's forward")
-    encoder_shape, _ = first_that_works([shape, *SHAPES], try_encoder, "the encoder")
-    sample = getattr(model, "sample", None)
-    if sample is not None:
+    images = binary[:64].float().view(-1, *shape)
 
-        def sample(n, method=model.sample):
-            z = torch.randn(n, decoder_width(model, encoder, binary, encoder_shape))
-            known = {name: z for name in ("z", "latent", "noise")} | {"n_samples": n}
-            names = list(inspect.signature(method).parameters)
-            first = {"z", "latent", "noise"} & set(names[:1])
-            return submission.call(method, *(() if first else (n,)), **required(method, known))
+    def try_parts(parts):
+        encoder, decoder, encoder_shape = parts
+        subject = VAESubject(
+            _Loss(model, loss),
+            encoder,
+            decoder,
+            images,
+            to_encoder=lambda x: x.view(len(x), *encoder_shape),
+        )
+        mean, _ = subject.outputs(subject.batch)
+        if mean.dim() != 2 or len(mean) != len(subject.batch):
+            raise ValueError("unexpected shapes of the encoder's outputs")
+        return subject
 
-    subject = VAESubject(
-        _Loss(model, loss),
-        encoder,
-        decoder,
-        binary[:64].float().view(-1, *shape),
-        sample,
-        to_encoder=lambda x: x.view(len(x), *encoder_shape),
-    )
+    def try_parts_that_fit(parts):
+        subject = try_parts(parts)
+        if subject.outputs(subject.batch)[0].shape[1] != subject.z_dim:
+            raise ValueError("the decoder gets no vector of the width of the encoder's mean")
+        return subject
+
+    options = list(itertools.product(encoders, decoders, dict.fromkeys([shape, *SHAPES])))
+    try:
+        _, subject = first_that_works(options, try_parts_that_fit, "the encoder")
+    except CannotLoad:
+        _, subject = first_that_works(options, try_parts, "the encoder")
+    method = getattr(model, "sample", None)
+    if method is not None:
+        subject.sample = partial(_sample, submission, method, subject)
     return subject, caught
+
+
+def _sample(submission, method, subject, n):
+    """n samples of the model's method, which takes their number or their latents."""
+    names = ("z", "latent", "noise")
+    known = dict.fromkeys(names, torch.randn(n, subject.z_dim)) | {"n_samples": n}
+    first = set(names) & {*list(inspect.signature(method).parameters)[:1]}
+    return submission.call(method, *(() if first else (n,)), **required(method, known))
 
 
 class _Loss(nn.Module):
@@ -136,14 +159,6 @@ def required(function, known):
     return {name: value for name, value in known.items() if name in demanded}
 
 
-def decoder_width(model, encoder, binary, shape) -> int:
-    """Number of latent dimensions."""
-    weights = next(encoder.parameters())
-    x = binary[:2].float().view(-1, *shape).to(weights.dtype)
-    with torch.no_grad():
-        return encoder(x)[0].shape[1]
-
-
 def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubject, dict]:
     """The flow of a submission, and the arguments its `main` gives to the epoch's function."""
     kind = submission.find_class("Model", "RealNVP", "NormalizingFlow")
@@ -151,8 +166,11 @@ def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubjec
     if kind is None and flow_kind is None:
         raise CannotLoad("there is no class Model or Flow")
     model, caught = build(submission, kind or flow_kind, [784])
-    flow = model if kind is None else _part(model, "flow")
-    couplings = [m for m in nn.Module.modules(flow) if "coupling" in type(m).__name__.lower()]
+    (flow,) = [model] if kind is None else _parts(model, "flow")
+    named = [m for m in nn.Module.modules(flow) if "coupling" in type(m).__name__.lower()]
+    named = [m for m in named if m is not flow]
+    inner = {part for m in named for part in nn.Module.modules(m) if part is not m}
+    couplings = [m for m in named if m not in inner]
     layers = getattr(flow, "layers", None)
     if isinstance(layers, nn.ModuleList) and not couplings:
         couplings = list(layers)

@@ -34,6 +34,12 @@ def _images(flow):
     return flow.x[first : first + 8].clone()
 
 
+def _grey_unit(flow) -> float:
+    """A grey level in units of the logit step's input: 1, or 1/256 if `dequantize` divides."""
+    step = getattr(flow.model, "dequantize", None)
+    return 1.0 if step is None or step(_images(flow)).max() > 1 else 1 / 256
+
+
 def _differentiated(step, y):
     """(y, z, log-determinant as coded, autodiff's) of an elementwise step at y [batch, dim].
 
@@ -47,12 +53,15 @@ def _differentiated(step, y):
 
 def logit(flow):
     """The logit step's log-determinant and inverse, at grey levels with noise."""
-    step = _model(flow, "logit_normalize")
-    y, z, ldj, exact = _differentiated(step, _images(flow) + torch.rand(8, flow.x.shape[1]))
+    step, unit = _model(flow, "logit_normalize"), _grey_unit(flow)
+    noisy = _images(flow) + torch.rand(8, flow.x.shape[1])
+    y, z, ldj, exact = _differentiated(step, unit * noisy)
+    if not z.isfinite().all():
+        raise CannotJudge("the logit step is not finite at grey levels with noise")
     error = (ldj - exact).abs().max().item()
     with torch.no_grad():
         back = pair(step(z.clone(), torch.zeros(8), reverse=True))[0]
-    levels = (back - y).abs().max().item()
+    levels = (back - y).abs().max().item() / unit
     # z and its derivative are float32: 784 logarithms of values near 0 or 1.
     tolerance = QUIRK_NATS + 784 * 2.0**-24 * exact.abs().max().item()
     limit = QUIRK_LEVELS + 256 * 2.0**-14
@@ -63,7 +72,7 @@ def logit(flow):
 
 def _dequantize(flow):
     step, x = _model(flow, "dequantize"), flow.x[:32].clone()
-    first, second = step(x.clone()) - x, step(x.clone()) - x
+    first, second = (step(x.clone()) / _grey_unit(flow) - x for _ in range(2))
     u = first.flatten().double().sort().values
     n = len(u)
     ks = (u - torch.arange(n).double() / n).abs().max().item()

@@ -54,15 +54,24 @@ class FlowSubject:
 
     @contextlib.contextmanager
     def perturbed(self, precise: bool = True, std: float = STD):
-        """Perturbed weights, in float64 where the code allows it, inside the block."""
+        """Perturbed weights, in float64 where the code allows it, inside the block.
+
+        The flow is in evaluation mode, where batch norm is a map of each row by itself.
+        """
+        parts = [] if self.module is None else list(nn.Module.modules(self.module))
+        modes = [part.training for part in parts]
         with changed_weights(self.parameters):
             perturb(self.parameters, std, self.seed)
             try:
-                if precise and self.module is not None:
-                    self._to_float64()
+                if self.module is not None:
+                    self.module.eval()
+                    if precise:
+                        self._to_float64()
                 yield
             finally:
                 self._to_float32()
+                for part, mode in zip(parts, modes):
+                    part.training = mode
 
     def _to_float64(self):
         self.module.double()

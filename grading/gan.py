@@ -1,5 +1,6 @@
 """Checks of a GAN's mathematics (Goodfellow et al., "Generative adversarial nets", 2014)."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -302,11 +303,12 @@ def check_gan(
     Raises:
         CheckFailure: an AssertionError that lists what is wrong.
     """
-    batches = iter(batches)
+    new, used = iter(batches), []
 
     def watch(seed):
         with Observer(generator, discriminator) as observer:
-            for batch in batches:
+            for batch in itertools.chain(new, used.copy()):  # a second training may use them again
+                used.append(batch)
                 step(batch)
         return observer
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from grading.outcomes import changed_weights, replaced
+from grading.outcomes import changed_weights, replaced, without_dropout
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 WANTED = 3  # steps of each network to look at
@@ -71,7 +71,8 @@ class Watched:
     calls: list = field(default_factory=list)
     mark: int = 0  # calls before the last step of any network
     steps: list[Step] = field(default_factory=list)
-    # Gradients, by parameter, before the first backward pass after a step of any network.
+    # Gradients, by parameter, before the first backward pass after a step of any network, or
+    # after gradients were set to zero.
     leftover: dict[int, torch.Tensor] = field(default_factory=dict)
     start: list = field(default_factory=list)
 
@@ -107,9 +108,6 @@ class Observer:
         self.deadline = time.monotonic() + SECONDS
         for net in (self.g, self.d):
             net.start = [p.detach().clone() for p in net.module.parameters()]
-            for part in nn.Module.modules(net.module):
-                if isinstance(part, nn.Dropout | nn.Dropout2d):
-                    part.p = 0.0
         self.handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -118,12 +116,13 @@ class Observer:
             for parameter in net.parameters:
                 self.handles.append(parameter.register_hook(self._on_backward(net, parameter)))
         targets = [*self._spies(self.g, self._saw_latent), *self._spies(self.d, self._saw_images)]
-        self.spying = replaced(*targets)
-        self.spying.__enter__()
+        self.spying = contextlib.ExitStack()
+        self.spying.enter_context(replaced(*targets))
+        self.spying.enter_context(without_dropout())
         return self
 
     def __exit__(self, kind, error, trace):
-        self.spying.__exit__(None, None, None)
+        self.spying.close()
         for handle in self.handles:
             handle.remove()
         return kind is Stop
@@ -136,15 +135,15 @@ class Observer:
         )
 
         def wrap(function):
-            def call(input, *args, **options):
+            def call(*args, **options):
                 if self.paused or inside[0]:
-                    return function(input, *args, **options)
+                    return function(*args, **options)
                 inside[0] = True
                 try:
-                    output = function(input, *args, **options)
+                    output = function(*args, **options)
                 finally:
                     inside[0] = False
-                saw(input, output)
+                saw([*args, *options.values()][0], output)
                 return output
 
             return call
@@ -171,8 +170,9 @@ class Observer:
 
     def _on_backward(self, net, parameter):
         def hook(gradient):
-            if not self.paused and id(parameter) not in net.leftover:
-                net.leftover[id(parameter)] = _gradient_of([parameter])
+            before = _gradient_of([parameter])
+            if not self.paused and (id(parameter) not in net.leftover or not before.any()):
+                net.leftover[id(parameter)] = before
 
         return hook
 

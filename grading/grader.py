@@ -177,8 +177,8 @@ class Memory:
         return FileResult(**stored | {"findings": findings})
 
     def put(self, key: str, result: FileResult) -> None:
-        """Store a result at once, unless it has a reason why the file could not be judged."""
-        if self.path is None or result.reason:
+        """Store a result at once, if the file could be judged."""
+        if self.path is None or not result.is_judged:
             return
         line = json.dumps({"key": key, "result": as_json(result)})
         with self.lock:

@@ -1,10 +1,13 @@
 """Executing a submission's file without the work that it would do when run as a script."""
 
+import __future__
+
 import argparse
 import ast
 import builtins
 import contextlib
 import errno
+import functools
 import inspect
 import os
 import signal
@@ -65,6 +68,7 @@ class Submission:
         except (SyntaxError, UnicodeDecodeError, ValueError) as error:
             line = getattr(error, "lineno", "?")
             raise CannotLoad(f"no Python 3: {one_line(error)} (line {line})") from error
+        self.future = _future_flags(self.tree)
         self.module = types.ModuleType(path.stem)
         self.module.__file__ = str(path)
         sys.modules[path.stem] = self.module
@@ -113,7 +117,7 @@ class Submission:
                 self._run(statement)
 
     def _run(self, statement):
-        code = compile(ast.Module([statement], []), str(self.path), "exec")
+        code = compile(ast.Module([statement], []), str(self.path), "exec", flags=self.future)
         definition = isinstance(
             statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
         )
@@ -205,13 +209,13 @@ class Submission:
     def _track(self, kind):
         original, instances = kind.__init__, self.instances
 
+        @functools.wraps(original)
         def initialise(self, *args, **options):
             original(self, *args, **options)
             if type(self) is kind:
                 instances.append(self)
 
         if kind.__module__ == self.module.__name__:
-            initialise.__signature__ = inspect.signature(original)
             kind.__init__ = initialise
 
     # --- Calling
@@ -284,6 +288,16 @@ class Submission:
     def made(self, kind: type | None) -> nn.Module | None:
         """The newest instance of a class."""
         return next((m for m in reversed(self.instances) if type(m) is kind), None)
+
+
+def _future_flags(tree: ast.Module) -> int:
+    """The compiler's flags for the file's `from __future__ import`s: they hold for all of it."""
+    flags = 0
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+            for name in {alias.name for alias in statement.names} & {*__future__.all_feature_names}:
+                flags |= getattr(__future__, name).compiler_flag
+    return flags
 
 
 def is_theirs(error: BaseException, folder: str) -> bool:

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 # From the worst to the best. Only the first two accuse.
 WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS = "wrong", "weak", "old", "unjudged", "note", "pass"
 STATUSES = (WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS)
 ACCUSING = (WRONG, WEAK)
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
+DROPOUTS += ("alpha_dropout", "feature_alpha_dropout")  # functions that their modules call, too
 
 
 class CannotJudge(Exception):
@@ -166,7 +169,8 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
     while True:
         seed_everything(subject.seed)
         try:
-            return check.measure(subject)
+            with without_dropout():
+                return check.measure(subject)
         except CannotJudge as reason:
             return Outcome(UNJUDGED, str(reason))
         except NotImplementedError:
@@ -221,6 +225,11 @@ def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
                 object.__setattr__(thing, name, value)
 
 
+def without_dropout() -> contextlib.AbstractContextManager[None]:
+    """Make dropout the identity inside the block: its noise would hide what is measured."""
+    return replaced(*((F, name, lambda input, *args, **options: input) for name in DROPOUTS))
+
+
 @contextlib.contextmanager
 def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     """Restore these tensors after the block, whatever happens to them in it."""
@@ -241,7 +250,7 @@ def modules_of(*functions: Callable) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore modules after the block: weights, buffers, precision, mode, dropout rates."""
+    """Restore modules after the block: weights, buffers, precision, mode."""
     parts = [part for module in modules for part in nn.Module.modules(module)]
     tensors = {id(t): t for part in parts for t in part.parameters(recurse=False)}
     tensors |= {id(t.grad): t.grad for t in list(tensors.values()) if t.grad is not None}
@@ -252,7 +261,6 @@ def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
         for name, buffer in part.named_buffers(recurse=False)
     ]
     modes = [(part, part.training) for part in parts]
-    rates = [(part, part.p) for part in parts if isinstance(part, nn.Dropout)]
     try:
         yield
     finally:
@@ -262,8 +270,6 @@ def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
             setattr(part, name, buffer.copy_(value))
         for part, mode in modes:
             part.training = mode
-        for part, rate in rates:
-            part.p = rate
 
 
 def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:

@@ -30,7 +30,8 @@ NAMESPACES = ("network", "files", "hidden processes")
 KEPT_FLAGS = (
     2 | 4 | 8 | 1024 | 2048
 )  # nosuid, nodev, noexec, noatime, nodiratime: may not be dropped
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
+CAPABILITY_VERSION_3 = 0x20080522
 
 
 def isolate(scratch: Path) -> list[str]:
@@ -52,7 +53,8 @@ def isolate(scratch: Path) -> list[str]:
     ):
         Path(f"/proc/self/{name}").write_text(content)
     missing = [] if _read_only_except(libc, str(scratch.resolve())) else ["files"]
-    _continue_in_child(libc)
+    _continue_in_child(libc)  # the first process of the namespace: all others end with it
+    _continue_in_child(libc)  # the submission's, which cannot end the first one
     if libc.mount(b"proc", b"/proc", b"proc", 0, None):
         missing.append("hidden processes")
     return missing
@@ -78,9 +80,10 @@ def _read_only_except(libc, scratch: str) -> bool:
 
 
 def _continue_in_child(libc) -> None:
-    """Go on as the first process of the new process namespace; it ends with this one."""
+    """Go on as a child, which ends with this process; nobody may look into the one that waits."""
     child = os.fork()
     if child:
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -106,15 +109,29 @@ def limit(cpu_seconds: int) -> list[str]:
         except (OSError, ValueError):
             missing.append("memory" if kind == resource.RLIMIT_AS else "resources")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead
-    if not _refuse_processes():
+    if platform.system() != "Linux":
+        return [*missing, "privileges", "processes"]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not _drop_privileges(libc):
+        missing.append("privileges")
+    if not _refuse_processes(libc):
         missing.append("processes")
     return missing
 
 
-def _refuse_processes() -> bool:
-    """A seccomp filter: fork and clone fail with EAGAIN unless they make a thread."""
+def _drop_privileges(libc) -> bool:
+    """Give up all capabilities for good: with them a process undoes its own namespaces' limits."""
+    header, none = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
+    return libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 == libc.capset(header, none)
+
+
+def _refuse_processes(libc) -> bool:
+    """A seccomp filter: fork and clone fail with EAGAIN unless they make a thread.
+
+    It needs a process that can gain no privileges.
+    """
     numbers = {"x86_64": (0xC000003E, 56, (57, 58)), "aarch64": (0xC00000B7, 220, ())}
-    if platform.system() != "Linux" or platform.machine() not in numbers:
+    if platform.machine() not in numbers:
         return False
     architecture, clone, forks = numbers[platform.machine()]
     load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
@@ -137,6 +154,4 @@ def _refuse_processes() -> bool:
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HL", len(program), ctypes.addressof(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     return libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0) == 0

@@ -106,7 +106,7 @@ SHIMS = (
     ("PyTorch 1.5 and later refuse a backward pass through weights that an optimiser's step has "
      "changed in place", r"modified by an inplace operation", _steps_keep_versions),
     ("binary_cross_entropy refuses targets of another shape or type, or outside [0, 1]",
-     r"target size|Found dtype Long|all elements of (input|target) should|can't be cast.*Long",
+     r"target size|Found dtype Long|all elements of target should|can't be cast.*Long",
      _loose_cross_entropy),
     ("torch.full of a whole number is no float any more",
      r"Found dtype Long|can't be cast|expected.*(Float|Long)", _float_full),

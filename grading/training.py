@@ -206,20 +206,21 @@ def _short_training(epochs):
     module.eval()
     epochs.trained[epochs.seed] = {
         "before": before, "after": epochs.exact(val), "seconds": seconds / passes / n * 50_000,
-        "reported": _last_number(value), "steps": passes * math.ceil(n / size),
+        "reported": _validation_values(value), "steps": passes * math.ceil(n / size),
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
     return epochs.trained[epochs.seed]
 
 
-def _last_number(value):
-    """The validation's part of what `run_epoch` returns."""
-    if isinstance(value, tuple | list) and len(value) >= 2:
-        half = value[len(value) // 2 :] if len(value) % 2 == 0 and len(value) > 2 else value[1]
-        if len(value) > 2:
-            return [sum(numbers(part)[0] for part in half)]
-        return numbers(half)
-    raise CannotJudge("run_epoch doesn't return a value for each data set")
+def _validation_values(value):
+    """What the validation's value may be in what `run_epoch` returns.
+
+    The second value: (train, val, ...). Or a half: the terms of train, then those of val.
+    """
+    if not isinstance(value, tuple | list) or len(value) < 2:
+        raise CannotJudge("run_epoch doesn't return a value for each data set")
+    half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]
+    return numbers(value[1]) + [numbers(half[0])[0], sum(numbers(part)[0] for part in half)]
 
 
 def _learns(epochs):

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,29 +18,13 @@ from grading.outcomes import (
     replaced,
     seed_everything,
 )
+from grading.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, kl_divergence
 from grading.vae_loss import readings
 
 N_IMAGES = 8  # in a batch of most measurements
 N_REPEATS = 256  # of each image, to measure moments of z
 ENCODER_STD = 0.02  # noise added to the encoder's weights: standard deviations of 0.2 to 5
 DECODER_STD = 0.03  # to the decoder's: reconstructions change by tens of nats, none saturates
-# What the encoder's second output may mean.
-MEANINGS = {
-    "the standard deviation": lambda h: h,
-    "the log standard deviation": torch.exp,
-    "the log variance": lambda h: torch.exp(h / 2),
-    "the standard deviation through softplus": F.softplus,
-    "the standard deviation through ReLU": F.relu,
-    "the absolute standard deviation": torch.abs,
-    "the variance": lambda h: h.clamp(min=0).sqrt(),
-    "half the log standard deviation": lambda h: torch.exp(2 * h),
-    "the variance through softplus": lambda h: F.softplus(h).sqrt(),
-    "the variance, used as a standard deviation": lambda h: h.square(),
-    "the standard deviation through a sigmoid": torch.sigmoid,
-    "the standard deviation through ELU": lambda h: F.elu(h) + 1,
-}
-
-UNKNOWN_HEAD = "the latents' deviation is no known function of the encoder's output"
 
 
 class NotCentred(CannotJudge):
@@ -53,18 +37,6 @@ class Draw(NamedTuple):
     loss: torch.Tensor  # as returned, read as a scalar
     z: torch.Tensor  # what the decoder got, [batch, z_dim]
     nll: torch.Tensor  # -log p(x|z) in nats of the decoder's output for z, [batch]
-
-
-class Posterior(NamedTuple):
-    """q(z|x) as the samples show it: mean and standard deviation of the encoder's outputs."""
-
-    meaning: str
-    of: Callable  # the encoder's outputs -> (mean, standard deviation)
-
-
-def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) in nats, [batch]. Kingma & Welling 2014, Appendix B."""
-    return 0.5 * (std.square() + mean.square() - 2 * std.log() - 1).sum(dim=1)
 
 
 class VAESubject:
@@ -86,10 +58,6 @@ class VAESubject:
         self.seed = 0
         self.reading = ""  # of what the loss returns, one of `readings`
         self.modules = modules_of(loss, encode, decode)
-        for module in self.modules:
-            for part in nn.Module.modules(module):
-                if isinstance(part, nn.Dropout):
-                    part.p = 0.0
         self._to_float64()
 
     def _to_float64(self):
@@ -113,8 +81,12 @@ class VAESubject:
     @property
     def batch(self) -> torch.Tensor:
         """A batch that depends on the seed of the measurement."""
-        first = 0 if self.seed < 2000 else N_IMAGES
-        return self.x[first : first + N_IMAGES]
+        return self.x[:N_IMAGES] if self.seed < 2000 else self.x[N_IMAGES : 2 * N_IMAGES]
+
+    @property
+    def other_batch(self) -> torch.Tensor:
+        """As many other images."""
+        return self.x[-N_IMAGES:] if self.seed < 2000 else self.x[:N_IMAGES]
 
     @cached_property
     def parameters(self) -> tuple[list, list]:
@@ -126,23 +98,42 @@ class VAESubject:
         decoder = _reaching(self.decode(torch.randn_like(heads[0])).sum(), parameters)
         return encoder, decoder
 
+    @cached_property
+    def z_dim(self) -> int:
+        """Number of latent dimensions: the width of what the decoder gets.
+
+        Raises:
+            CannotJudge: the loss never calls the decoder.
+        """
+        with self.spied() as calls, torch.no_grad():
+            self.loss(self.x[:N_IMAGES])
+        return latents_of(calls)[0].shape[-1]
+
     def outputs(self, x) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's two outputs, [batch, z_dim] each."""
+        """The encoder's two outputs, [batch, z_dim] each.
+
+        It may return them as a pair, a normal distribution, or one tensor [batch, 2 z_dim].
+        """
         outputs = self.encode(self.to_encoder(x))
+        if isinstance(outputs, torch.distributions.Independent):
+            outputs = outputs.base_dist
         if isinstance(outputs, torch.distributions.Normal):
             outputs = outputs.loc, outputs.scale
+        if isinstance(outputs, torch.Tensor) and outputs.shape[1:] == (2 * self.z_dim,):
+            outputs = outputs.chunk(2, dim=1)
         if not isinstance(outputs, tuple | list) or len(outputs) < 2:
             raise CannotJudge("the encoder doesn't return a mean and a deviation")
         return tuple(outputs[:2])
 
     @contextlib.contextmanager
-    def spied(self) -> Iterator[list]:
-        """Record the inputs of the decoder: the first of a call is z."""
-        seen = []
+    def spied(self) -> Iterator[dict]:
+        """Record the inputs of the decoder and its parts, by part: those of the first are z."""
+        calls = {}
 
-        def recording(function):
+        def recording(part, function):
             def call(*args, **options):
-                seen.extend(args[:1])
+                if args:
+                    calls.setdefault(part, []).append(args[0])
                 return function(*args, **options)
 
             return call
@@ -154,26 +145,27 @@ class VAESubject:
                 for m in nn.Module.modules(self.decode)
                 if next(m.parameters(False), None) is not None
             ]
-            targets = [(part, "forward", recording(part.forward)) for part in parts]
+            targets = [(part, "forward", recording(part, part.forward)) for part in parts]
         elif hasattr(self.decode, "__self__"):
             name = self.decode.__name__
-            targets = [(self.decode.__self__, name, recording(self.decode))]
+            targets = [(self.decode.__self__, name, recording(name, self.decode))]
         else:
             raise CannotJudge("decode is a plain function, so what the loss gives it isn't seen")
         with replaced(*targets):
-            yield seen
+            yield calls
 
     def draw(self, x, seed=None) -> Draw:
         """One call of the loss, with the latents it drew and the likelihood it should report."""
         if seed is not None:
             seed_everything(seed)
-        with self.spied() as seen:
+        with self.spied() as calls:
             found = readings(self.loss(x.clone()))
         if self.reading not in found:
             raise CannotJudge("the forward pass returns no loss: no scalar, no value per image")
-        if not seen:
-            raise CannotJudge("the loss never calls the decoder")
-        return Draw(found[self.reading], seen[0], self.nll(self.decode(seen[0]), x))
+        z, *others = latents_of(calls)
+        if not all(torch.equal(z, other) for other in others):
+            raise CannotJudge("the loss decodes more than one draw of z")
+        return Draw(found[self.reading], z, self.nll(self.decode(z), x))
 
     def read_as(self, reading: str) -> None:
         """Read what the loss returns in this way; all `posteriors` are likely again."""
@@ -307,9 +299,8 @@ class VAESubject:
                 ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
                 seed=self.seed + i,
             )
-            z_dim = self.outputs(self.x[:2])[0].shape[1]
             for parameter in encoder:
-                if parameter.shape in ((z_dim,), (2 * z_dim,)):  # of one head, or of both
+                if parameter.shape in ((self.z_dim,), (2 * self.z_dim,)):  # of one head, of both
                     parameter.data.add_((0.0, 0.4, -0.4, 0.8, 1.2, 2.0, 3.0)[i % 7])
             yield
 
@@ -325,14 +316,17 @@ class VAESubject:
             with self.encoder_setting(6):
                 yield
 
-    def recon_and_kl(self, x, n=4) -> tuple[float, float, float]:
-        """Fit loss = c * recon + K over n random decoders: (c, K, largest residual), in nats."""
+    def recon_and_kl(self, x, n=4, seed=None) -> tuple[float, float, float]:
+        """Fit loss = c * recon + K over n random decoders: (c, K, largest residual), in nats.
+
+        With a seed all decoders get the same z, so K may depend on it.
+        """
         decoder = self.parameters[1]
         losses, nlls = [], []
         with changed_weights(decoder), torch.no_grad():
             for i in range(n):
                 perturb(decoder, DECODER_STD / math.sqrt(i + 1), seed=self.seed + 77 * i)
-                draw = self.draw(x)
+                draw = self.draw(x, seed)
                 losses.append(draw.loss.double())
                 nlls.append(draw.nll.mean())
         losses, nlls = torch.stack(losses), torch.stack(nlls)
@@ -342,6 +336,13 @@ class VAESubject:
         c = ((losses - losses.mean()) @ centred / centred.square().sum()).item()
         k = (losses.mean() - c * nlls.mean()).item()
         return c, k, (losses - c * nlls - k).abs().max().item()
+
+
+def latents_of(calls) -> list[torch.Tensor]:
+    """What the decoder got in each of these recorded calls."""
+    if not calls:
+        raise CannotJudge("the loss never calls the decoder")
+    return next(iter(calls.values()))
 
 
 def _reaching(output, parameters) -> list:

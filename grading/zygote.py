@@ -18,6 +18,7 @@ from pathlib import Path
 
 OUTPUT_BYTES = 64 << 20  # printing more ends a submission
 KEPT_OUTPUT = 20_000  # characters of it are kept
+RESULT_BYTES = 16 << 20  # more results than that end it, too
 
 
 class Zygote:
@@ -77,7 +78,7 @@ def _kill(pid: int) -> None:
 
 
 def _collect(pid: int, results_r: int, output_r: int, seconds: float):
-    reason, output, lines = [], [], []
+    reason, output = [], []
 
     def kill(why):
         reason.append(why)
@@ -98,10 +99,19 @@ def _collect(pid: int, results_r: int, output_r: int, seconds: float):
     timer = threading.Timer(seconds, kill, [f"it took longer than {seconds:.0f} s"])
     timer.start()
     with open(results_r, "rb") as stream:
-        for line in stream:
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
+        results = stream.read(RESULT_BYTES + 1)
+        if len(results) > RESULT_BYTES:
+            kill(f"its results are larger than {RESULT_BYTES >> 20} MB")
     timer.cancel()
     kill("")  # whatever it left running
     reader.join(timeout=5)
-    return lines, reason[0], b"".join(output).decode(errors="replace")
+    return _objects(results), reason[0], b"".join(output).decode(errors="replace")
+
+
+def _objects(results: bytes) -> list[dict]:
+    """The JSON objects, one a line; a submission may have written other lines between them."""
+    objects = []
+    for line in results.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            objects.append(json.loads(line))
+    return [found for found in objects if isinstance(found, dict)]

@@ -7,6 +7,42 @@ from grading.zygote import Zygote
 from tests.conftest import ROOT
 
 SECRET = "no submission reads this"
+METHODS_VAE = '''
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class VAE(nn.Module):
+    """Its encoder is a part of `encode`, its decoder is no module of its own."""
+
+    def __init__(self, hidden_dim=64, z_dim=6):
+        super().__init__()
+        self.z_dim = z_dim
+        self.encoder = nn.Sequential(nn.Linear(784, hidden_dim), nn.Tanh())
+        self.mean, self.log_std = nn.Linear(hidden_dim, z_dim), nn.Linear(hidden_dim, z_dim)
+        self.hidden, self.out = nn.Linear(z_dim, hidden_dim), nn.Linear(hidden_dim, 784)
+
+    def encode(self, x):
+        hidden = self.encoder(x)
+        return self.mean(hidden), self.log_std(hidden)
+
+    def decode(self, z):
+        return torch.sigmoid(self.out(torch.tanh(self.hidden(z))))
+
+    def forward(self, x):
+        mean, log_std = self.encode(x)
+        p = self.decode(mean + log_std.exp() * torch.randn_like(mean))
+        recon = F.binary_cross_entropy(p, x, reduction="none").sum(1)
+        kl = 0.5 * ((2 * log_std).exp() + mean.square() - 2 * log_std - 1).sum(1)
+        return (recon + kl).mean()
+
+    def sample(self, n_samples) -> tuple[Tensor, Tensor]:
+        p = self.decode(torch.randn(n_samples, self.z_dim))
+        return torch.bernoulli(p), p
+'''
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from grading.grader import judge_file
+from grading.outcomes import Finding
 from tests.conftest import ROOT
-from tests.grading.conftest import SECRET
+from tests.grading.conftest import METHODS_VAE, SECRET
 
 FILE = """
 import os, sys, json, shutil, signal, socket, subprocess, time
@@ -29,32 +30,54 @@ class VAE(nn.Module):
         attack()
         raise RuntimeError("the attack went on")
 """
-FORGED = json.dumps({"kind": "finding", "token": "", "model": "vae", "check": "kl"})
-ATTACKS = {
-    "endless loop": "while True: pass",
-    "100 GB": "return bytearray(100 << 30)",
-    "100 GB tensor": "return torch.ones(25 << 30)",
-    "fork bomb": "while True: os.fork()",
-    "other programs": "subprocess.run(['/bin/sh', '-c', 'echo'], check=True)",
-    "deletion": "shutil.rmtree(CANARY)",
-    "silent deletion": "shutil.rmtree(CANARY, ignore_errors=True)",
-    "writing": "open(CANARY + '/new', 'w')",
-    "overwriting": "open(CANARY + '/file', 'w').write('gone')",
-    "a gigabyte of output": "for _ in range(1 << 10): os.write(1, b'x' * (1 << 20))",
-    "a large file": "f = open('big', 'wb')\nfor _ in range(1 << 10): f.write(bytes(1 << 20))",
-    "exit": "os._exit(0)",
-    "system exit": "sys.exit(0)",
-    "killing": "os.kill(os.getppid(), signal.SIGKILL)",
-    "killing all": "os.kill(-1, signal.SIGKILL)",
-    "forged results": f"print({FORGED!r}); [forge(fd) for fd in range(3, 64)]",
-    "a closed result": "os.closerange(3, 64)",
+FORGED = json.dumps({"kind": "finding", "token": ""} | dict.fromkeys(Finding.__annotations__, ""))
+UNDO = """import ctypes
+libc = ctypes.CDLL(None)
+for _ in range(2):
+    libc.mount(None, b'/', None, 4096 | 32, None), libc.umount2(b'/proc', 2)
+    libc.unshare(0x10000000 | 0x20000)
+open(CANARY + '/new', 'w')"""
+LEAVE = """import ctypes
+os.setsid()
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # outlive the parent
+signal.setitimer(signal.ITIMER_REAL, 0)
+time.sleep(9)
+print('escaped', flush=True)"""
+NO_OBJECTS = "[1]\\nnull\\n" + 100_000 * "[" + "\\n"
+WENT_ON = "the attack went on"  # its harm is looked for, and not found
+ATTACKS = {  # what it runs, and a part of the reason why the file is not judged
+    "endless loop": ("while True: pass", "longer than 3 s"),
+    "100 GB": ("return bytearray(100 << 30)", "MemoryError"),
+    "100 GB tensor": ("return torch.ones(25 << 30)", "allocate memory"),
+    "fork bomb": ("while True: os.fork()", "BlockingIOError"),
+    "other programs": ("subprocess.run(['/bin/sh', '-c', 'echo'], check=True)", "BlockingIOError"),
+    "deletion": ("shutil.rmtree(CANARY)", "Read-only file system"),
+    "silent deletion": ("shutil.rmtree(CANARY, ignore_errors=True)", WENT_ON),
+    "writing": ("open(CANARY + '/new', 'w')", "Read-only file system"),
+    "overwriting": ("open(CANARY + '/file', 'w').write('gone')", "Read-only file system"),
+    "undoing the limits": (UNDO, "Read-only file system"),
+    "a gigabyte of output": ("for _ in range(1 << 10): os.write(1, bytes(1 << 20))", "than 64 MB"),
+    "a large file": (
+        "f = open('big', 'wb')\nfor _ in range(1 << 10): f.write(bytes(1 << 20))",
+        "File too large",
+    ),
+    "exit": ("os._exit(0)", "ended before the checks"),
+    "system exit": ("sys.exit(0)", "sys.exit"),
+    "killing": ("os.kill(os.getppid(), signal.SIGKILL)", WENT_ON),
+    "killing all": ("os.kill(-1, signal.SIGKILL)", "ProcessLookupError"),
+    "leaving the group": (LEAVE, "longer than 3 s"),
+    "printed results": (f"print({FORGED!r})", WENT_ON),
+    "results that are none": (f'forge(b"{NO_OBJECTS}")', WENT_ON),
+    "a flood of results": ("forge(bytes(1 << 25))", "than 16 MB"),
+    "a closed result": ("os.closerange(3, 64)", ""),
 }
-FORGE = f"""
-def forge(fd):
-    try:
-        os.write(fd, {FORGED.encode()!r} + b"\\n")
-    except OSError:
-        pass
+FORGE = """
+def forge(content):
+    for fd in range(3, 64):
+        try:
+            os.write(fd, content)
+        except OSError:
+            pass
 """
 
 
@@ -71,14 +94,25 @@ def test_attack_ends_as_one_line_and_touches_nothing(zygote, tmp_path, name):
     canary, folder = tmp_path / "canary", tmp_path / "submission"
     canary.mkdir(), folder.mkdir()
     (canary / "file").write_text("here")
-    result = judge_file(zygote, "vae", write(folder, ATTACKS[name], canary), 3, False)
-    assert result.reason and "\n" not in result.reason
+    attack, words = ATTACKS[name]
+    result = judge_file(zygote, "vae", write(folder, attack, canary), 3, False)
+    if result.not_enforced:
+        pytest.skip(f"not enforced here: {', '.join(result.not_enforced)}")
+    assert result.reason and "\n" not in result.reason and words in result.reason
     assert result.findings == []
-    assert len(result.output) < 100_000
+    assert len(result.output) < 100_000 and "escaped" not in result.output
     assert [file.name for file in canary.iterdir()] == ["file"]
     assert (canary / "file").read_text() == "here"
     assert [file.name for file in folder.iterdir()] == ["a3_vae_template.py"]
     assert zygote.process.poll() is None
+
+
+def test_forged_results_are_not_believed(zygote, tmp_path):
+    path = tmp_path / "a3_vae_template.py"
+    path.write_text(f"{METHODS_VAE}\nimport os\n{FORGE}\nresult = forge(b'{FORGED}\\n')\n")
+    result = judge_file(zygote, "vae", path, training=False)
+    assert result.is_judged, result.reason
+    assert all(found.measured for found in result.findings)
 
 
 def test_network_is_out_of_reach(zygote, tmp_path):

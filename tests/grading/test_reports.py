@@ -101,9 +101,10 @@ def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_what_could_not_be_judged_is_judged_again(tmp_path):
     memory = Memory(tmp_path / "memory.jsonl")
     memory.put("slow", FileResult("vae", "file", reason="it took longer than 120 s"))
+    memory.put("open", FileResult("vae", "file", [found("kl", "unjudged", central=True)]))
     memory.put("judged", FileResult("vae", "file", [found("kl", "pass")]))
     memory = Memory(tmp_path / "memory.jsonl")
-    assert memory.get("slow") is None
+    assert memory.get("slow") is memory.get("open") is None
     assert memory.get("judged").findings[0].check == "kl"
 
 

@@ -68,7 +68,7 @@ export function setUpUnits({ vae20: vae }, digits) {
   );
   let last = digits.any();
   const takeTestDigit = () => {
-    // The walk starts where the last one ended.
+    // The walk leads from the new digit back to the last one.
     const first = last;
     do last = digits.any();
     while (digits.labels[last] === digits.labels[first]);

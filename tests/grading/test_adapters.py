@@ -1,0 +1,84 @@
+"""Right code that is built another way than ours is found, measured and accused of nothing."""
+
+import re
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from grading.grader import judge_file
+from grading.outcomes import ACCUSING, PASS
+from grading.shims import SHIMS
+from grading.training import _validation_values
+from tests.conftest import ROOT
+from tests.grading.conftest import METHODS_VAE
+
+NESTED_COUPLINGS = [
+    ("class Coupling(nn.Module):", "class CouplingNet(nn.Sequential):\n    pass\n\n\n{}"),
+    ("self.nn = nn.Sequential(", "self.nn = CouplingNet("),
+]
+UNIT_INTERVAL = [
+    ("return z + torch.rand_like(z)", "return (z + torch.rand_like(z)) / self.n_bins"),
+    ("math.log(1 - ALPHA) - math.log(self.n_bins)", "math.log(1 - ALPHA)"),
+    ("/ (1 - ALPHA) * self.n_bins, ldj", "/ (1 - ALPHA), ldj"),
+    ("z = z / self.n_bins * (1 - ALPHA)", "z = z * (1 - ALPHA)"),
+    ("return log_prior(z) + ldj", "{} - N_PIXELS * math.log(self.n_bins)"),
+    ("return z.floor()", "return (self.n_bins * z).floor()"),
+]
+X, LINEAR = torch.ones(4, 2), nn.Linear(2, 1)
+
+
+def statuses(result):
+    """The statuses by check, of a file that must be judged and not accused."""
+    assert result.is_judged, result.reason
+    assert not [f.line() for f in result.findings if f.status in ACCUSING]
+    return {f.check: f.status for f in result.findings}
+
+
+def test_vae_with_methods_for_parts(zygote, tmp_path):
+    path = tmp_path / "a3_vae_template.py"
+    path.write_text(METHODS_VAE)
+    found = statuses(judge_file(zygote, "vae", path, training=False))
+    expected = ("shapes", "kl", "gradient", "moments", "likelihood", "decoder_blind", "sample")
+    assert {found[check] for check in expected} == {PASS}
+
+
+@pytest.mark.parametrize("patches", [NESTED_COUPLINGS, UNIT_INTERVAL], ids=["nested", "unit"])
+def test_flow_built_another_way(zygote, project, patches):
+    source = (ROOT / "a3_nf_template.py").read_text()
+    for old, new in patches:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new.format(old))
+    path = project / "a3_nf_template.py"
+    path.write_text(source)
+    found = statuses(judge_file(zygote, "nf", path, training=False))
+    assert set(found.values()) == {PASS}
+
+
+@pytest.mark.parametrize(
+    "returned, values",
+    [
+        ((3.0, 2.0), {2.0}),  # train, validation
+        ((3.0, 2.0, 9.0), {2.0}),  # and something else
+        ((3.0, 0.5, 2.0, 0.25), {0.5, 2.0, 2.25}),  # either a value more, or terms of both sets
+        ((3.0, [4.0, 2.0]), {4.0, 6.0}),  # a value and more, or its terms
+    ],
+)
+def test_where_the_validations_value_may_be(returned, values):
+    assert {*_validation_values(returned)} >= values
+    assert 3.0 not in _validation_values(returned)
+
+
+@pytest.mark.parametrize(
+    "call, needs_shim",
+    [
+        (lambda: F.binary_cross_entropy(torch.sigmoid(LINEAR(X)), torch.full((4, 1), 3.0)), True),
+        (lambda: F.binary_cross_entropy(LINEAR(X) + 9, torch.ones(4, 1)), False),
+    ],
+)
+def test_a_shim_forgives_the_targets_and_not_the_probabilities(call, needs_shim):
+    with pytest.raises(RuntimeError) as error:
+        call()
+    applies = any(re.search(pattern, str(error.value)) for _, pattern, _ in SHIMS)
+    assert applies == needs_shim
