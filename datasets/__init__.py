@@ -94,6 +94,7 @@ def bmnist(
 
     Raises:
         DataError: a file is missing, unreadable, or not of this data set or Larochelle's.
+        ValueError: there is no such `binarize`.
     """
     if binarize not in BINARIZATIONS:
         raise ValueError(f"binarize must be one of {', '.join(BINARIZATIONS)}, not {binarize!r}")

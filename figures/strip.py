@@ -51,8 +51,9 @@ def last_pictures(groups: Groups) -> dict[str, Path] | None:
     """The last sample grid of each kind's run; None if one is missing."""
     pictures = {}
     for kind in PANELS:
-        found = sorted(groups[kind][0].folder.glob("samples_[0-9]*.png")) if groups[kind] else []
-        if not found:
+        found = groups[kind][0].folder.glob("samples_[0-9]*.png") if groups[kind] else []
+        last = max(found, key=lambda path: int(path.stem.partition("_")[2]), default=None)
+        if last is None:
             return None
-        pictures[kind] = found[-1]
+        pictures[kind] = last
     return pictures

@@ -19,6 +19,7 @@ from harness.run import candidates
 ROOT = Path(__file__).parent.parent
 N_IMAGES = N_TRAIN + N_VALIDATION  # in an epoch of the GAN
 EVALUATION = 0.05  # the share of a run's time that its evaluation takes, about
+POLLING = 1.0  # seconds between two looks at the trainings
 
 
 class Training(NamedTuple):
@@ -105,6 +106,7 @@ def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int
         UserError: a training has failed. The others are stopped; the next call resumes them.
     """
     base.mkdir(parents=True, exist_ok=True)
+    n_jobs = min(n_jobs, len(trainings))
     n_threads = max(1, n_cores() // n_jobs)
     found, _ = find_runs(base)
     shares = {training: _share(training.unfinished(found)) for training in trainings}
@@ -122,7 +124,7 @@ def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int
                     training = waiting.pop(0)
                     folder, flags = training.start_or_resume(found, base)
                     active.append(_Job(training, folder, [*flags, *options], n_threads))
-                time.sleep(0.2)
+                time.sleep(POLLING)
                 for job in [job for job in active if job.ended()]:
                     active.remove(job)
                     shares[job.training] = 1.0
@@ -170,7 +172,11 @@ class _Job:
         environment = {"OMP_NUM_THREADS": str(n_threads)} | os.environ
         with open(self.log, "a") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,  # Ctrl-C reaches this process only; `train` ends the others
             )
 
     def share(self) -> float:

@@ -1,5 +1,5 @@
 """What every run needs, whatever it trains.
 
-The scripts call these modules. Nothing here knows a script's model, losses or metrics by name, or
-calls back into it.
+The scripts call these modules. Nothing here imports a script, or knows its model, losses or metrics
+by name.
 """

@@ -14,6 +14,7 @@ import torch
 from datasets import DATASETS, DEFAULT_FOLDER, DataError
 from harness import records
 from harness.errors import Interrupted, UsageError, UserError
+from harness.files import STOP_SIGNALS
 
 NO_SETTINGS = ("script", "resume", "evaluate")  # of a run, though on its command line
 MAY_GROW = ("epochs", "n_epochs")  # settings that --resume may raise
@@ -279,14 +280,14 @@ def run_script(main: Callable, parse_args: Callable) -> None:
     """Call main(parse_args()) and exit with a status.
 
     User errors print one line to stderr and exit with status 1, or 2 for a wrong command line.
-    Ctrl-C exits with status 130, SIGTERM with 143.
+    A signal that stops it exits with status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def interrupt(signum, frame):
         raise Interrupted(signum)
 
     sys.unraisablehook = _signal_again
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOP_SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup and shells' background jobs set it
             signal.signal(signum, interrupt)
     try:

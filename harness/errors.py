@@ -10,7 +10,7 @@ class UsageError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal (SIGINT from Ctrl-C, or SIGTERM) stopped the script; `signum` says which."""
+    """A signal, SIGINT from Ctrl-C, SIGTERM or SIGHUP, stopped the script; `signum` says which."""
 
     def __init__(self, signum: int):
         self.signum = signum

@@ -15,16 +15,22 @@ except ImportError:  # Windows has no locks on folders
     fcntl = None
 
 
+# Ctrl-C, `kill`, and the end of the terminal, which Windows has not.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
 @contextlib.contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Delay SIGINT and SIGTERM to the end of the block; an interrupted torch.save may abort."""
+    """Delay STOP_SIGNALS to the end of the block; an interrupted torch.save may abort."""
     if threading.current_thread() is not threading.main_thread():  # signals arrive only there
         yield
         return
     arrived = []
     handlers = {
         signum: signal.signal(signum, lambda signum, _: arrived.append(signum))
-        for signum in (signal.SIGINT, signal.SIGTERM)
+        for signum in STOP_SIGNALS
     }
     try:
         yield
@@ -81,7 +87,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def try_lock(folder: Path) -> int | None:
-    """Lock `folder` for this process until it ends.
+    """Lock `folder` for this process until `unlock`, or until it ends.
 
     Returns:
         The descriptor that holds the lock; None where the file system has no locks.
@@ -103,6 +109,12 @@ def try_lock(folder: Path) -> int | None:
     return descriptor
 
 
+def unlock(descriptor: int | None) -> None:
+    """Give up what `try_lock` returned."""
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder`: whether it trains there."""
     try:
@@ -111,6 +123,5 @@ def is_locked(folder: Path) -> bool:
         return True
     except FileNotFoundError:
         return False
-    if descriptor is not None:
-        os.close(descriptor)
+    unlock(descriptor)
     return False

@@ -76,19 +76,14 @@ class Run:
         self._interval_started = time.perf_counter()
         self._bar = None
         self._may_be_crowded = device.type == "cpu" and torch.get_num_threads() > 1
-        self._events = None
+        self._events = self._folder_lock = None
         if args.tensorboard and args.evaluate is None:
             tensorboard.check_installed()
-        if args.evaluate is not None:
-            self.folder = Path(args.evaluate)
-            records.read_results(self.folder)  # damaged ones are an error now, not at the end
-            self._lock()
-            self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
-        elif args.resume is not None:
-            self.folder = Path(args.resume)
-            self._resume(device)
-        else:
-            self._start(device)
+        try:
+            self._open(device)
+        except BaseException:
+            self.close()
+            raise
         self._page = live.LivePage(self.folder, draw_curves, grade, args)
 
     @property
@@ -100,21 +95,28 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        command = None
-        if error is not None and not isinstance(error, UserError):
-            finished = (self.folder / "result.json").exists()
-            mode = "--evaluate" if finished else "--resume"
-            command = shlex.join(["python", self._program(), mode, str(self.folder)])
-            error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
-        with contextlib.suppress(OSError):  # the full disk that stopped the run, say
-            if self._events is not None:
-                self._events.close()
-            if error is not None:
-                self._curves()
-        if error is not None and self._args.evaluate is None:
-            self._page.stopped(self.history, command)
+        with contextlib.ExitStack() as at_last:  # even if a second Ctrl-C comes here
+            at_last.callback(self.close)
+            if self._bar is not None:
+                self._bar.close()
+            command = None
+            if error is not None and not isinstance(error, UserError):
+                finished = (self.folder / "result.json").exists()
+                mode = "--evaluate" if finished else "--resume"
+                command = shlex.join(["python", self._program(), mode, str(self.folder)])
+                error.add_note(f"last checkpoint in {self.folder}; go on with: {command}")
+            if error is not None and self._args.evaluate is None:
+                at_last.callback(self._page.stopped, self.history, command)
+            with contextlib.suppress(OSError):  # the full disk that stopped the run, say
+                if self._events is not None:
+                    self._events.close()
+                if error is not None:
+                    self._curves()
+
+    def close(self) -> None:
+        """Let other runs have the folder: those of this process, too, such as a notebook's."""
+        files.unlock(self._folder_lock)
+        self._folder_lock = None
 
     def count_to(self, n: int) -> Iterator[int]:
         """The epochs or batches still to do, up to `n`.
@@ -211,6 +213,18 @@ class Run:
             numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
             print(f"{name}{age}: {numbers}")
         print(f"run folder: {self.folder}")
+
+    def _open(self, device: torch.device) -> None:
+        if self._args.evaluate is not None:
+            self.folder = Path(self._args.evaluate)
+            records.read_results(self.folder)  # damaged ones are an error now, not at the end
+            self._lock()
+            self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
+        elif self._args.resume is not None:
+            self.folder = Path(self._args.resume)
+            self._resume(device)
+        else:
+            self._start(device)
 
     def _start(self, device: torch.device) -> None:
         out = self._args.out

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from datasets import DataError
 from harness import cli
 from harness.errors import Interrupted, UsageError, UserError
+from harness.files import STOP_SIGNALS
 
 
 @pytest.fixture(autouse=True)
 def same_handlers(monkeypatch):
     """`run_script` handles signals from then on; the tests after these need their own way."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     yield
     for signum, handler in handlers.items():
         signal.signal(signum, handler)

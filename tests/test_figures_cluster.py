@@ -148,7 +148,6 @@ def lines_without_seconds(folder):
 def test_a_requeued_job_goes_on_and_ends_like_one_that_was_never_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(Batches, "__init__", make_few())
     monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr("harness.files.try_lock", lambda folder: None)  # held to the process's end
     whole = cluster.Job(
         Training("manifold", 3, quick=True), tmp_path / "whole", ["--device", "cpu"]
     )

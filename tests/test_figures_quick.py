@@ -1,6 +1,7 @@
 """The report from quick runs, as a user trains and draws it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from figures.report import FIGURES
 from harness import plots
 from tests.conftest import ROOT
 from tests.fake_runs import fake_run, unwrapped
+from tests.processes import wait_for
 
 IMAGES = 40
 # A script that trains on few images, in a process of its own.
@@ -117,3 +119,21 @@ def test_the_quick_report_from_nothing(tmp_path):
     assert len(trained) == len(NEEDED)
     train_and_draw_quickly(tmp_path / "runs")
     assert written(tmp_path / "runs") == trained
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_trainings_in_order(tmp_path):
+    flags = ["--train", "--quick", "--kinds", "manifold", "--device", "cpu", "--runs", tmp_path]
+    command = [sys.executable, "-m", "figures", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path / "manifold-seed0"
+    wait_for(folder / "metrics.jsonl")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the job
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.endswith(f"the runs are in {tmp_path}; the same command goes on with them\n")
+    assert f"--resume {folder}" in (tmp_path / "manifold-seed0.log").read_text()
+    page = (folder / "index.html").read_text()
+    assert "Stopped at epoch 1 of 2" in page and f"--resume {folder}" in page

@@ -1,5 +1,7 @@
 """The strip reads back the digits of a sample grid."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +45,11 @@ def test_a_strip_has_the_three_models_and_real_digits(tmp_path, monkeypatch, dig
     strip.save_strip(tmp_path / "strip.png", pictures)
     assert list(saved) == ["VAE", "GAN", "flow", "real digits"]
     assert torch.equal(saved["real digits"], mnist()[2].images[:25].float() / 255)
+
+
+def test_the_last_grid_is_that_of_the_highest_epoch(tmp_path):
+    for name in ("samples_980", "samples_1000", "samples_fresh"):
+        (tmp_path / f"{name}.png").touch()
+    groups = dict.fromkeys(strip.PANELS, [Namespace(folder=tmp_path)])
+    assert {path.name for path in strip.last_pictures(groups).values()} == {"samples_1000.png"}
+    assert strip.last_pictures(groups | {"nf": []}) is None

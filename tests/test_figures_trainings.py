@@ -124,6 +124,9 @@ def test_from_nothing_all_kinds_are_trained_n_at_a_time(tmp_path, monkeypatch, n
     trainings.train(of_seed_0(*NEEDED, quick=quick), base, ["--device", "cpu"], n_jobs=2)
     assert FakeProcess.most == 2 and len(FakeProcess.commands) == len(NEEDED)
     assert FakeProcess.threads == {"3"}  # each one's share of seven cores
+    FakeProcess.threads.clear()
+    trainings.train([Training("vae", 1)], base, [], n_jobs=2)
+    assert FakeProcess.threads == {"7"}  # it is alone
     for name, (python, script, *flags) in zip(NEEDED, FakeProcess.commands):
         kind = KINDS[name]
         assert (python, script) == (sys.executable, str(ROOT / kind.script))

@@ -76,13 +76,12 @@ def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path
     assert raised.value.filename == str(tmp_path / "x.pt") and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", files.STOP_SIGNALS)
 def test_a_signal_waits_until_a_file_is_written(tmp_path, signum):
     def interrupt(signum, _):
         raise Interrupted(signum)
 
-    signums = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, interrupt) for each in signums}
+    before = {each: signal.signal(each, interrupt) for each in files.STOP_SIGNALS}
     try:
         with pytest.raises(Interrupted) as raised:
             save_watched(tmp_path / "x.pt", lambda: signal.raise_signal(signum))
@@ -113,7 +112,7 @@ def test_a_folder_has_one_lock_that_ends_with_its_process(tmp_path):
     with pytest.raises(BlockingIOError):
         files.try_lock(tmp_path)
     assert files.is_locked(tmp_path)
-    os.close(descriptor)
+    files.unlock(descriptor)
     assert not files.is_locked(tmp_path) and not files.is_locked(tmp_path / "not there")
     os.close(files.try_lock(tmp_path))
 

@@ -223,7 +223,17 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
     assert all(torch.equal(pictures[name], images) for name, images in expected_pictures.items())
 
 
-@pytest.mark.parametrize("flags, n_levels", [("", 3), ("--dataset fashion", 2), ("--lr 1e-3", 3)])
+@pytest.mark.parametrize(
+    "flags, n_levels",
+    [
+        ("", 3),
+        ("--protocol report", 3),
+        ("--lr 1e-3", 3),
+        ("--dataset fashion", 2),
+        ("--real_label 1", 2),
+        ("--fake_label 0.2 --protocol report", 2),
+    ],
+)
 def test_the_report_s_loss_is_drawn_where_it_compares(tmp_path, monkeypatch, flags, n_levels):
     levels = []
 

@@ -11,7 +11,7 @@ from matplotlib.image import imsave
 
 import a3_vae_template as vae
 from harness import live
-from tests.bare_runs import make_run, release
+from tests.bare_runs import make_run
 
 ROW = {"quantity": "loss & more", "unit": "nats", "at": 2, "value": None, "reference": 2.0}
 
@@ -92,7 +92,7 @@ def test_a_stopped_run_s_page_says_how_to_go_on_and_reloads_no_more(tmp_path, al
     page = page_of(run)
     assert "Stopped at epoch 2 of 3" in page and f"--resume {run.folder}</code>" in page
     assert not reloads(page) and "elbo.png" in page
-    release(run)
+    run.close()
     resumed = make_run(None, resume=run.folder)
     next(resumed.count_to(3))
     assert reloads(page_of(resumed))

@@ -1,4 +1,4 @@
-"""A run: its folder, its loop, its checkpoints, and how it ends."""
+"""A run: its folder, its loop, its checkpoints, and its results."""
 
 import json
 import math
@@ -11,27 +11,12 @@ import torch
 from harness import files, records
 from harness import run as run_module
 from harness.errors import UserError
-from tests.bare_runs import make_run, release
+from tests.bare_runs import config_of, make_run, three_epochs
 
 
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dir/script.py"])
-
-
-def three_epochs(folder):
-    """A run of three epochs whose weight is the epoch's number."""
-    model = torch.nn.Linear(1, 1)
-    run = make_run(folder, parts={"model": model})
-    for epoch in run.count_to(3):
-        torch.nn.init.constant_(model.weight, epoch)
-        run.log(epoch=epoch, loss=1 / epoch)
-    release(run)
-    return run
-
-
-def config_of(run):
-    return json.loads((run.folder / "config.json").read_text())
 
 
 def test_a_run_folder_is_never_written_over(tmp_path):
@@ -122,7 +107,7 @@ def test_the_loop_counts_what_is_left_to_do_and_ends_with_a_checkpoint_and_curve
     assert drawn == [(run.folder, 3)]
     checkpoint = torch.load(run.folder / "checkpoint.pt", weights_only=True)
     assert len(checkpoint["metrics"]) == 3
-    release(run)
+    run.close()
     resumed = make_run(None, resume=run.folder)
     assert resumed.count == 3 and list(resumed.count_to(5)) == [4, 5]
 
@@ -197,7 +182,7 @@ def test_resuming_cuts_the_metrics_back_to_the_checkpoint(tmp_path):
     for name in ("result.json", "model.safetensors"):  # the run is no longer finished
         assert not (folder / name).exists()
     assert [start["from"] for start in config_of(run)["resumed"]] == [3]
-    release(run)
+    run.close()
     again = config_of(make_run(None, resume=folder, parts={"model": model}, lr=0.1))
     assert [start["from"] for start in again["resumed"]] == [3, 3]
     fixed = {"tensorboard": False, "out": str(folder), "device": "cpu"}
@@ -230,63 +215,6 @@ def test_a_finished_run_s_damaged_checkpoint_is_not_replaced_by_the_one_before(t
     (folder / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(UserError, match="no usable checkpoint"):
         make_run(None, evaluate=folder)
-
-
-@pytest.mark.parametrize("early", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_a_run_that_ends_early_draws_its_curves_and_says_how_to_continue(tmp_path, early):
-    drawn = []
-    run = make_run(tmp_path / "run", lambda folder, history: drawn.append(len(history)))
-    with pytest.raises(type(early)), run:
-        raise early
-    assert not drawn  # there was nothing to draw
-    run.log(epoch=1, loss=1.0)
-    with pytest.raises(type(early)) as raised, run:
-        raise early
-    command = f"python dir/script.py --resume {run.folder}"
-    assert drawn == [1] and raised.value.__notes__[-1].endswith(f"go on with: {command}")
-
-
-def test_a_stopped_evaluation_is_continued_by_an_evaluation(tmp_path):
-    folder = three_epochs(tmp_path / "run").folder
-    (folder / "result.json").write_text("{}")
-    with pytest.raises(KeyboardInterrupt) as raised, make_run(None, evaluate=folder):
-        raise KeyboardInterrupt
-    assert raised.value.__notes__[-1].endswith(f"python dir/script.py --evaluate {folder}")
-
-
-def test_a_damaged_result_is_an_error_before_the_evaluation_and_says_what_to_do(tmp_path):
-    folder = three_epochs(tmp_path / "run").folder
-    for damaged in ("{", '{"test": {"loss": NaN}}'):
-        (folder / "result.json").write_text(damaged)
-        with pytest.raises(UserError, match=f"delete it, then --resume {folder}"):
-            make_run(None, evaluate=folder)
-
-
-def test_a_run_belongs_to_its_script_whatever_program_calls_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
-    run = make_run(tmp_path / "run", script="script.py")
-    assert config_of(run)["script"] == "script.py"
-    with pytest.raises(KeyboardInterrupt) as raised, run:
-        raise KeyboardInterrupt
-    assert raised.value.__notes__[-1].endswith(f"python script.py --resume {run.folder}")
-    release(run)
-    make_run(None, resume=run.folder, script="script.py")
-
-
-def test_curves_that_cannot_be_drawn_do_not_hide_the_error(tmp_path):
-    def draw_curves(folder, history):
-        raise OSError(28, "No space left on device")
-
-    run = make_run(tmp_path / "run", draw_curves)
-    run.log(epoch=1, loss=1.0)
-    with pytest.raises(KeyboardInterrupt), run:
-        raise KeyboardInterrupt
-
-
-def test_user_errors_are_not_followed_by_the_command_to_resume(tmp_path):
-    with pytest.raises(UserError) as raised, make_run(tmp_path / "run"):
-        raise UserError("use another")
-    assert not hasattr(raised.value, "__notes__")
 
 
 def test_the_result_holds_graded_rows_and_results(tmp_path, capsys):

@@ -9,7 +9,7 @@ from matplotlib.image import imread, imsave
 
 from harness import records
 from harness.errors import UserError
-from tests.bare_runs import make_run, release
+from tests.bare_runs import make_run
 
 reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
@@ -68,7 +68,7 @@ def test_a_killed_and_resumed_run_has_every_step_once(tmp_path, flushed):
     if flushed:
         run._events._writer.flush()
         assert read_back(run.folder)[0]["loss"].keys() == {1, 2, 3}
-    release(run)
+    run.close()
     resumed = make_run(None, resume=run.folder, tensorboard=True)
     assert resumed.count < 3
     with resumed:
@@ -82,7 +82,7 @@ def test_a_run_can_get_its_event_file_when_it_is_resumed(tmp_path):
     run = make_run(tmp_path / "run")
     train(run, 2, 2)
     assert not list(run.folder.glob("events*"))
-    release(run)
+    run.close()
     with make_run(None, resume=run.folder, tensorboard=True) as resumed:
         train(resumed, 4, 4)
     assert read_back(run.folder)[0] == expected_scalars(run.folder)
