@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,3 +296,13 @@ def test_the_page_says_what_is_missing(new_browser, runs, tmp_path):
     open_tab(new_browser, "flow")
     assert "2.345 bits per dimension" in text_of(new_browser, "#flow-width")
     assert new_browser.get_log("browser") == []
+
+
+def test_the_page_says_when_its_models_cannot_be_unpacked(new_browser, address, tmp_path):
+    page = Path(address.removeprefix("file://")).read_text()
+    damaged = page.replace('id="weights-digits">', 'id="weights-digits">AAAA')
+    assert damaged != page
+    (tmp_path / "page.html").write_text(damaged)
+    new_browser.get((tmp_path / "page.html").as_uri())
+    time.sleep(0.5)
+    assert "can't unpack the models: " in text_of(new_browser, "#views > .missing")

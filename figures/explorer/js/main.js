@@ -152,4 +152,8 @@ setUpTabs();
 setUpCode();
 sayWhatIsMissing();
 fillTable();
-load();
+load().catch((error) => {
+  const textContent = `This browser can't unpack the models: ${error.message}`;
+  byId("views").prepend(element("p", { className: "missing", textContent }));
+  throw error;
+});
