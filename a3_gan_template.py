@@ -14,7 +14,7 @@ At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and 
 
 The course report (2019) describes the first and computes the second (`--protocol report`). Neither
 gets there, as D still tells some images apart: over the last tenth of 187,500 batches the losses
-are 1.18 and 1.20 nats with the first, 0.99 and 1.24 with the second (the report: 1.15 each).
+are 1.17 and 1.20 nats with the first, 0.99 and 1.24 with the second (the report: 1.15 each).
 
     python a3_gan_template.py
 """
@@ -51,7 +51,8 @@ SAMPLES = [
     at_most(f"repeats in {N_DIVERSITY:,} samples", "images", REPEATS, 0, N_BATCHES),
 ]
 SAMPLES += graded.optional(
-    at_least("Parzen log-likelihood of the test split", "nats", PARZEN, 225.0, N_BATCHES),
+    # The paper's 225 +- 2 (Table 1), less its standard error.
+    at_least("Parzen log-likelihood of the test split", "nats", PARZEN, 223.0, N_BATCHES),
     at_least("the rarest digit", "share", result("quality", "smallest_class"), 0.04, N_BATCHES),
     at_most("the commonest digit", "share", result("quality", "largest_class"), 0.20, N_BATCHES),
 )
