@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from grading.outcomes import CannotJudge, changed_weights, perturb
+from grading.outcomes import CannotJudge, changed_weights, perturb, restored_modes
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 
@@ -59,8 +59,7 @@ class FlowSubject:
         The flow is in evaluation mode, where batch norm is a map of each row by itself.
         """
         parts = [] if self.module is None else list(nn.Module.modules(self.module))
-        modes = [part.training for part in parts]
-        with changed_weights(self.parameters):
+        with changed_weights(self.parameters), restored_modes(parts):
             perturb(self.parameters, std, self.seed)
             try:
                 if self.module is not None:
@@ -70,8 +69,6 @@ class FlowSubject:
                 yield
             finally:
                 self._to_float32()
-                for part, mode in zip(parts, modes):
-                    part.training = mode
 
     def _to_float64(self):
         self.module.double()

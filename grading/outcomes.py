@@ -249,6 +249,17 @@ def modules_of(*functions: Callable) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
+def restored_modes(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore after the block which of these modules are in training mode."""
+    modes = [(part, part.training) for part in parts]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
 def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Restore modules after the block: weights, buffers, precision, mode."""
     parts = [part for module in modules for part in nn.Module.modules(module)]
@@ -260,16 +271,14 @@ def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
         for part in parts
         for name, buffer in part.named_buffers(recurse=False)
     ]
-    modes = [(part, part.training) for part in parts]
     try:
-        yield
+        with restored_modes(parts):
+            yield
     finally:
         for tensor, data, value in saved:
             tensor.data = data.copy_(value)
         for part, name, buffer, value in buffers:
             setattr(part, name, buffer.copy_(value))
-        for part, mode in modes:
-            part.training = mode
 
 
 def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:
