@@ -3,7 +3,9 @@
 python -m figures                       draw all figures and write a gallery
 python -m figures --train --seeds 3     first train what is missing
 python -m figures --check               grade every run; exit status 0 only if none falls short
-python -m figures --export FILE         write the table of all runs as .csv, .json or .tex
+python -m figures --export FILE         write the table of all runs as .csv, .json or .tex, or
+                                        with .jsonl the runs, without weights and pictures
+python -m figures --recorded FILE       take in the runs of such a file, too
 """
 
 import sys
@@ -16,8 +18,16 @@ from figures.checks import check
 from figures.export import export, export_file
 from figures.gallery import draw_all, write_page
 from figures.kinds import KINDS, NEEDED
+from figures.recorded import merged, read_recorded
 from figures.report import FIGURES
-from figures.runs import StoredRun, find_runs, newest_of_kind, read_run, unfinished_message
+from figures.runs import (
+    Runs,
+    StoredRun,
+    find_runs,
+    newest_of_kind,
+    read_run,
+    unfinished_message,
+)
 from figures.strip import last_pictures, save_strip
 from figures.trainings import missing_trainings, train
 from harness import cli
@@ -39,6 +49,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="the folder of the run folders (default: runs, with --quick runs/quick)",
     )
     parser.add_optional_argument(
+        "--recorded",
+        type=Path,
+        metavar="FILE",
+        help="take in the runs that --export FILE.jsonl wrote (they have no pictures)",
+    )
+    parser.add_optional_argument(
         "--out",
         metavar="DIR",
         help="write README.md and report/ here (default: figures in --runs)",
@@ -56,8 +72,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--export",
         type=export_file,
         metavar="FILE",
-        help="write the table of all runs to FILE.csv or FILE.json, or the means of each kind as "
-        "LaTeX to FILE.tex; draw nothing",
+        help="write the table of all runs to FILE.csv or FILE.json, the means of each kind as "
+        "LaTeX to FILE.tex, or the finished runs for --recorded to FILE.jsonl; draw nothing",
     )
     parser.add_argument("--train", action="store_true", help="train or resume what is missing")
     parser.add_argument("--quick", action="store_true", help="train a fraction of the length")
@@ -125,6 +141,18 @@ def chosen_run(name: str, folder: str) -> StoredRun:
     return run
 
 
+def all_runs(args: Namespace) -> tuple[Runs, list[str]]:
+    """All runs under --runs and in --recorded, oldest first, and messages about unreadable ones.
+
+    Raises:
+        UserError: --recorded is no file of runs.
+    """
+    found, messages = find_runs(args.runs)
+    if args.recorded is not None:
+        found = merged(found, read_recorded(args.recorded))
+    return found, messages
+
+
 def train_missing(args: Namespace, kind_names: list[str]) -> bool:
     """Train the missing seeds of these kinds, or submit them to SLURM; whether all are there.
 
@@ -132,7 +160,7 @@ def train_missing(args: Namespace, kind_names: list[str]) -> bool:
         UserError: a training has failed.
         DataError: the download has failed.
     """
-    found, _ = find_runs(args.runs)
+    found, _ = all_runs(args)
     missing = missing_trainings(found, kind_names, args.seeds or 1, args.quick, args.dataset)
     if not missing:
         return True
@@ -160,16 +188,16 @@ def main(args: Namespace) -> None:
             raise UserError(f"{option} {folder} is a file, not a folder")
     folders = {name: vars(args)[name] for name in KINDS if vars(args)[name] is not None}
     chosen = {name: chosen_run(name, folder) for name, folder in folders.items()}
-    if not args.runs.is_dir() and not args.train and not chosen:
+    if not (args.runs.is_dir() or args.train or args.recorded or chosen):
         raise UserError(f"there is no folder {args.runs}: name that of the runs with --runs")
     if args.check:
-        found, messages = (chosen.values(), []) if chosen else find_runs(args.runs)
+        found, messages = (chosen.values(), []) if chosen else all_runs(args)
         sys.exit(check(found, messages))
     if args.train:
         kind_names = [name for name in args.kinds or NEEDED if name not in chosen]
         if not train_missing(args, kind_names):
             return
-    found, messages = find_runs(args.runs)
+    found, messages = all_runs(args)
     messages += [unfinished_message(run) for run in found if not run.finished]
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}

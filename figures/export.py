@@ -1,4 +1,4 @@
-"""The table of all runs as CSV or JSON, and that of their means as LaTeX, for use elsewhere."""
+"""The table of all runs as CSV or JSON, that of their means as LaTeX, and the runs themselves."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from figures.kinds import KINDS
+from figures.recorded import record
 from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
 from figures.tables import graded_lines
 from harness.errors import UserError
@@ -34,7 +35,7 @@ def export_file(text: str) -> Path:
 
 
 def export(path: Path, found: Runs, groups: Groups) -> None:
-    """Write the table of all runs, or for LaTeX of the means by kind, in the format of `path`.
+    """Write all runs, for LaTeX the means by kind, in the format of `path`.
 
     Raises:
         UserError: there is nothing to write.
@@ -90,6 +91,13 @@ def _json(found: Runs, groups: Groups) -> str:
     return json.dumps(run_records(found), indent=2, ensure_ascii=False) + "\n"
 
 
+def _jsonl(found: Runs, groups: Groups) -> str:
+    lines = [record(run) for run in found if run.finished]
+    if not lines:
+        raise UserError("only finished runs are recorded: there is none")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _tex(found: Runs, groups: Groups) -> str:
     lines = graded_lines(groups, details=False)  # with all of them it would not fit on a page
     if not lines:
@@ -124,4 +132,4 @@ _FOOT = r"""\bottomrule
 \end{tabular}
 \end{table}
 """
-FORMATS = {".csv": _csv, ".json": _json, ".tex": _tex}
+FORMATS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".tex": _tex}

@@ -7,7 +7,7 @@ from figures.departures import departures
 from figures.drawing import CURVES
 from figures.kinds import KINDS
 from figures.report import FIGURES, Figure
-from figures.runs import Groups, Runs
+from figures.runs import Groups, Runs, with_folder
 from figures.tables import PUBLISHED, comparison, graded_table, other_data
 from harness.errors import UserError
 from harness.files import write_whole
@@ -27,6 +27,12 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
         runs = groups[figure.kind]
         if not runs:
             continue
+        if figure.draw not in CURVES:  # a picture of one run
+            run = with_folder(runs)
+            if run is None:
+                messages.append(f"{figure.name}: recorded runs have no pictures")
+                continue
+            runs = [run]
         length, full = runs[0].n_epochs, KINDS[figure.kind].n_epochs()
         note = f"{'quick run: ' if quick else ''}{length} of {full} epochs"
         note = note if length < full else None
@@ -36,11 +42,9 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
         except UserError as error:
             messages.append(f"{name}: {error}")
         except KeyError as error:
-            metrics = runs[0].folder / "metrics.jsonl"
-            messages.append(f"{name}: {metrics} has no {error} in every line")
+            messages.append(f"{name}: {runs[0].folder} has no {error} in every line of metrics")
         else:
-            shown = runs if figure.draw in CURVES else runs[:1]
-            details = [_describe(shown), note and f"**{note}**", remark]
+            details = [_describe(runs), note and f"**{note}**", remark]
             caption = f"{figure.caption} ({'; '.join(filter(None, details))})"
             drawn.append((figure, name, f"**Figure {figure.number}.** {caption}"))
     return drawn, messages

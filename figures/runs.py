@@ -19,7 +19,7 @@ class StoredRun(NamedTuple):
     """A run as its files describe it.
 
     An unfinished run has no `results`, and perhaps no line of metrics yet. Without a `config.json`
-    a run has default arguments and counts as finished.
+    a run has default arguments and counts as finished. A `recorded` one has no folder, only a name.
     """
 
     folder: Path
@@ -29,6 +29,7 @@ class StoredRun(NamedTuple):
     results: dict[str, dict]
     config: dict
     finished: bool
+    recorded: bool = False
 
     @property
     def n_epochs(self) -> int:
@@ -59,6 +60,11 @@ class StoredRun(NamedTuple):
     def dataset(self) -> str:
         """The data set it was trained on."""
         return self.args.dataset
+
+    @property
+    def started(self) -> str:
+        """The date and time of its start, '' if unknown."""
+        return str(self.config.get("started", ""))
 
     @property
     def seconds(self) -> float:
@@ -116,8 +122,13 @@ def find_runs(base: Path) -> tuple[Runs, list[str]]:
             found.append(read_run(folder))
         except UserError as error:
             messages.append(str(error))
-    found.sort(key=lambda run: str(run.config.get("started", "")))
+    found.sort(key=lambda run: run.started)
     return found, messages
+
+
+def with_folder(runs: Runs) -> StoredRun | None:
+    """The first of the runs that has a folder, and so pictures."""
+    return next((run for run in runs if not run.recorded), None)
 
 
 def unfinished_message(run: StoredRun) -> str:

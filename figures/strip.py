@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from datasets import mnist
-from figures.runs import Groups
+from figures.runs import Groups, with_folder
 from harness import plots
 from harness.errors import UserError
 
@@ -51,7 +51,8 @@ def last_pictures(groups: Groups) -> dict[str, Path] | None:
     """The last sample grid of each kind's run; None if one is missing."""
     pictures = {}
     for kind in PANELS:
-        found = groups[kind][0].folder.glob("samples_[0-9]*.png") if groups[kind] else []
+        run = with_folder(groups[kind])
+        found = run.folder.glob("samples_[0-9]*.png") if run else []
         last = max(found, key=lambda path: int(path.stem.partition("_")[2]), default=None)
         if last is None:
             return None

@@ -107,7 +107,7 @@ def test_latex_compiles_the_table(base):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("runs.xlsx", "must end in .csv, .json, .tex, not '.*runs.xlsx'"),
+        ("runs.xlsx", "must end in .csv, .json, .jsonl, .tex, not '.*runs.xlsx'"),
         ("nowhere/runs.csv", "'.*nowhere/runs.csv' cannot be written"),
         ("folder.csv", "'.*folder.csv' cannot be written"),
         ("file/runs.csv", "'.*file/runs.csv' cannot be written"),

@@ -50,6 +50,6 @@ def test_a_strip_has_the_three_models_and_real_digits(tmp_path, monkeypatch, dig
 def test_the_last_grid_is_that_of_the_highest_epoch(tmp_path):
     for name in ("samples_980", "samples_1000", "samples_fresh"):
         (tmp_path / f"{name}.png").touch()
-    groups = dict.fromkeys(strip.PANELS, [Namespace(folder=tmp_path)])
+    groups = dict.fromkeys(strip.PANELS, [Namespace(folder=tmp_path, recorded=False)])
     assert {path.name for path in strip.last_pictures(groups).values()} == {"samples_1000.png"}
     assert strip.last_pictures(groups | {"nf": []}) is None

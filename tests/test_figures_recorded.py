@@ -1,0 +1,146 @@
+"""Runs kept in one file, without weights and pictures."""
+
+import json
+import re
+
+import pytest
+
+from figures.__main__ import main, parse_args
+from figures.kinds import KINDS, NEEDED
+from figures.recorded import read_recorded
+from figures.report import FIGURES
+from figures.runs import find_runs
+from harness.errors import UserError
+from tests.fake_runs import fake_run, fake_runs, unwrapped
+
+
+def figures(*flags):
+    """Run `python -m figures` in this process."""
+    main(parse_args([str(flag) for flag in flags]))
+
+
+def contents(runs):
+    """What tables and curves show of the runs."""
+    return [
+        (run.folder.name, run.script, run.args.seed, run.history, run.results, run.graded())
+        for run in runs
+    ]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The folder of three runs, one of them unfinished, and the file of the two others."""
+    base, path = tmp_path / "runs", tmp_path / "runs.jsonl"
+    fake_run(base / "vae1", "vae", "--seed", "1", "--out", "/home/ada/runs/vae1", started="2025")
+    fake_run(base / "flow", "nf", val_bpd=lambda epoch: 1.79 + 0.1 / epoch, started="2026")
+    (fake_run(base / "gan", "gan", started="2027") / "result.json").unlink()
+    figures("--runs", base, "--export", path)
+    return base, path
+
+
+def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
+    base, path = recorded
+    text = path.read_text()
+    again = tmp_path / "again.jsonl"
+    figures("--runs", tmp_path / "nowhere", "--recorded", path, "--export", again)
+    assert again.read_text() == text
+    names = [json.loads(line)["run"] for line in text.splitlines()]
+    assert names == ["vae1", "flow"]  # the finished ones, oldest first
+    assert "ada" not in text and str(tmp_path) not in text
+    finished = [run for run in find_runs(base)[0] if run.finished]
+    assert contents(read_recorded(path)) == contents(finished)
+
+
+def test_recorded_runs_are_checked_without_any_folder(recorded, tmp_path, capsys):
+    _, path = recorded
+    with pytest.raises(SystemExit) as caught:
+        figures("--check", "--runs", tmp_path / "nowhere", "--recorded", path)
+    assert caught.value.code == 0
+    assert "vae1: a3_vae_template.py, seed 1, 100 epochs" in capsys.readouterr().out
+
+
+def test_a_run_in_both_counts_once(recorded, tmp_path):
+    base, path = recorded
+    both = tmp_path / "both.csv"
+    figures("--runs", base, "--recorded", path, "--export", both)
+    names = [line.split(",")[0] for line in both.read_text().splitlines()]
+    assert names == ["run", "vae1", "flow", "gan"]
+
+
+def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
+    base, path = tmp_path / "runs", tmp_path / "runs.jsonl"
+    fake_run(tmp_path / "old" / "flow0", "nf", "--seed", "0")
+    figures("--runs", tmp_path / "old", "--export", path)
+    fake_runs(base, *(kind for kind in KINDS if kind != "nf"))
+    fake_run(base / "flow1", "nf", "--seed", "1")
+    figures("--runs", base, "--recorded", path, "--out", tmp_path / "out")
+    page = unwrapped((tmp_path / "out" / "README.md").read_text())
+    captions = {
+        name: re.search(rf"{name}\.png\)\n\n(.*)", page)[1]
+        for name in ("fig14_bpd", "fig18_nf_100_epochs")
+    }
+    assert "runs `flow0`, `flow1`, seeds 0, 1: mean and a band" in captions["fig14_bpd"]
+    assert "run `flow1`, seed 1, 100 epochs" in captions["fig18_nf_100_epochs"]
+    assert "| 1.790 ± 0.000 (2) |" in page
+    shown = (tmp_path / "out" / "report" / "fig18_nf_100_epochs.png").read_bytes()
+    assert shown == (base / "flow1" / "samples_100.png").read_bytes()
+
+
+def test_recorded_runs_alone_draw_curves_and_tables(tmp_path, capsys):
+    fake_runs(tmp_path / "runs", *NEEDED)
+    path, out = tmp_path / "runs.jsonl", tmp_path / "out"
+    figures("--runs", tmp_path / "runs", "--export", path)
+    with pytest.raises(UserError, match="not all figures could be drawn"):
+        figures("--runs", tmp_path / "nowhere", "--recorded", path, "--out", out)
+    assert "fig07_vae_manifold: recorded runs have no pictures" in capsys.readouterr().err
+    drawn = {file.stem for file in (out / "report").glob("*.png")}
+    curves = {"fig02_elbo", "fig08_gan_loss", "fig14_bpd"}
+    assert drawn == curves | {"fig02_elbo_report_protocol", "fig08_gan_loss_report_protocol"}
+    assert drawn < {figure.name for figure in FIGURES}
+
+
+def test_a_recorded_run_need_not_be_trained(recorded, tmp_path, monkeypatch):
+    _, path = recorded
+    asked = []
+    monkeypatch.setattr("figures.__main__.train", lambda missing, *_: asked.extend(missing))
+    flags = ("--train", "--kinds", "nf", "--seeds", "2", "--recorded", path)
+    with pytest.raises(UserError, match="not all figures could be drawn"):
+        figures("--runs", tmp_path / "new", *flags)
+    assert [str(training) for training in asked] == ["nf-seed1"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: text.replace('"metrics"', '"metrix"', 1),
+        lambda text: text.replace('"epoch": 7,', '"epoch": 6,', 1),
+        lambda text: text.replace("a3_vae_template.py", "a3_gpt_template.py", 1),
+        lambda text: text.replace("99.5", "NaN", 1),
+        lambda text: "\n" + text,
+        lambda text: "[]\n" + text,
+    ],
+)
+def test_a_damaged_line_is_named(recorded, tmp_path, damage):
+    _, path = recorded
+    text = path.read_text()
+    assert damage(text) != text
+    path.write_text(damage(text))
+    with pytest.raises(UserError, match=r"runs.jsonl: line \d is no run that --export wrote"):
+        figures("--check", "--runs", tmp_path, "--recorded", path)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "runs.jsonl"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="runs.jsonl cannot be read"):
+        figures("--check", "--runs", tmp_path, "--recorded", path)
+
+
+def test_only_finished_runs_are_recorded(tmp_path):
+    (fake_run(tmp_path / "runs" / "gan", "gan") / "result.json").unlink()
+    with pytest.raises(UserError, match="only finished runs are recorded"):
+        figures("--runs", tmp_path / "runs", "--export", tmp_path / "runs.jsonl")
+    assert not (tmp_path / "runs.jsonl").exists()
