@@ -3,9 +3,9 @@
     python -m figures.readme_numbers
 
 prints each with its line, and exits with status 1 if there is one. The result files are the
-gallery's page, which `python -m figures` writes, and the JSON files in `figures/measured/`: what
-`--export` wrote of the runs behind README, with their means and standard deviations over seeds, the
-benchmark's figures, and wall times.
+gallery's page, which `python -m figures` writes, and the files in `figures/measured/`: the recorded
+runs behind README, or their table, as `--export` wrote them, with means and standard deviations
+over seeds; the benchmark's figures; and wall times.
 
 Only decimals and times (7:11) are checked, since whole numbers are mostly sizes and settings. A
 number may be rounded further than in its file. It passes if any value there rounds to it, so this
@@ -18,6 +18,9 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from figures.export import run_records
+from figures.recorded import read_recorded
 
 ROOT = Path(__file__).parent.parent
 README, GALLERY = ROOT / "README.md", ROOT / "figures" / "README.md"
@@ -51,13 +54,14 @@ def unfounded(text: str, known: list[float]) -> list[tuple[int, str]]:
 def known_numbers() -> list[float]:
     """All numbers of the result files."""
     numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text(encoding="utf-8"))]
+    records = run_records(list(read_recorded(MEASURED / "runs.jsonl")))
     for path in sorted(MEASURED.glob("*.json")):
         content = json.loads(path.read_bytes())
-        if isinstance(content, list):  # of runs
-            content = [record for record in content if record["finished"]]
-            numbers += over_seeds(content)
-        numbers += _leaves(content)
-    return numbers
+        if isinstance(content, list):  # a table of runs
+            records += [record for record in content if record["finished"]]
+        else:
+            numbers += _leaves(content)
+    return [*numbers, *_leaves(records), *over_seeds(records)]
 
 
 def over_seeds(records: list[dict]) -> Iterator[float]:

@@ -9,17 +9,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from figures.runs import Runs, StoredRun, read_run
+from harness import cli
 from harness.errors import UserError
 from harness.records import DAMAGE
 
-PATHS = ("out", "data_dir")  # arguments that say where a run was, and not what
+# Left out: arguments that say where a run was, and not what.
+PATHS = {"out", "data_dir", *cli.NO_SETTINGS}
 
 
 def record(run: StoredRun) -> str:
     """The line of a finished run."""
-    config = {name: value for name, value in run.config.items() if name != "command"}
     arguments = {name: value for name, value in vars(run.args).items() if name not in PATHS}
-    config |= {"script": run.script, "arguments": arguments}
+    config = _without_command(run.config) | {"script": run.script, "arguments": arguments}
+    if "resumed" in config:
+        config["resumed"] = [_without_command(start) for start in config["resumed"]]
     content = {"run": run.folder.name, "config": config}
     return json.dumps(content | {"metrics": run.history, "results": run.results})
 
@@ -51,6 +54,10 @@ def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
     """Both without repeats, oldest first. Of a run in both, the one with a folder is kept."""
     runs = {_identity(run): run for run in [*recorded, *found]}
     return sorted(runs.values(), key=lambda run: run.started)
+
+
+def _without_command(start: dict) -> dict:
+    return {name: value for name, value in start.items() if name != "command"}
 
 
 def _unpack(content: dict, folder: Path) -> None:

@@ -1,11 +1,15 @@
 """Choosing a device, and random numbers that don't disturb a run."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from harness import devices
 from harness.devices import RandomState, device_of, select_device, separate_random_numbers
 from harness.errors import UserError
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -73,3 +77,15 @@ def test_eager_holds_until_the_next_choice(monkeypatch):
 
 def test_the_device_of_a_module_is_that_of_its_parameters():
     assert device_of(torch.nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_a_cpu_takes_denormal_numbers_for_zero_in_all_its_threads():
+    lines = (
+        "import torch, harness.devices",
+        "torch.set_num_threads(2)",
+        "harness.devices.select_device('cpu')",
+        "print((torch.full((1_000_000,), 1e-39) * 0.5).count_nonzero().item())",
+    )
+    command = [sys.executable, "-c", "; ".join(lines)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

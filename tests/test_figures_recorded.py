@@ -33,6 +33,11 @@ def recorded(tmp_path):
     base, path = tmp_path / "runs", tmp_path / "runs.jsonl"
     fake_run(base / "vae1", "vae", "--seed", "1", "--out", "/home/ada/runs/vae1", started="2025")
     fake_run(base / "flow", "nf", val_bpd=lambda epoch: 1.79 + 0.1 / epoch, started="2026")
+    config = base / "flow" / "config.json"
+    content = json.loads(config.read_text())
+    content |= {"command": "python a3.py --out /home/ada/flow"}
+    content |= {"resumed": [{"from": 9, "command": "python a3.py --resume /home/ada/flow"}]}
+    config.write_text(json.dumps(content))
     (fake_run(base / "gan", "gan", started="2027") / "result.json").unlink()
     figures("--runs", base, "--export", path)
     return base, path
@@ -46,7 +51,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
     assert again.read_text() == text
     names = [json.loads(line)["run"] for line in text.splitlines()]
     assert names == ["vae1", "flow"]  # the finished ones, oldest first
-    assert "ada" not in text and str(tmp_path) not in text
+    assert "ada" not in text and str(tmp_path) not in text and '"from": 9' in text
     finished = [run for run in find_runs(base)[0] if run.finished]
     assert contents(read_recorded(path)) == contents(finished)
 
