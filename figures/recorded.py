@@ -1,6 +1,6 @@
 """Recorded runs: settings, metrics and results of many runs in one file, a JSON object per line.
 
-Without weights and pictures a run takes some ten kilobytes, so that it can be kept and passed on.
+Without weights and pictures a run takes tens of kilobytes, so that it can be kept and passed on.
 """
 
 import json
@@ -34,9 +34,9 @@ def read_recorded(path: Path) -> Iterator[StoredRun]:
         UserError: the file cannot be read, or a line of it is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     with TemporaryDirectory() as base:
         for n, line in enumerate(lines, start=1):
             folder = Path(base) / str(n)

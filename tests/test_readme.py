@@ -3,7 +3,8 @@
 import re
 import statistics
 
-from figures.readme_numbers import known_numbers, over_seeds, unfounded
+from figures.readme_numbers import MEASURED, known_numbers, over_seeds, unfounded
+from figures.recorded import read_recorded
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -11,6 +12,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_number_of_the_readme_stands_in_a_result_file():
     assert unfounded(README, known_numbers()) == []
+
+
+def test_no_recorded_run_falls_short():
+    runs = list(read_recorded(MEASURED / "runs.jsonl"))
+    verdicts = [row["verdict"] for run in runs for row in run.graded()]
+    assert verdicts.count("pass") > 0 and verdicts.count("falls short") == 0
 
 
 def test_a_number_that_stands_nowhere_is_found_with_its_line():
