@@ -198,17 +198,17 @@ def main(args: Namespace) -> None:
         if not train_missing(args, kind_names):
             return
     found, messages = all_runs(args)
+    known = {run.folder.resolve() for run in found if not run.recorded}
+    found += [run for run in chosen.values() if run.folder.resolve() not in known]
     messages += [unfinished_message(run) for run in found if not run.finished]
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}
     if args.export:
-        known = {run.folder.resolve() for run in found}
-        elsewhere = [run for run in chosen.values() if run.folder.resolve() not in known]
-        export(args.export, found + elsewhere, groups)
+        export(args.export, found, groups)
         for message in messages:
             print(message, file=sys.stderr)
         return
-    if not any(run.finished for run in [*found, *chosen.values()]):
+    if not any(run.finished for run in found):
         hint = f"no finished run under {args.runs}; --train makes what is missing"
         raise UserError("; ".join([*messages, hint]))
     drawn, missing = draw_all(groups, args.out, args.quick)

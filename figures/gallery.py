@@ -5,6 +5,7 @@ from pathlib import Path
 
 from figures.departures import departures
 from figures.drawing import CURVES
+from figures.export import export
 from figures.kinds import KINDS
 from figures.report import FIGURES, Figure
 from figures.runs import Groups, Runs, with_folder
@@ -63,14 +64,14 @@ def _describe(runs: Runs) -> str:
 def write_page(
     out: Path, drawn: Drawn, groups: Groups, found: Runs, missing: list[str], quick: bool
 ) -> None:
-    """Write the gallery to out/README.md, with messages about what is `missing`."""
+    """Write the gallery to out/README.md, with messages about what is `missing`, and its tables."""
     lines = ["# Gallery" + (": a quick run, a small fraction of the full length" if quick else "")]
     command = "python -m figures" + (" --train --quick" if quick else "")
     lines += ["", f"The figures of the report, drawn by `{command}`, which also wrote this page."]
     if missing:
         lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
     if table := graded_table(groups):
-        lines += ["", "## Graded", "", *table]
+        lines += ["", "## Graded", "", *table, "", _save_tables(out, groups, found, quick)]
         lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
     if others := other_data(found, groups):
         lines += ["", "## Other data sets", "", *others]
@@ -83,6 +84,15 @@ def write_page(
     lines += ["", "The numbers of several seeds are means.", "", *departures(groups), ""]
     content = "\n".join(map(_wrapped, lines)).encode()
     write_whole(out / "README.md", lambda file: file.write(content))
+
+
+def _save_tables(out: Path, groups: Groups, found: Runs, quick: bool) -> str:
+    """Write the table of all finished runs and that of their means; the line that links them."""
+    name = "report/results" + "-short" * quick
+    finished = [run for run in found if run.finished]
+    for suffix in (".csv", ".tex"):
+        export(out / f"{name}{suffix}", finished, groups)
+    return f"As files: [every run]({name}.csv) as CSV, [the means]({name}.tex) as LaTeX."
 
 
 def _wrapped(line: str) -> str:

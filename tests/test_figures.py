@@ -1,3 +1,4 @@
+import csv
 import errno
 import json
 import os
@@ -49,7 +50,7 @@ def test_every_figure_of_the_report_is_drawn(full):
     drawn = (report / "fig10_gan_10000_batches.png").read_bytes()
     assert drawn == (base / "gan/samples_010000.png").read_bytes()
     links = re.findall(r"\]\((.*?)\)", text)
-    assert len(links) == len(FIGURES)
+    assert len(links) == len(FIGURES) + 2  # the tables
     assert all((report.parent / link).exists() for link in links)
 
 
@@ -69,6 +70,14 @@ def test_the_page_has_the_graded_table_and_the_evidence(full):
     ends = "Counted its way, the 94.00 nats of the VAE with 20 dimensions become 79.00."
     assert ends in text and "one-sided losses average 0.95 (generator) and 1.10 nats" in text
     assert "needs a run" not in text
+
+
+def test_the_page_links_its_tables(full):
+    _, text, report = full
+    assert "[every run](report/results.csv) as CSV, [the means](report/results.tex)" in text
+    runs = csv.DictReader((report / "results.csv").read_text().splitlines())
+    assert sorted(run["run"] for run in runs) == sorted(KINDS)
+    assert "validation negative ELBO (nats) & epoch 40" in (report / "results.tex").read_text()
 
 
 def test_the_models_samples_are_compared(full):
@@ -219,6 +228,7 @@ def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
     base = fake_runs(tmp_path / "runs", "manifold")
     chosen = fake_run(tmp_path / "mine", "manifold", "--lr", "0.1", started="2020")
     text = draw(base, "--manifold", str(chosen), n_missing=5)
+    assert "\nmine,a3_vae_template.py" in (tmp_path / "out/report/results.csv").read_text()
     assert "run `mine`" in text and "run `manifold`" not in text
 
 
