@@ -3,8 +3,11 @@
 import re
 import statistics
 
-from figures.readme_numbers import MEASURED, known_numbers, over_seeds, unfounded
+from figures.kinds import KINDS
+from figures.readme_numbers import GALLERY, MEASURED, known_numbers, over_seeds, unfounded
 from figures.recorded import read_recorded
+from figures.runs import newest_of_kind
+from figures.tables import comparison, graded_table
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -18,6 +21,16 @@ def test_no_recorded_run_falls_short():
     runs = list(read_recorded(MEASURED / "runs.jsonl"))
     verdicts = [row["verdict"] for run in runs for row in run.graded()]
     assert verdicts.count("pass") > 0 and verdicts.count("falls short") == 0
+
+
+def test_the_gallery_s_tables_are_those_of_the_recorded_runs():
+    runs = list(read_recorded(MEASURED / "runs.jsonl"))
+    groups = {name: newest_of_kind(runs, kind) for name, kind in KINDS.items()}
+    lines = GALLERY.read_text(encoding="utf-8").splitlines()
+    for table in (graded_table(groups), comparison(groups)):
+        rows = [row for row in table if row.startswith("|")]
+        first = lines.index(rows[0])
+        assert len(rows) > 5 and lines[first : first + len(rows) + 1] == [*rows, ""]
 
 
 def test_a_number_that_stands_nowhere_is_found_with_its_line():
