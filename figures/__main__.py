@@ -5,11 +5,12 @@ python -m figures --train --seeds 3     first train what is missing
 python -m figures --check               grade every run; exit status 0 only if none falls short
 python -m figures --export FILE         write the table of all runs as .csv, .json or .tex, or
                                         with .jsonl the runs, without weights and pictures
-python -m figures --recorded FILE       take in the runs of such a file, too
+python -m figures --recorded FILE       add the runs of such a file to those in --runs
 """
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import Source, read_mnist
@@ -52,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--recorded",
         type=Path,
         metavar="FILE",
-        help="take in the runs that --export FILE.jsonl wrote (they have no pictures)",
+        help="add the runs that --export FILE.jsonl wrote to those in --runs (without pictures)",
     )
     parser.add_optional_argument(
         "--out",
@@ -114,6 +115,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser.error(f"--{given[0]} is an option of trainings: it needs --train")
     if args.check and (args.export or args.train):
         parser.error("--check stands alone")
+    if args.check and args.recorded and any(vars(args)[name] for name in KINDS):
+        parser.error("--check of a named run takes no --recorded")
+    if args.recorded and args.runs and not (args.train or Path(args.runs).is_dir()):
+        parser.error(f"--runs {args.runs} is no folder")
     if args.out and (args.check or args.export):
         parser.error("--out is the folder of the figures: --check and --export draw none")
     if args.jobs and args.slurm is not None:
@@ -141,13 +146,15 @@ def chosen_run(name: str, folder: str) -> StoredRun:
     return run
 
 
-def all_runs(args: Namespace) -> tuple[Runs, list[str]]:
-    """All runs under --runs and in --recorded, oldest first, and messages about unreadable ones.
+def all_runs(args: Namespace, chosen: Iterable[StoredRun] = ()) -> tuple[Runs, list[str]]:
+    """All runs under --runs, `chosen` or in --recorded, and messages about unreadable ones.
 
     Raises:
         UserError: --recorded is no file of runs.
     """
     found, messages = find_runs(args.runs)
+    known = {run.folder.resolve() for run in found}
+    found += [run for run in chosen if run.folder.resolve() not in known]
     if args.recorded is not None:
         found = merged(found, read_recorded(args.recorded))
     return found, messages
@@ -197,9 +204,7 @@ def main(args: Namespace) -> None:
         kind_names = [name for name in args.kinds or NEEDED if name not in chosen]
         if not train_missing(args, kind_names):
             return
-    found, messages = all_runs(args)
-    known = {run.folder.resolve() for run in found if not run.recorded}
-    found += [run for run in chosen.values() if run.folder.resolve() not in known]
+    found, messages = all_runs(args, chosen.values())
     messages += [unfinished_message(run) for run in found if not run.finished]
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}
@@ -209,7 +214,8 @@ def main(args: Namespace) -> None:
             print(message, file=sys.stderr)
         return
     if not any(run.finished for run in found):
-        hint = f"no finished run under {args.runs}; --train makes what is missing"
+        recorded = f" or in {args.recorded}" if args.recorded else ""
+        hint = f"no finished run under {args.runs}{recorded}; --train makes what is missing"
         raise UserError("; ".join([*messages, hint]))
     drawn, missing = draw_all(groups, args.out, args.quick)
     if pictures := last_pictures(groups):

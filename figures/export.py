@@ -1,4 +1,4 @@
-"""The table of all runs as CSV or JSON, that of their means as LaTeX, and the runs themselves."""
+"""The table of all runs as CSV or JSON, of their means as LaTeX, and whole runs as JSON lines."""
 
 import csv
 import io
@@ -106,7 +106,8 @@ def _tex(found: Runs, groups: Groups) -> str:
     for training, same in itertools.groupby(lines, key=lambda line: line.training):
         rows += [r"\midrule", rf"\multicolumn{{4}}{{@{{}}l}}{{\emph{{{latex(training)}}}}} \\"]
         for line in same:
-            cells = (line.quantity, line.at, line.value, line.reference)
+            reference = "-" if line.verdict == "not comparable" else line.reference
+            cells = (line.quantity, line.at, line.value, reference)
             rows.append(" & ".join(map(latex, cells)) + r" \\")
     return "\n".join([_HEAD, *rows, _FOOT])
 

@@ -31,7 +31,8 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
         if figure.draw not in CURVES:  # a picture of one run
             run = with_folder(runs)
             if run is None:
-                messages.append(f"{figure.name}: recorded runs have no pictures")
+                hint = f"give a run folder with --{figure.kind} RUN"
+                messages.append(f"{figure.name}: recorded runs have no pictures; {hint}")
                 continue
             runs = [run]
         length, full = runs[0].n_epochs, KINDS[figure.kind].n_epochs()
@@ -71,7 +72,7 @@ def write_page(
     if missing:
         lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
     if table := graded_table(groups):
-        lines += ["", "## Graded", "", *table, "", _save_tables(out, groups, found, quick)]
+        lines += ["", "## Graded", "", *table, "", _save_tables(out, groups, found)]
         lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
     if others := other_data(found, groups):
         lines += ["", "## Other data sets", "", *others]
@@ -86,13 +87,17 @@ def write_page(
     write_whole(out / "README.md", lambda file: file.write(content))
 
 
-def _save_tables(out: Path, groups: Groups, found: Runs, quick: bool) -> str:
-    """Write the table of all finished runs and that of their means; the line that links them."""
-    name = "report/results" + "-short" * quick
+def _save_tables(out: Path, groups: Groups, found: Runs) -> str:
+    """Write the table of all finished runs and that of their means; the line that links them.
+
+    Those of short runs have names of their own, like figures.
+    """
+    lengths = ((runs[0].n_epochs, KINDS[name].n_epochs()) for name, runs in groups.items() if runs)
+    name = "report/results" + "-short" * any(length < full for length, full in lengths)
     finished = [run for run in found if run.finished]
     for suffix in (".csv", ".tex"):
         export(out / f"{name}{suffix}", finished, groups)
-    return f"As files: [every run]({name}.csv) as CSV, [the means]({name}.tex) as LaTeX."
+    return f"As files: [every finished run]({name}.csv) as CSV, [the means]({name}.tex) as LaTeX."
 
 
 def _wrapped(line: str) -> str:

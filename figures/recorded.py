@@ -13,22 +13,28 @@ from harness import cli
 from harness.errors import UserError
 from harness.records import DAMAGE
 
-# Left out: arguments that say where a run was, and not what.
-PATHS = {"out", "data_dir", *cli.NO_SETTINGS}
+# Arguments that say where a run was, or how it was called.
+LEFT_OUT = {"out", "data_dir", *cli.NO_SETTINGS}
 
 
 def record(run: StoredRun) -> str:
-    """The line of a finished run."""
-    arguments = {name: value for name, value in vars(run.args).items() if name not in PATHS}
+    """The line of a finished run.
+
+    Raises:
+        UserError: its `config.json` is damaged.
+    """
+    arguments = {name: value for name, value in vars(run.args).items() if name not in LEFT_OUT}
     config = _without_command(run.config) | {"script": run.script, "arguments": arguments}
-    if "resumed" in config:
-        config["resumed"] = [_without_command(start) for start in config["resumed"]]
+    try:
+        config["resumed"] = [_without_command(start) for start in config.get("resumed", [])]
+    except DAMAGE as error:
+        raise UserError(f"{run.folder}: its config.json is damaged") from error
     content = {"run": run.folder.name, "config": config}
     return json.dumps(content | {"metrics": run.history, "results": run.results})
 
 
 def read_recorded(path: Path) -> Iterator[StoredRun]:
-    """The runs of a file, each with its name for a folder.
+    """The runs of a file; the `folder` of each is only its name.
 
     Raises:
         UserError: the file cannot be read, or a line of it is damaged.
@@ -44,16 +50,25 @@ def read_recorded(path: Path) -> Iterator[StoredRun]:
                 content = json.loads(line)
                 name = Path(content["run"])
                 _unpack(content, folder)
-                run = read_run(folder)  # so that it passes every check of a run folder
+                run = read_run(folder)  # with all checks of a run folder
             except (UserError, *DAMAGE) as error:
-                raise UserError(f"{path}: line {n} is no run that --export wrote") from error
+                raise UserError(
+                    f"{path}: line {n} is damaged, or written by another version"
+                ) from error
             yield run._replace(folder=name, recorded=True)
 
 
 def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
-    """Both without repeats, oldest first. Of a run in both, the one with a folder is kept."""
-    runs = {_identity(run): run for run in [*recorded, *found]}
-    return sorted(runs.values(), key=lambda run: run.started)
+    """Both without repeats, oldest first. Of a run finished in both, the one found is kept.
+
+    Runs that don't say when they started are never taken for the same.
+    """
+    runs, known = list(found), {_identity(run) for run in found if run.finished}
+    for run in recorded:
+        if not run.started or _identity(run) not in known:
+            runs.append(run)
+            known.add(_identity(run))
+    return sorted(runs, key=lambda run: run.started)
 
 
 def _without_command(start: dict) -> dict:

@@ -15,8 +15,8 @@ no_graph = False  # set by `select_device` for the whole process
 def select_device(name: str, eager: bool = False) -> torch.device:
     """The device for 'auto' (CUDA, else MPS, else CPU), 'cuda', 'mps' or 'cpu'.
 
-    From here on a CPU takes denormal numbers, those below 1.2e-38, for zero. With `eager`,
-    `steps.captured` makes no CUDA graphs in this process.
+    From here on this process takes denormal numbers, those below 1.2e-38, for zero on the CPU. With
+    `eager`, `steps.captured` makes no CUDA graphs in it.
 
     Raises:
         UserError: the device is not available.
@@ -37,7 +37,7 @@ def select_device(name: str, eager: bool = False) -> torch.device:
             f"use --device {best}"
         )
     # Units without a gradient leave denormal numbers in Adam's averages, some ten epochs into a
-    # training. Intel's cores then take twice as long for a step, which comes out the same.
+    # training. With those, Intel's cores take twice as long for a step, for the same weights.
     torch.set_flush_denormal(True)
     return torch.device(name)
 

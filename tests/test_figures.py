@@ -74,7 +74,9 @@ def test_the_page_has_the_graded_table_and_the_evidence(full):
 
 def test_the_page_links_its_tables(full):
     _, text, report = full
-    assert "[every run](report/results.csv) as CSV, [the means](report/results.tex)" in text
+    assert (
+        "[every finished run](report/results.csv) as CSV, [the means](report/results.tex)" in text
+    )
     runs = csv.DictReader((report / "results.csv").read_text().splitlines())
     assert sorted(run["run"] for run in runs) == sorted(KINDS)
     assert "validation negative ELBO (nats) & epoch 40" in (report / "results.tex").read_text()
@@ -139,6 +141,7 @@ def test_pictures_and_captions_of_a_short_run_say_so(tmp_path):
     assert "shown after 40 epochs)" in caption
     report = tmp_path / "out" / "report"
     assert not (report / "fig18_nf_100_epochs.png").exists()  # the name would not be true
+    assert {path.stem for path in report.glob("results*")} == {"results-short"}
     picture = imread(report / "fig18_nf_100_epochs-short.png")
     original = imread(run / "samples_040.png")
     assert picture.shape[0] > original.shape[0] and np.array_equal(picture[-60:], original)

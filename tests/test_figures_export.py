@@ -81,6 +81,11 @@ def test_tex_has_the_means_of_each_kind(base):
     assert "GAN" not in text and "epoch 3 " not in text
 
 
+def test_tex_shows_no_reference_that_does_not_compare(base):
+    fake_run(base / "plane", "manifold")
+    assert r"validation negative ELBO (nats) & epoch 40 & 100.000 & - \\" in exported(base, "a.tex")
+
+
 def test_what_latex_reads_as_a_command_is_escaped():
     assert latex("50% of $5 & #1_a {b}") == r"50\% of \$5 \& \#1\_a \{b\}"
     assert latex("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"

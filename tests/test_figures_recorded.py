@@ -5,18 +5,24 @@ import re
 
 import pytest
 
-from figures.__main__ import main, parse_args
+from figures.__main__ import all_runs, main, parse_args
 from figures.kinds import KINDS, NEEDED
 from figures.recorded import read_recorded
 from figures.report import FIGURES
 from figures.runs import find_runs
-from harness.errors import UserError
+from harness.errors import UsageError, UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
 
 
 def figures(*flags):
     """Run `python -m figures` in this process."""
     main(parse_args([str(flag) for flag in flags]))
+
+
+def empty(tmp_path):
+    """A folder without runs."""
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
 
 
 def contents(runs):
@@ -47,7 +53,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
     base, path = recorded
     text = path.read_text()
     again = tmp_path / "again.jsonl"
-    figures("--runs", tmp_path / "nowhere", "--recorded", path, "--export", again)
+    figures("--runs", empty(tmp_path), "--recorded", path, "--export", again)
     assert again.read_text() == text
     names = [json.loads(line)["run"] for line in text.splitlines()]
     assert names == ["vae1", "flow"]  # the finished ones, oldest first
@@ -59,7 +65,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
 def test_recorded_runs_are_checked_without_any_folder(recorded, tmp_path, capsys):
     _, path = recorded
     with pytest.raises(SystemExit) as caught:
-        figures("--check", "--runs", tmp_path / "nowhere", "--recorded", path)
+        figures("--check", "--runs", empty(tmp_path), "--recorded", path)
     assert caught.value.code == 0
     assert "vae1: a3_vae_template.py, seed 1, 100 epochs" in capsys.readouterr().out
 
@@ -70,6 +76,57 @@ def test_a_run_in_both_counts_once(recorded, tmp_path):
     figures("--runs", base, "--recorded", path, "--export", both)
     names = [line.split(",")[0] for line in both.read_text().splitlines()]
     assert names == ["run", "vae1", "flow", "gan"]
+
+
+def test_of_a_run_that_goes_on_the_finished_record_counts(recorded, tmp_path):
+    base, path = recorded
+    (base / "flow" / "result.json").unlink()
+    figures("--runs", base, "--recorded", path, "--export", tmp_path / "both.json")
+    both = json.loads((tmp_path / "both.json").read_text())
+    flows = [(run["run"], run["finished"]) for run in both if run["run"] == "flow"]
+    assert sorted(flows) == [("flow", False), ("flow", True)]
+
+
+def test_runs_without_a_start_are_never_taken_for_the_same(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    for person, bpd in (("ada", 1.79), ("bob", 1.95)):
+        folder = fake_run(tmp_path / "class" / person / "nf", "nf", val_bpd=bpd)
+        (folder / "config.json").unlink()  # as another program may have written it
+    figures("--runs", tmp_path / "class", "--export", path)
+    assert len(path.read_text().splitlines()) == 2
+    with pytest.raises(SystemExit) as caught:  # Bob's falls short
+        figures("--check", "--runs", tmp_path / "class", "--recorded", path)
+    assert caught.value.code == 1
+    found, _ = all_runs(parse_args(["--runs", str(empty(tmp_path)), "--recorded", str(path)]))
+    assert len(found) == 2
+
+
+def test_a_chosen_run_counts_once(recorded, tmp_path):
+    base, path = recorded
+    runs = ("--runs", empty(tmp_path), "--recorded", path, "--nf", base / "flow")
+    figures(*runs, "--export", tmp_path / "both.json")
+    names = [run["run"] for run in json.loads((tmp_path / "both.json").read_text())]
+    assert names == ["vae1", "flow"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--runs", "typo"), "--runs typo is no folder"),
+        (("--check", "--nf", "runs/flow"), "--check of a named run takes no --recorded"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(flags, words):
+    with pytest.raises(UsageError, match=words):
+        figures(*flags, "--recorded", "runs.jsonl")
+
+
+def test_a_damaged_config_is_not_recorded(recorded):
+    base, path = recorded
+    config = base / "flow" / "config.json"
+    config.write_text(config.read_text().replace('"resumed": [', '"resumed": 5, "more": ['))
+    with pytest.raises(UserError, match="flow: its config.json is damaged"):
+        figures("--runs", base, "--export", path)
 
 
 def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
@@ -96,8 +153,9 @@ def test_recorded_runs_alone_draw_curves_and_tables(tmp_path, capsys):
     path, out = tmp_path / "runs.jsonl", tmp_path / "out"
     figures("--runs", tmp_path / "runs", "--export", path)
     with pytest.raises(UserError, match="not all figures could be drawn"):
-        figures("--runs", tmp_path / "nowhere", "--recorded", path, "--out", out)
-    assert "fig07_vae_manifold: recorded runs have no pictures" in capsys.readouterr().err
+        figures("--runs", empty(tmp_path), "--recorded", path, "--out", out)
+    words = "fig07_vae_manifold: recorded runs have no pictures; give a run folder with --manifold"
+    assert words in capsys.readouterr().err
     drawn = {file.stem for file in (out / "report").glob("*.png")}
     curves = {"fig02_elbo", "fig08_gan_loss", "fig14_bpd"}
     assert drawn == curves | {"fig02_elbo_report_protocol", "fig08_gan_loss_report_protocol"}
@@ -132,7 +190,7 @@ def test_a_damaged_line_is_named(recorded, tmp_path, damage):
     text = path.read_text()
     assert damage(text) != text
     path.write_text(damage(text), encoding="latin-1")
-    with pytest.raises(UserError, match=r"runs.jsonl: line \d is no run that --export wrote"):
+    with pytest.raises(UserError, match=r"runs.jsonl: line \d is damaged"):
         figures("--check", "--runs", tmp_path, "--recorded", path)
 
 

@@ -3,6 +3,7 @@
 import re
 import statistics
 
+from figures.export import export
 from figures.kinds import KINDS
 from figures.readme_numbers import GALLERY, MEASURED, known_numbers, over_seeds, unfounded
 from figures.recorded import read_recorded
@@ -23,7 +24,7 @@ def test_no_recorded_run_falls_short():
     assert verdicts.count("pass") > 0 and verdicts.count("falls short") == 0
 
 
-def test_the_gallery_s_tables_are_those_of_the_recorded_runs():
+def test_the_gallery_s_tables_are_those_of_the_recorded_runs(tmp_path):
     runs = list(read_recorded(MEASURED / "runs.jsonl"))
     groups = {name: newest_of_kind(runs, kind) for name, kind in KINDS.items()}
     lines = GALLERY.read_text(encoding="utf-8").splitlines()
@@ -31,6 +32,9 @@ def test_the_gallery_s_tables_are_those_of_the_recorded_runs():
         rows = [row for row in table if row.startswith("|")]
         first = lines.index(rows[0])
         assert len(rows) > 5 and lines[first : first + len(rows) + 1] == [*rows, ""]
+    for name in ("results.csv", "results.tex"):
+        export(tmp_path / name, runs, groups)
+        assert (tmp_path / name).read_text() == (GALLERY.parent / "report" / name).read_text()
 
 
 def test_a_number_that_stands_nowhere_is_found_with_its_line():
