@@ -27,6 +27,14 @@ if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     torch.set_num_threads(max(1, n_cores() // n_workers))
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """Make them count again: `select_device` ends that for its process, and hypothesis needs them."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Data that must not enter the repository; tests that need it skip where it is absent."""
