@@ -29,9 +29,7 @@ if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 
 @pytest.fixture(autouse=True)
 def denormal_numbers():
-    """Make them count again: `select_device` ends that for its process, and hypothesis needs them."""
-    torch.set_flush_denormal(False)
-    yield
+    """Make them count again: `select_device` ends that for its process; hypothesis needs them."""
     torch.set_flush_denormal(False)
 
 
