@@ -24,6 +24,7 @@ from figures.report import FIGURES
 from figures.runs import (
     Runs,
     StoredRun,
+    are_short,
     find_runs,
     newest_of_kind,
     read_run,
@@ -220,7 +221,7 @@ def main(args: Namespace) -> None:
     drawn, missing = draw_all(groups, args.out, args.quick)
     if pictures := last_pictures(groups):
         try:
-            short = any(groups[name][0].n_epochs < KINDS[name].n_epochs() for name in pictures)
+            short = any(are_short(groups[name], KINDS[name]) for name in pictures)
             save_strip(args.out / "report" / f"strip{'-short' * short}.png", pictures)
         except UserError as error:
             missing.append(f"strip: {error}")

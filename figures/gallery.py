@@ -8,7 +8,7 @@ from figures.drawing import CURVES
 from figures.export import export
 from figures.kinds import KINDS
 from figures.report import FIGURES, Figure
-from figures.runs import Groups, Runs, with_folder
+from figures.runs import Groups, Runs, are_short, with_folder
 from figures.tables import PUBLISHED, comparison, graded_table, other_data
 from harness.errors import UserError
 from harness.files import write_whole
@@ -37,7 +37,7 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
             runs = [run]
         length, full = runs[0].n_epochs, KINDS[figure.kind].n_epochs()
         note = f"{'quick run: ' if quick else ''}{length} of {full} epochs"
-        note = note if length < full else None
+        note = note if are_short(runs, KINDS[figure.kind]) else None
         name = figure.name + ("-short" if note else "")
         try:
             remark = figure.draw(runs, folder / f"{name}.png", note)
@@ -92,8 +92,8 @@ def _save_tables(out: Path, groups: Groups, found: Runs) -> str:
 
     Those of short runs have names of their own, like figures.
     """
-    lengths = ((runs[0].n_epochs, KINDS[name].n_epochs()) for name, runs in groups.items() if runs)
-    name = "report/results" + "-short" * any(length < full for length, full in lengths)
+    short = any(are_short(runs, KINDS[kind]) for kind, runs in groups.items())
+    name = "report/results" + "-short" * short
     finished = [run for run in found if run.finished]
     for suffix in (".csv", ".tex"):
         export(out / f"{name}{suffix}", finished, groups)

@@ -131,6 +131,11 @@ def with_folder(runs: Runs) -> StoredRun | None:
     return next((run for run in runs if not run.recorded), None)
 
 
+def are_short(runs: Runs, kind: Kind) -> bool:
+    """Whether these runs of a kind are shorter than the report's; no runs are not."""
+    return bool(runs) and runs[0].n_epochs < kind.n_epochs()
+
+
 def unfinished_message(run: StoredRun) -> str:
     """The length of an unfinished run, and the command that resumes it if no process trains it."""
     if is_locked(run.folder):
