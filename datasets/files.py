@@ -224,7 +224,7 @@ def _check_published(title: str, paths: Iterable[Path]) -> None:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in SHAPES}
+            arrays = {key: np.ascontiguousarray(archive[key]) for key in SHAPES}
     except KeyError as error:
         raise DataError(f"{path} is not MNIST: {error.args[0]}") from None
     except Exception as error:  # numpy and zipfile raise almost anything for foreign bytes

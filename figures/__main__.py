@@ -8,6 +8,7 @@ python -m figures --export FILE         write the table of all runs as .csv, .js
 python -m figures --recorded FILE       add the runs of such a file to those in --runs
 """
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
@@ -229,8 +230,8 @@ def main(args: Namespace) -> None:
         wanted = args.dataset == "mnist" and name in (args.kinds or NEEDED)
         if wanted and not groups[name]:
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
-            command = f"python -m figures --train --kinds {name} --runs {args.runs}"
-            command += " --quick" * args.quick
+            options = ["--kinds", name, "--runs", str(args.runs), *["--quick"] * args.quick]
+            command = shlex.join(["python", "-m", "figures", "--train", *options])
             missing.append(f"{figures}: no finished run; make one with: {command}")
     write_page(args.out, drawn, groups, found, missing, args.quick)
     for message in messages + missing:

@@ -70,9 +70,9 @@ def submit(trainings: list[Training], base: Path, options: list[str], parameters
     executor = _executor(folder, trainings, parameters)
     jobs = _read_jobs(folder / "jobs.json")
     queue = _queue()
-    waiting = [training for training in trainings if jobs.get(str(training)) not in queue]
+    waiting = [training for training in trainings if jobs.get(_key(training)) not in queue]
     for training in waiting:
-        if job_id := jobs.get(str(training)):
+        if job_id := jobs.get(_key(training)):
             log = folder / f"{job_id}_0_log.err"
             print(f"{training}: job {job_id} ended before its training; see {log}", file=sys.stderr)
     submitted = []
@@ -82,11 +82,16 @@ def submit(trainings: list[Training], base: Path, options: list[str], parameters
                 submitted = [executor.submit(Job(each, base, options)) for each in waiting]
         except RuntimeError as error:  # with what sbatch says
             raise UserError(f"--slurm: {_one_line(error)}") from error
-        jobs |= {str(each): job.job_id for each, job in zip(waiting, submitted)}
+        jobs |= {_key(each): job.job_id for each, job in zip(waiting, submitted)}
         write_json(folder / "jobs.json", jobs)
     ids = f" as job {submitted[0].job_id.partition('_')[0]}" if submitted else ""
     n_queued = len(trainings) - len(waiting)
     print(f"{n_queued} trainings were queued or running, {len(waiting)} are submitted{ids}")
+
+
+def _key(training: Training) -> str:
+    """Its name in jobs.json."""
+    return f"{training}{', quick' * training.quick}"
 
 
 def _submitit():

@@ -1,5 +1,6 @@
 """Finding, reading and choosing runs."""
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from harness.files import is_locked
 # Each script logs one metric that the others don't.
 MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
 # Arguments that leave the training as it is, and the seed.
-NOT_OF_TRAINING = {"seed", "out", "generate", "n", *cli.NO_SETTINGS, *cli.MAY_DIFFER}
+NOT_OF_TRAINING = {"seed", "out", *cli.NO_SETTINGS, *cli.MAY_DIFFER}
 
 
 class StoredRun(NamedTuple):
@@ -70,6 +71,11 @@ class StoredRun(NamedTuple):
     def seconds(self) -> float:
         """Seconds of training, without the evaluation at the end."""
         return sum(line.get("seconds", 0.0) for line in self.history)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it is unfinished and has a checkpoint."""
+        return not self.finished and any(self.folder.glob("checkpoint*.pt"))
 
     def graded(self) -> list[dict]:
         """The graded rows, from its files alone."""
@@ -140,10 +146,11 @@ def unfinished_message(run: StoredRun) -> str:
     """The length of an unfinished run, and the command that resumes it if no process trains it."""
     if is_locked(run.folder):
         return f"{run.folder} is in training ({run.counter} {run.count:,})"
-    return (
-        f"{run.folder} is unfinished ({run.counter} {run.count:,}); "
-        f"go on with: python {run.script} --resume {run.folder}"
-    )
+    unfinished = f"{run.folder} is unfinished ({run.counter} {run.count:,})"
+    if not run.can_go_on:
+        return f"{unfinished} and has no checkpoint"
+    command = shlex.join(["python", run.script, "--resume", str(run.folder)])
+    return f"{unfinished}; go on with: {command}"
 
 
 def is_of_kind(run: StoredRun, kind: Kind, dataset: str = "mnist") -> bool:

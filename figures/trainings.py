@@ -64,7 +64,7 @@ class Training(NamedTuple):
         """The newest run that stopped on its way and can go on."""
         for run in reversed(found):
             same = self._fits(run) and run.n_epochs == self.n_epochs
-            if same and not run.finished and any(run.folder.glob("checkpoint*.pt")):
+            if same and run.can_go_on:
                 return run
         return None
 

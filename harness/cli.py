@@ -16,7 +16,9 @@ from harness import records
 from harness.errors import Interrupted, UsageError, UserError
 from harness.files import STOP_SIGNALS
 
-NO_SETTINGS = ("script", "resume", "evaluate")  # of a run, though on its command line
+# On the command line of a run, but none of its settings.
+NO_SETTINGS = ("script", "resume", "evaluate", "generate", "n")
+OF_GENERATION = {"generate", "n", "seed", "device"}  # what --generate reads
 MAY_GROW = ("epochs", "n_epochs")  # settings that --resume may raise
 # Settings it may change: where the run goes on, where its data lie, how it is evaluated.
 MAY_DIFFER = (
@@ -205,7 +207,14 @@ class ArgumentParser(argparse.ArgumentParser):
         ]
         if len(modes) > 1:
             self.error("--resume, --evaluate, --generate: one at a time")
-        if not modes or modes[0][0] == "generate":
+        given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
+        given = {name: value for name, value in given.items() if value is not None}
+        mode, folder = modes[0] if modes else (None, None)
+        if "n" in given and mode != "generate":
+            self.error("--n is only for --generate")
+        if mode == "generate" and (unread := given.keys() - OF_GENERATION):
+            self.error(f"--generate does not read --{min(unread)}")
+        if mode in (None, "generate"):
             if getattr(parsed, "out", "") is None:
                 at_default = {
                     f"{{{name}}}"
@@ -215,9 +224,6 @@ class ArgumentParser(argparse.ArgumentParser):
                 parts = (part for part in out.split("-") if part not in at_default)
                 parsed.out = "-".join(parts).format(**vars(parsed))
             return parsed
-        ((mode, folder),) = modes
-        given = vars(super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed)))))
-        given = {name: value for name, value in given.items() if value is not None}
         run = settings_of(folder, self.prog, super().parse_args)
         grown = self._merge(run, given, mode, folder)
         finished = (folder / "result.json").exists()

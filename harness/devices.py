@@ -15,8 +15,9 @@ no_graph = False  # set by `select_device` for the whole process
 def select_device(name: str, eager: bool = False) -> torch.device:
     """The device for 'auto' (CUDA, else MPS, else CPU), 'cuda', 'mps' or 'cpu'.
 
-    From here on this process takes denormal numbers, those below 1.2e-38, for zero on the CPU. With
-    `eager`, `steps.captured` makes no CUDA graphs in it.
+    From here on this thread takes denormal numbers, those below 1.2e-38, for zero on the CPU, and
+    so do the worker threads that PyTorch starts later: all of them in a script, none in a notebook
+    that has computed before. With `eager`, `steps.captured` makes no CUDA graphs in this process.
 
     Raises:
         UserError: the device is not available.

@@ -36,7 +36,8 @@ def importance_weighted(
         `neg_log_px_nats`; its standard error over the images; `one_draw_nats`, minus the mean
         log-weight of the same draws; `gap_nats`, by how much it is larger; `effective_sample_size`,
         the median over images of (sum w)^2 / sum w^2 (Kong 1992); `half_difference_nats`, by how
-        much the estimates from two halves of the draws differ; and `importance_samples`.
+        much the estimates from two halves of the draws differ (it shows noise, not the bias that
+        both halves share: a small effective sample size shows that); and `importance_samples`.
     """
     bounds, log_px, sizes, halves = [], [], [], []
     with progress_bar(len(batches), desc=f"log p(x), {n_samples:,} draws per image") as bar:

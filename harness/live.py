@@ -7,6 +7,7 @@ settings. While the run trains, the page reloads itself.
 import contextlib
 import datetime
 import html
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -159,7 +160,7 @@ def _newest(grids: list[Path]) -> list[Path]:
 def _pictures(paths: list[Path]) -> str:
     """Pictures by their relative names; the time of writing makes a browser load changed ones."""
     figures = "".join(
-        f'<figure><img src="{quote(path.name)}?{path.stat().st_mtime_ns}" alt="">'
+        f'<figure><img src="{quote(os.fsencode(path.name))}?{path.stat().st_mtime_ns}" alt="">'
         f"<figcaption>{html.escape(path.name)}</figcaption></figure>"
         for path in paths
     )

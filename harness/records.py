@@ -108,7 +108,7 @@ def pictures(folder: Path | str) -> tuple[list[Path], list[Path]]:
 
 def kind_and_number(picture: Path) -> tuple[str, int | None]:
     """What a picture shows, and of which epoch or batch: ("samples", 10) for samples_010.png."""
-    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", picture.stem).groups()
+    kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", picture.stem, re.DOTALL).groups()
     return kind, number and int(number)
 
 

@@ -227,7 +227,7 @@ class Run:
             self._start(device)
 
     def _start(self, device: torch.device) -> None:
-        out = self._args.out
+        out, provenance = self._args.out, _provenance(device)
         try:
             self.folder = _claim_folder(Path(out))
         except OSError as error:
@@ -236,7 +236,7 @@ class Run:
             ) from error
         script, arguments = self._args.script, _settings(self._args, self.folder, device)
         self._lock()
-        self._write_config({"script": script, "arguments": arguments, **_provenance(device)})
+        self._write_config({"script": script, "arguments": arguments, **provenance})
         self.save_checkpoint(last=False)
         print(f"the training can be watched in {self.folder / live.FILE}", file=sys.stderr)
 

@@ -56,6 +56,7 @@ def parse_args(argv):
     parser.add_training_arguments(epochs=10, batch_size=10, lr=1e-3, importance_samples=50)
     parser.add_common_arguments()
     parser.add_optional_argument("--generate", metavar="RUN", help="draw images")
+    parser.add_number("--n", 100, "images to draw", at_least=1)
     return parser.parse_args(argv, out="runs/script-{binarize}-lr{lr}-seed{seed}")
 
 
@@ -114,6 +115,18 @@ def test_what_would_change_the_training_is_refused(run_folder, mode):
     ):
         with pytest.raises(UsageError, match=message):
             parse_args([mode, str(run_folder), *words])
+
+
+def test_generation_reads_few_options_and_has_one_of_its_own(run_folder):
+    args = parse_args(["--generate", "x", "--n", "5", "--seed", "1", "--device", "cpu"])
+    assert (args.generate, args.n, args.seed) == ("x", 5, 1)
+    assert parse_args(["--generate", "x"]).n == 100
+    for words in (["--n", "5"], ["--evaluate", str(run_folder), "--n", "100"]):
+        with pytest.raises(UsageError, match="--n is only for --generate"):
+            parse_args(words)
+    for option, value in (("--lr", "0.1"), ("--out", "y"), ("--epochs", "10")):
+        with pytest.raises(UsageError, match=f"--generate does not read {option}"):
+            parse_args(["--generate", "x", option, value])
 
 
 def test_epochs_may_grow_where_training_goes_on(run_folder):

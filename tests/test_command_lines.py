@@ -241,6 +241,7 @@ BAD = [
     (GAN, ["--batch_size", "1"], 2, "--batch_size"),
     (GAN, ["--batch_size", "60001", "--n_epochs", "1"], 2, "--batch_size"),
     (GAN, ["--generate", "absent"], 1, "not a run folder"),
+    (GAN, ["--n", "5"], 2, "--n is only for --generate"),
 ]
 
 
@@ -248,7 +249,7 @@ BAD = [
     "script, flags, status, words", BAD, ids=[f"{row[0]} {row[1][0]}" for row in BAD]
 )
 def test_bad_input_ends_in_one_line(tmp_path, script, flags, status, words):
-    out = [] if {"--out", "--resume"} & {*flags} else ["--out", tmp_path / "run"]
+    out = [] if {"--out", "--resume", "--generate"} & {*flags} else ["--out", tmp_path / "run"]
     found, output = run(tmp_path, script, *out, *flags)
     lines = re.sub(r".*\r", "", output).strip().splitlines()  # after the progress bar
     assert found == status and words in lines[-1] and "Traceback" not in output

@@ -34,6 +34,11 @@ def test_mnist_is_the_original(arrays):
     } == files.SHA256["MNIST"]
 
 
+def test_an_archive_in_another_order_of_memory_is_read(tmp_path, few):
+    np.savez(tmp_path / "mnist.npz", **few | {"x_test": np.asfortranarray(few["x_test"])})
+    assert np.array_equal(read_mnist(Source(data_dir=tmp_path))["x_test"], few["x_test"])
+
+
 def test_idx_files_are_read(tmp_path, arrays):
     write_files(tmp_path, idx_files(arrays))
     for key, array in read_mnist(Source(data_dir=tmp_path)).items():

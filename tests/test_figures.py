@@ -247,15 +247,21 @@ def test_a_run_with_a_truncated_last_line_is_drawn_with_a_warning(tmp_path, caps
 @pytest.mark.skipif(files.fcntl is None, reason="needs locks on folders")
 def test_a_run_in_training_is_not_to_be_resumed(tmp_path):
     folder = fake_runs(tmp_path, "nf") / "nf"
+    (folder / "result.json").unlink()
     lock = files.try_lock(folder)
     assert unfinished_message(read_run(folder)) == f"{folder} is in training (epoch 100)"
     os.close(lock)
-    assert "is unfinished (epoch 100)" in unfinished_message(read_run(folder))
+    assert unfinished_message(read_run(folder)) == f"{folder} is unfinished (epoch 100)" + (
+        " and has no checkpoint"
+    )
+    (folder / "checkpoint.pt").touch()
+    assert "; go on with: python a3_nf_template.py" in unfinished_message(read_run(folder))
 
 
 def test_unfinished_foreign_and_damaged_runs_are_named(tmp_path, capsys):
     base = fake_runs(tmp_path / "runs", *NEEDED)
     (base / "nf" / "result.json").unlink()
+    (base / "nf" / "checkpoint.pt").touch()
     (base / "gan" / "metrics.jsonl").write_text('{"batch": 500, "other": 1}\n')
     (base / "vae" / "metrics.jsonl").write_text("nonsense\n")
     (base / "vae_report" / "config.json").write_text("{}")

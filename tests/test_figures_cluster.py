@@ -138,6 +138,8 @@ def test_a_job_that_ended_unfinished_is_named_and_submitted_again(tmp_path, monk
     assert "1 trainings were queued or running, 2 are submitted as job 8" in captured.out
     kept = json.loads((tmp_path / "slurm" / "jobs.json").read_text())
     assert kept == {"nf-seed0": "8_0", "nf-seed1": "7_1", "nf-seed2": "8_1"}
+    cluster.submit([Training("nf", 1, quick=True)], tmp_path, [], {})
+    assert submitted[2:] == ["nf-seed1"]  # the one in the queue is of full length
 
 
 def lines_without_seconds(folder):

@@ -1,8 +1,10 @@
 """The live page: what it says in each state, its cost, and that it cannot stop a training."""
 
+import os
 import re
 import time
 from html.parser import HTMLParser
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -130,6 +132,15 @@ def test_a_full_disk_stops_neither_page_nor_training(tmp_path, always, monkeypat
             monkeypatch.setattr(run._page, "_draw_curves", lambda *_: full(tmp_path / "a.png"))
         run.log(epoch=epoch, loss=1.0)
     assert run.count == 3 and {"index.html", "a.png"} <= set(attempts)
+
+
+def test_pictures_of_any_name_are_shown(tmp_path, always):
+    run = make_run(tmp_path / "run", draw_curves)
+    name = "\udcff\n1.png"  # a byte that is no UTF-8, and a new line
+    (run.folder / name).touch()
+    for epoch in run.count_to(2):
+        run.log(epoch=epoch, loss=1.0)
+    assert f'src="{quote(os.fsencode(name))}?' in page_of(run)
 
 
 def test_drawing_leaves_the_random_numbers_alone(tmp_path, always):

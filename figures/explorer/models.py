@@ -1,5 +1,6 @@
 """The runs that the page shows: which are wanted, which are there, and their trained models."""
 
+import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from typing import NamedTuple
@@ -50,7 +51,7 @@ KINDS = {
         "VAE, 20 dimensions", VAE, lambda args: _is_plain_vae(args, z_dim=20), "--zdim 20"
     ),
     "vae2": Kind("VAE, 2 dimensions", VAE, lambda args: _is_plain_vae(args, z_dim=2), "--zdim 2"),
-    "gan": Kind("GAN", GAN, lambda args: args.protocol == "standard"),
+    "gan": Kind("GAN", GAN, lambda args: (args.protocol, args.latent_dim) == ("standard", 100)),
     "flow": Kind(
         "Flow",
         NF,
@@ -88,7 +89,7 @@ def find_models(found: Runs) -> tuple[dict[str, Trained], dict[str, Missing]]:
                 models[name] = load(finished[0])
             elif candidates:
                 folder = candidates[-1].folder
-                command = f"python {kind.script} --resume {folder}"
+                command = shlex.join(["python", kind.script, "--resume", str(folder)])
                 missing[name] = Missing(f"{folder} is unfinished", command)
             else:
                 missing[name] = Missing("there is no run that fits", kind.command)
