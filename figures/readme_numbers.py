@@ -1,4 +1,4 @@
-"""Numbers of README.md that stand in no result file.
+"""Numbers of README.md and of the scripts' docstrings that stand in no result file.
 
     python -m figures.readme_numbers
 
@@ -12,6 +12,7 @@ number may be rounded further than in its file. It passes if any value there rou
 finds stale numbers; that a number is the right one is for readers to check.
 """
 
+import ast
 import json
 import re
 import statistics
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from figures.export import run_records
+from figures.kinds import GAN, NF, VAE
 from figures.recorded import read_recorded
 
 ROOT = Path(__file__).parent.parent
@@ -93,11 +95,20 @@ def _rounds_to(value: float, number: str) -> bool:
     return abs(value - float(number.replace(",", ""))) <= 0.5001 * 10**-digits
 
 
+def texts() -> dict[str, str]:
+    """README.md, and the docstrings at the top of the three scripts, by file name."""
+    scripts = [ROOT / script for script in (VAE, GAN, NF)]
+    trees = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in scripts}
+    docstrings = {name: ast.get_docstring(tree, clean=False) for name, tree in trees.items()}
+    return {README.name: README.read_text(encoding="utf-8")} | docstrings
+
+
 def main() -> None:
     """Print what is unfounded."""
-    found = unfounded(README.read_text(encoding="utf-8"), known_numbers())
-    for line, number in found:
-        print(f"README.md:{line}: {number} stands in no result file")
+    known = known_numbers()
+    found = [(name, *each) for name, text in texts().items() for each in unfounded(text, known)]
+    for name, line, number in found:
+        print(f"{name}:{line}: {number} stands in no result file")
     sys.exit(1 if found else 0)
 
 

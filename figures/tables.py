@@ -16,6 +16,7 @@ TEST_VALUES = (
     ("test", "neg_elbo_nats", "test negative ELBO (nats)"),
     ("test", "bpd", "test (bits/dim)"),
     ("test", "bpd_shifted", "test, shifted as in the report (bits/dim)"),
+    ("likelihood", "neg_log_px_nats", "test -log p(x), importance-weighted (nats)"),
     ("likelihood", "standard_error_nats", "standard error of test -log p(x) (nats)"),
     ("likelihood", "bpd", "test, importance-weighted: an upper bound (bits/dim)"),
     ("likelihood", "standard_error", "standard error of test, importance-weighted (bits/dim)"),
@@ -92,13 +93,14 @@ def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
     """
     lines = []
     for name, runs in groups.items():
-        title = KINDS[name].title
+        title, shown = KINDS[name].title, set()
         for row in mean_rows(run.graded() for run in runs):
             quantity, at = f"{row['quantity']} ({row['unit']})", f"{runs[0].counter} {row['at']:,}"
             value, reference = (mean_text(x, 3) for x in (row["values"], [row["reference"]]))
             lines.append(Line(title, quantity, at, value, reference, verdict(row)))
+            shown.add(quantity)
         for part, key, quantity in TEST_VALUES:
-            if key in DETAILS and not details:
+            if quantity in shown or key in DETAILS and not details:
                 continue
             results = [run.results.get(part, {}) for run in runs]
             if values := [result[key] for result in results if key in result]:

@@ -57,7 +57,7 @@ def _write_reports(args, people, rubric):
     }
     for file, make in reports.items():
         if file is not None:
-            Path(file).write_text(make())
+            Path(file).write_text(make(), encoding="utf-8")
 
 
 def parse_args(argv=None):

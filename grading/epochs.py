@@ -9,12 +9,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from grading.adapters import SHAPES, first_that_works, required
-from grading.flow_model import log_normal, logit
+from grading.flow_model import differentiated, grey_unit, log_normal, logit
 from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
 from grading.outcomes import PASS, CannotJudge, TooLong, seed_everything
 from grading.stand_ins import Images
-from grading.vae_subject import N_IMAGES, VAESubject, kl_divergence
+from grading.vae_heads import kl_divergence
+from grading.vae_subject import N_IMAGES, VAESubject
 
 BATCH = 32
 EPOCH_SECONDS = 20  # for a few batches
@@ -194,23 +195,25 @@ def flow_value(flow: FlowSubject) -> Callable:
 def true_bpd(flow: FlowSubject) -> Callable:
     """Bits per dimension of every image from the flow alone: our noise, logit step and prior.
 
-    The logit step is the model's own where that is right: its alpha may be another one.
+    The logit step is the model's own where that is right: its alpha may be another one. Its
+    log-determinant is autodiff's.
     """
 
     def logit_step(y, ldj):
         alpha = 1e-5
-        w = y / 256 * (1 - alpha) + alpha / 2
-        per_pixel = math.log1p(-alpha) - math.log(256) - w.log() - (1 - w).log()
-        return w.logit(), ldj + per_pixel.sum(dim=1)
+        return (y / 256 * (1 - alpha) + alpha / 2).logit(), ldj
 
+    unit = 1.0
     with contextlib.suppress(Exception):
         if logit(flow).status == PASS:
-            logit_step = flow.model.logit_normalize
+            logit_step, unit = flow.model.logit_normalize, grey_unit(flow)
 
     @torch.no_grad()
     def value(images):
-        y = images + torch.rand_like(images)
-        z, ldj = flow.flow.forward(*logit_step(y, torch.zeros(len(y))))
-        return -(log_normal(z) + ldj) / NATS_PER_BIT
+        y = unit * (images + torch.rand_like(images))
+        _, logits, _, step_ldj = differentiated(logit_step, y)
+        z, ldj = flow.flow.forward(logits, torch.zeros(len(y)))
+        log_px = log_normal(z) + ldj + step_ldj + flow.dim * math.log(unit)
+        return -log_px / NATS_PER_BIT
 
     return value

@@ -115,20 +115,26 @@ def _flow_logdet(flow):
     """The whole flow's Jacobian where layers are unknown; else the sum over judged layers."""
     if not flow.couplings:
         return _logdet_outcome(flow, [flow.flow])
-    with flow.perturbed(), torch.no_grad():
-        z, ldj = flow.inputs(5)
-        whole_z, whole = pair(flow.flow.forward(z.clone(), ldj.clone()))
-        total, point = ldj.clone(), z.clone()
-        for layer in flow.couplings:
-            zero = torch.zeros_like(ldj)
-            point, added = pair(layer.forward(point.clone(), zero))
-            total = total + added
-        if (point - whole_z).abs().max() > 1e-3 * (1 + whole_z.abs().max()):
-            raise CannotJudge("the flow is not its layers one after the other")
+    with flow.perturbed():
+        whole, total = _whole_and_total(flow)
         error = (whole - total).abs().max().item()
         tolerance = max(1e-3, flow.tolerance(total.abs().max().item()))
     measured = f"differs from the sum over its layers by {error:.2g} nats"
     return Outcome(PASS if error < tolerance else WRONG, measured, f"below {tolerance:.1g}")
+
+
+@torch.no_grad()
+def _whole_and_total(flow):
+    """Log-determinants of the flow, and added up over its layers; CannotJudge if z differs."""
+    z, ldj = flow.inputs(5)
+    whole_z, whole = pair(flow.flow.forward(z.clone(), ldj.clone()))
+    total, point = ldj.clone(), z.clone()
+    for layer in flow.layers():
+        point, added = pair(layer.forward(point.clone(), torch.zeros_like(ldj)))
+        total = total + added
+    if (point - whole_z).abs().max() > 1e-3 * (1 + whole_z.abs().max()):
+        raise CannotJudge("the flow is not its layers one after the other")
+    return whole, total
 
 
 def _flow_reverse(flow):
@@ -140,6 +146,7 @@ def _masks(flow):
     board = (torch.arange(28)[:, None] + torch.arange(28)).flatten() % 2
     sets = []
     with flow.perturbed(precise=False):
+        _whole_and_total(flow)  # between other layers, the same pixels may be others
         z, ldj = flow.inputs(1)
         for layer in flow.layers():
             with torch.no_grad():

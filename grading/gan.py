@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from grading.gan_observer import Observer
+from grading.gan_step import EXPLAINED
 from grading.outcomes import (
     NOTE,
     PASS,
@@ -24,7 +25,6 @@ from grading.outcomes import (
     run_checks,
 )
 
-EXPLAINED = 0.05  # of a gradient's norm may stay unexplained, for labels to be read off exactly
 RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
 
 
@@ -99,16 +99,27 @@ def _leaks(gan):
     return [name for name in "gd" if any(s.leftover for s in getattr(gan.seen, name).steps)]
 
 
+def _one_sigmoid_too_many(gan):
+    return all(step.of_probabilities for step in _steps(gan, "d"))
+
+
 def _discriminator_loss(gan):
-    real, fake, residual, weight, random = _labels(gan)
     expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
+    if _one_sigmoid_too_many(gan):
+        words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
+        return Outcome(WRONG, words, expected)
+    real, fake, residual, weight, random = _labels(gan)
     digits = 2 if residual < EXPLAINED else 1  # labels that differ between images are rough
     measured = f"labels {real:.{digits}f} for real and {fake:.{digits}f} for generated images"
     if residual > RANDOM_LABELS:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     if weight < 0:
         return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
-    if abs(real - fake) < 0.2:
+    low, high = sorted((real, fake))
+    # Other losses, such as least squares, are fitted roughly by labels that make no sense.
+    if residual > EXPLAINED and (low < -0.2 or high > 1.4 or high - low < 0.2):
+        raise CannotJudge(f"no cross-entropy, or labels that differ between images: {measured}")
+    if high - low < 0.2:
         return Outcome(WRONG, measured, expected)
     noisy = ", random ones" if random else ""
     words = (
@@ -121,8 +132,8 @@ def _discriminator_loss(gan):
 
 def _smoothing(gan):
     real, fake, residual, _, random = _labels(gan)
-    if residual > RANDOM_LABELS:
-        raise CannotJudge("the discriminator's loss is no cross-entropy")
+    if residual > RANDOM_LABELS or _one_sigmoid_too_many(gan):
+        raise CannotJudge("the discriminator's loss is no cross-entropy of its probabilities")
     top, bottom = max(real, fake), min(real, fake)
     if residual > EXPLAINED:
         labels = f"about {top:.1f} and {bottom:.1f} on average"
@@ -146,6 +157,8 @@ def _generator_loss(gan):
     expected = "the gradient of -log D(G(z))"
     if residual > RANDOM_LABELS:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
+    if gan.seen.d.steps and _one_sigmoid_too_many(gan):
+        raise CannotJudge("no cross-entropy, as little as the discriminator's loss")
     try:
         real, fake = _labels(gan)[:2]
     except CannotJudge:

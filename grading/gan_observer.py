@@ -17,50 +17,16 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from grading.gan_step import EXPLAINED, Step, fit
 from grading.outcomes import changed_weights, replaced, without_dropout
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 WANTED = 3  # steps of each network to look at
 SECONDS = 25  # after this time, one of each is enough
-SMALL = 0.2  # part of a weight that noisy labels may feign
 
 
 class Stop(BaseException):
     """Enough steps were seen. No submission's `except Exception` catches it."""
-
-
-@dataclass
-class Step:
-    """One optimiser step of a network.
-
-    Args:
-        coefficients: of the gradients of mean log D and mean log(1 - D), for real images and for
-            generated ones; [4] for the discriminator, [2] for the generator (generated only).
-        residual: part of the gradient's norm that no such combination explains.
-        leftover: whether the backward pass before the step added to gradients of an earlier one.
-        other_moved: whether the step changed the other network's weights.
-    """
-
-    coefficients: list[float]
-    residual: float
-    leftover: bool
-    other_moved: bool = False
-
-    @property
-    def sides(self) -> list[bool]:
-        """Whether real and whether generated images enter the discriminator's loss."""
-        sizes = [max(map(abs, half)) for half in (self.coefficients[:2], self.coefficients[2:])]
-        return [size > SMALL * max(sizes) for size in sizes]
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Weights of real and generated images in the discriminator's loss; 0 for small ones.
-
-        Both are 0 for D itself, the logit log D - log(1 - D), as in the Wasserstein loss.
-        """
-        weights = [-sum(self.coefficients[:2]), -sum(self.coefficients[2:])]
-        size = max(*map(abs, weights), SMALL * max(map(abs, self.coefficients)))
-        return tuple(weight if abs(weight) > SMALL * size else 0.0 for weight in weights)
 
 
 @dataclass
@@ -228,9 +194,13 @@ class Observer:
         finally:
             self.paused = paused
 
+    def _outputs(self, images):
+        """What the discriminator returns, [batch]."""
+        return self.d.module(images).reshape(len(images), -1).mean(dim=1)
+
     def _log_odds(self, images):
         """The discriminator's logits, [batch]."""
-        output = self.d.module(images).reshape(len(images), -1).mean(dim=1)
+        output = self._outputs(images)
         if self.logits:
             return output
         return torch.logit(output.double(), eps=1e-12).to(output.dtype)
@@ -247,16 +217,28 @@ class Observer:
         columns = self._generator_columns if net is self.g else self._discriminator_columns
         # The calls since the last step of either network are most likely this loss's.
         newest, all_calls = net.calls[net.mark :], net.calls
-        fits = [_fit(columns(calls), gradient) for calls in (newest, all_calls) if calls]
+        candidates = [calls for calls in (newest, all_calls) if calls]
+        fits = [fit(columns(calls), gradient) for calls in candidates]
         if not fits:
             return None
         first, last = fits[0], fits[-1]
-        coefficients, residual = first if first[1] < max(0.05, 1.25 * last[1]) else last
+        coefficients, residual = first if first[1] < max(EXPLAINED, 1.25 * last[1]) else last
         width = 4 if net is self.d else 2
-        return Step([sum(coefficients[i::width]) for i in range(width)], residual, leftover)
+        summed = [sum(coefficients[i::width]) for i in range(width)]
+        others = [
+            fit(self._discriminator_columns(calls, self._outputs), gradient)[1]
+            for calls in candidates
+            if net is self.d and not self.logits
+        ]
+        of_probabilities = min(others, default=math.inf) < min(EXPLAINED, residual / 5)
+        return Step(summed, residual, leftover, of_probabilities)
 
-    def _discriminator_columns(self, calls):
-        """Per call: gradients of mean log D, log(1 - D) over real rows, and over generated ones."""
+    def _discriminator_columns(self, calls, log_odds=None):
+        """Per call: gradients of mean log D, log(1 - D) over real rows, and over generated ones.
+
+        D is the sigmoid of `log_odds`, by default the discriminator's.
+        """
+        log_odds = log_odds or self._log_odds
         columns, seen = [], set()
         for images in calls:
             sums = _row_sums(images)
@@ -264,7 +246,7 @@ class Observer:
                 continue
             seen.add(tuple(sums))
             fake = torch.tensor([value in self.fakes for value in sums])
-            logits = self._log_odds(images)
+            logits = log_odds(images)
             columns += [
                 self._gradient(sign * logits[rows], self.d.parameters)
                 for rows in (~fake, fake)
@@ -324,20 +306,6 @@ def _gradient_of(parameters) -> torch.Tensor:
     """What is in `.grad`, flat; zeros where there is nothing."""
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([part.flatten() for part in parts])
-
-
-def _fit(columns, gradient) -> tuple[list[float], float]:
-    """Least squares: coefficients of the columns, and the unexplained part of the norm."""
-    matrix, gradient = torch.stack(columns, dim=1).double(), gradient.double()
-    scale = matrix.norm(dim=0)
-    used = scale > 0
-    matrix = matrix[:, used] / scale[used]
-    # Normal equations: the matrix has half a million rows and a few columns.
-    solution = torch.linalg.lstsq(matrix.T @ matrix, matrix.T @ gradient).solution
-    residual = (gradient - matrix @ solution).norm() / gradient.norm().clamp(min=1e-30)
-    coefficients = torch.zeros(len(scale), dtype=torch.float64)
-    coefficients[used] = solution / scale[used]
-    return coefficients.tolist(), residual.item()
 
 
 def _row_sums(images) -> list[float]:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import re
 import secrets
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from grading.outcomes import UNJUDGED, WRONG, Finding
+from grading.outcomes import UNJUDGED, WRONG, Finding, printable
 from grading.zygote import Zygote
 
 MODELS = ("vae", "gan", "nf")
@@ -79,7 +80,7 @@ def kind_of(path: Path) -> str | None:
     """The model that a file implements, by its classes; by its name if it can't be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError):
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):  # the last two: depth
         matches = [m for m in MODELS if re.search(NAMES[m], path.stem.lower())]
         return matches[0] if matches and path.stem.startswith("a3") else None
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -98,12 +99,12 @@ def discover(path: Path) -> list[Person]:
     """
     if path.is_file():
         model = kind_of(path)
-        return [Person(path.stem, {model: path})] if model else []
+        return [Person(printable(path.stem), {model: path})] if model else []
     is_own = any(kind_of(file) for file in path.glob("*.py"))
     folders = [path] if is_own else sorted(p for p in path.iterdir() if p.is_dir())
     people = []
     for folder in folders:
-        person = Person(folder.name)
+        person = Person(printable(folder.name))
         files = [file for file in folder.rglob("*.py") if _is_code(file.relative_to(path))]
         for file in sorted(files, key=lambda f: (_distance(f), len(f.parts), str(f))):
             model = kind_of(file)
@@ -161,11 +162,11 @@ class Memory:
     def key(self, model: str, file: Path) -> str:
         """Changes with the file, the modules beside and below it, and the grader."""
         digest = self.salt.copy()
-        digest.update(f"{model} {file}".encode())
+        digest.update(f"{model} ".encode() + os.fsencode(file))
         for module in sorted(file.parent.rglob("*.py")):
             name = module.relative_to(file.parent)
             if module.is_file() and _is_code(name):
-                digest.update(f"{name} ".encode() + module.read_bytes())
+                digest.update(os.fsencode(name) + b" " + module.read_bytes())
         return digest.hexdigest()
 
     def get(self, key: str) -> FileResult | None:
@@ -212,9 +213,10 @@ def judge_file(
         kind = line["kind"]
         if kind == "finding":
             content = {k: v for k, v in line.items() if k not in ("token", "kind")}
+            content |= {k: printable(v) for k, v in content.items() if isinstance(v, str)}
             result.findings.append(Finding(**content))
         elif kind == "unjudged":
-            reason = line["reason"]
+            reason = printable(line["reason"])
         elif kind == "sandbox":
             result.not_enforced = line["not_enforced"]
         elif kind == "picture":

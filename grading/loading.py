@@ -65,7 +65,7 @@ class Submission:
         try:
             with tokenize.open(path) as file:
                 self.tree = ast.parse(file.read())
-        except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", "?")
             raise CannotLoad(f"no Python 3: {one_line(error)} (line {line})") from error
         self.future = _future_flags(self.tree)

@@ -193,6 +193,11 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160].rstrip(": ")
 
 
+def printable(text: str) -> str:
+    """The text with escapes for control characters and for bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def raise_failures(findings: Iterable[Finding], weak_too: bool = False) -> list[Finding]:
     """The findings, if none is wrong.
 

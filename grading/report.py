@@ -6,7 +6,18 @@ import io
 import json
 
 from grading.grader import MODELS, FileResult, Person, as_json
-from grading.outcomes import ACCUSING, NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG, Finding
+from grading.outcomes import (
+    ACCUSING,
+    NOTE,
+    OLD,
+    PASS,
+    STATUSES,
+    UNJUDGED,
+    WEAK,
+    WRONG,
+    Finding,
+    printable,
+)
 from grading.rubric import Rubric
 
 HINTS = ("full", "short", "none")
@@ -56,7 +67,7 @@ def terminal(person: Person, rubric: Rubric, hints: str, verbose: bool) -> str:
                 text = explain(found, hints)
                 lines.append(f"    {found.status:8}  {found.check:24}  {text}".rstrip())
     if person.other_files:
-        lines.append(f"  not judged: {', '.join(str(file) for file in person.other_files)}")
+        lines.append(f"  not judged: {printable(', '.join(map(str, person.other_files)))}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Checks of a submission's own epoch functions: averages, units, clipping, validation, learning."""
 
+import itertools
 import math
 import resource
 import time
@@ -123,33 +124,39 @@ def _state(module, optimizer):
 
 
 def _validation(epochs):
-    """Whether weights, batch statistics or the optimiser's moments change after training ends."""
+    """Whether weights, batch statistics or the optimiser's moments change in validation.
+
+    A pass over a data set lasts until the next one begins, whatever their order, or until the end.
+    """
     epochs.settle()
     module = epochs.module
     images = epochs.images[epochs.seed % 97 :][: 2 * BATCH]
     train, val = (epochs.loader(part, BATCH // 2) for part in images.split(BATCH))
     optimizer = epochs.optimizer(1e-3)
-    states = {}
-    train.on_start = lambda: states.setdefault("train", _state(module, optimizer))
-    val.on_start = lambda: states.setdefault("val", _state(module, optimizer))
+    passes = []  # which data set, and the state at the start
+    train.on_start = lambda: passes.append(("train", _state(module, optimizer)))
+    val.on_start = lambda: passes.append(("val", _state(module, optimizer)))
     with changed_weights([*module.parameters(), *module.buffers()]):
         if epochs.submission.find("run_epoch") is not None:
             epochs.run_epoch(train, val, optimizer)
         else:
-            states["train"] = None
+            train.on_start()
             epochs.epoch(images, training=True, lr=1e-3)
             val.on_start()
             module.eval()
             epochs.epoch(images, training=False, lr=1e-3)
-        after = _state(module, optimizer)
-    if len(states) < 2:
+        passes.append(("end", _state(module, optimizer)))
+    if {which for which, _ in passes} != {"train", "val", "end"}:
         raise CannotJudge("run_epoch doesn't iterate over both data sets")
     moved = ["weights or batch statistics", "the optimiser's moments"]
-    changed = [
+    changes = [
         words
-        for words, before, now in zip(moved, states["val"], after)
+        for (which, start), (_, end) in itertools.pairwise(passes)
+        for words, before, now in zip(moved, start, end)
+        if which == "val"
         if len(before) != len(now) or any(not torch.equal(b, a) for b, a in zip(before, now))
     ]
+    changed = list(dict.fromkeys(changes))
     expected = "validation changes nothing"
     if not changed:
         return Outcome(PASS, expected, expected)
@@ -231,6 +238,8 @@ def _learns(epochs):
         f"50,000 images would take {run['seconds']:.0f} s on one core, in {run['megabytes']} MB"
     )
     expected = f"{low:g} to {high:g}, our script over six seeds"
+    if not math.isfinite(run["before"]):
+        raise CannotJudge("our own value of the untrained network is not finite")
     if not math.isfinite(run["after"]) or run["after"] >= run["before"]:
         return Outcome(WRONG, measured, expected)
     return Outcome(PASS if run["after"] <= SLACK * high else NOTE, measured, expected)
@@ -238,6 +247,8 @@ def _learns(epochs):
 
 def _reported(epochs):
     run, unit = _short_training(epochs), UNITS[epochs.model]
+    if not math.isfinite(run["after"]):
+        raise CannotJudge("our own value of the trained network is not finite")
     says = min((abs(abs(r) - run["after"]), abs(r)) for r in run["reported"])[1]
     error = abs(says / run["after"] - 1)
     measured = f"says {says:.4g} {unit}"

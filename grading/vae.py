@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from grading.outcomes import (
@@ -24,7 +25,7 @@ from grading.outcomes import (
     seed_everything,
 )
 from grading.vae_heads import kl_divergence, kl_of_draw
-from grading.vae_kl import OF_ONE_DRAW, choose_loss, kl
+from grading.vae_kl import OF_ONE_DRAW, choose_loss, kl, kl_of_draws
 from grading.vae_subject import N_IMAGES, NotCentred, VAESubject, latents_of
 
 
@@ -178,6 +179,7 @@ def _moments(vae):
     try:
         return Outcome(PASS, f"z = mu + sigma eps; the head is {vae.posterior.meaning}")
     except NotCentred as reason:
+        kl_of_draws(vae)  # where the KL is that of the draws, an output is no mean yet
         return Outcome(WRONG, str(reason), "z = mu + sigma eps, eps ~ N(0, 1)")
 
 
@@ -232,12 +234,15 @@ def _sample(vae):
     with vae.single_precision(), vae.spied() as calls, torch.no_grad():
         returned = vae.sample(n)
     returned = returned if isinstance(returned, tuple | list) else [returned]
+    returned = [torch.as_tensor(r) if isinstance(r, np.ndarray) else r for r in returned]
     images = [r.detach().double() for r in returned if isinstance(r, torch.Tensor)]
+    if not images:
+        raise CannotJudge(f"sample returns no tensor, but {type(returned[0]).__name__}")
     images = [r.reshape(n, -1) for r in images if r.numel() == 784 * n]
     binary = [r for r in images if ((r == 0) | (r == 1)).all()]
     means = [r for r in images if not ((r == 0) | (r == 1)).all()]
     problems = []
-    if calls:
+    if any(calls.values()):
         z = latents_of(calls)[0].detach().double().flatten(0, -2)
         if abs(z.mean()) > 6 / math.sqrt(z.numel()) or abs(z.var() - 1) > 9 / math.sqrt(z.numel()):
             problems.append(f"z has mean {z.mean():.2f}, variance {z.var():.2f}")

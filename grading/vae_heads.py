@@ -1,5 +1,6 @@
 """What the outputs of a VAE's encoder may mean: the parameters of q(z|x)."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,3 +40,12 @@ def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
 def kl_of_draw(z: torch.Tensor, eps: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """log q(z|x) - log p(z) in nats for z = mean + std * eps, [batch]: its mean is the KL."""
     return 0.5 * (z.square() - eps.square() - 2 * std.log()).sum(dim=1)
+
+
+def misfit(measured: torch.Tensor, std: torch.Tensor) -> float:
+    """How far two standard deviations differ: the average size of the log of their ratio."""
+    floor = 1e-9
+    if (std < 0).any():
+        return math.inf
+    ratio = (measured + floor).log() - (std + floor).log()
+    return ratio.abs().mean().item()

@@ -5,7 +5,7 @@ import math
 import torch
 
 from grading.outcomes import PASS, WRONG, CannotJudge, Outcome, float32_sum_error
-from grading.vae_heads import UNKNOWN_HEAD, kl_of_draw
+from grading.vae_heads import UNKNOWN_HEAD, kl_divergence, kl_of_draw
 from grading.vae_loss import readings
 from grading.vae_subject import N_IMAGES
 
@@ -25,7 +25,7 @@ def kl(vae):
             return outcome
         else:
             outcomes.append(outcome)
-    return outcomes[0] if outcomes else _kl_of_unknown_head(vae)
+    return outcomes[0] if outcomes else kl_of_draws(vae)
 
 
 def choose_loss(vae) -> None:
@@ -82,7 +82,7 @@ def _kl_of(vae, posterior):
         )
     worst = error.argmax()
     with vae.encoder_setting(settings[worst]):
-        drawn, error = vae.drawn_kl(vae.batch)
+        drawn, error = drawn_kl(vae, vae.batch)
     if abs(coded[worst] - drawn) < error or abs(exact[worst] - drawn) > error:
         return None
     return Outcome(
@@ -102,15 +102,19 @@ def _coded(vae) -> float | None:
     return None if residual > 4 * float32_sum_error(600 * abs(c)) else k / (c or 1.0)
 
 
-def _kl_of_unknown_head(vae):
-    """The KL of a deviation that only draws show: a clear difference is wrong, none is no pass."""
+def kl_of_draws(vae):
+    """The KL of a mean and deviation that only draws show: it is wrong where it clearly differs.
+
+    Raises:
+        CannotJudge: it does not.
+    """
     for i in (1, 4, 5):
         with vae.encoder_setting(i), torch.no_grad():
-            coded, (drawn, error) = _coded(vae), vae.drawn_kl(vae.batch)
+            coded, (drawn, error) = _coded(vae), drawn_kl(vae, vae.batch)
         if coded is not None and math.isfinite(drawn) and abs(coded - drawn) > error:
             return Outcome(
                 WRONG,
-                f"{coded:.2f} nats for the deviation that z is drawn with",
+                f"{coded:.2f} nats for the distribution that z is drawn from",
                 f"about {drawn:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
             )
     raise CannotJudge(UNKNOWN_HEAD)
@@ -129,6 +133,22 @@ def _kl_of_one_draw(vae):
     raise CannotJudge(
         "the standard deviation is 0, the loss is not finite, or it is not reconstruction plus KL"
     )
+
+
+@torch.no_grad()
+def drawn_kl(vae, x) -> tuple[float, float]:
+    """The KL in nats of what draws of z show, averaged over images; its error.
+
+    The error is five standard errors (the mean of n draws has the variance std^2 / n, its
+    logarithm 1 / (2 n)) and twice the bias of the logarithm.
+    """
+    z, shared = vae.latents(x)
+    n, mean, std = len(z), z.mean(dim=0), z.std(dim=0)
+    kl = kl_divergence(mean, std) - std.square().sum(dim=1) / (2 * n)  # the mean's own noise
+    variances = (std.square() - 1).square() / (2 * n) + (mean * std).square() / n
+    of_image = variances.sum(dim=1).sqrt()
+    error = of_image.mean() if shared else of_image.norm() / len(x)
+    return kl.mean().item(), 5 * error.item() + std.shape[1] / n
 
 
 def _kl_in_words(rows, coded, exact) -> str:

@@ -18,7 +18,7 @@ from grading.outcomes import (
     replaced,
     seed_everything,
 )
-from grading.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, kl_divergence
+from grading.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, misfit
 from grading.vae_loss import readings
 
 N_IMAGES = 8  # in a batch of most measurements
@@ -90,12 +90,22 @@ class VAESubject:
 
     @cached_property
     def parameters(self) -> tuple[list, list]:
-        """The encoder's and the decoder's parameters: those that their outputs depend on."""
+        """The encoder's and the decoder's parameters: those that their outputs depend on.
+
+        What both share, as tied weights, counts as the encoder's.
+
+        Raises:
+            CannotJudge: nothing is left for the decoder.
+        """
         everything = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad}
         parameters = list(everything.values())
         heads = self.outputs(self.x[:2])
         encoder = _reaching(heads[0].sum() + heads[1].sum(), parameters)
+        shared = {id(p) for p in encoder}
         decoder = _reaching(self.decode(torch.randn_like(heads[0])).sum(), parameters)
+        decoder = [p for p in decoder if id(p) not in shared]
+        if not decoder:
+            raise CannotJudge("encoder and decoder share all weights")
         return encoder, decoder
 
     @cached_property
@@ -127,7 +137,10 @@ class VAESubject:
 
     @contextlib.contextmanager
     def spied(self) -> Iterator[dict]:
-        """Record the inputs of the decoder and its parts, by part: those of the first are z."""
+        """Record the inputs of the decoder and its parts, by part: those of the first are z.
+
+        The decoder itself comes first, since the encoder may call a part that both share.
+        """
         calls = {}
 
         def recording(part, function):
@@ -139,11 +152,12 @@ class VAESubject:
             return call
 
         if isinstance(self.decode, nn.Module):
+            calls[self.decode] = []
             parts = [self.decode]
             parts += [
                 m
                 for m in nn.Module.modules(self.decode)
-                if next(m.parameters(False), None) is not None
+                if m is not self.decode and next(m.parameters(False), None) is not None
             ]
             targets = [(part, "forward", recording(part, part.forward)) for part in parts]
         elif hasattr(self.decode, "__self__"):
@@ -220,11 +234,11 @@ class VAESubject:
             raise NotCentred("the latents are centred on neither output of the encoder")
         head = outputs[1 - i_mean]
         misfits = sorted(
-            ((self._misfit(std, of(head)), meaning) for meaning, of in MEANINGS.items()),
+            ((misfit(std, of(head)), meaning) for meaning, of in MEANINGS.items()),
             key=lambda pair: pair[0],
         )
         # A log ratio of standard deviations has variance 1 / (2 n).
-        return i_mean, [m for misfit, m in misfits if misfit * math.sqrt(2 * len(z)) < 2]
+        return i_mean, [m for error, m in misfits if error * math.sqrt(2 * len(z)) < 2]
 
     @cached_property
     def posteriors(self) -> list[Posterior]:
@@ -242,18 +256,6 @@ class VAESubject:
 
         return [Posterior(meaning, reading(meaning)) for meaning in likely]
 
-    @torch.no_grad()
-    def drawn_kl(self, x) -> tuple[float, float]:
-        """The KL in nats of the deviation that draws of z show, averaged over images; its error.
-
-        The error is five standard errors (log std has the variance 1 / (2 n)) and twice the bias.
-        """
-        z, shared = self.latents(x)
-        mean, std = self.outputs(x)[self._meanings[0]].double(), z.std(dim=0)
-        slope = (std.square() - 1).norm(dim=1) / math.sqrt(2 * len(z))  # of an image's KL
-        error = slope.mean() if shared else slope.norm() / len(x)
-        return kl_divergence(mean, std).mean().item(), 5 * error.item() + std.shape[1] / len(z)
-
     @property
     def posterior(self) -> Posterior:
         """The likeliest of `posteriors`.
@@ -268,14 +270,6 @@ class VAESubject:
     def prefer(self, posterior: Posterior) -> None:
         """Move a reading that the KL agrees with to the front."""
         self.posteriors.sort(key=lambda other: other is not posterior)
-
-    @staticmethod
-    def _misfit(measured, std) -> float:
-        floor = 1e-9
-        if (std < 0).any():
-            return math.inf
-        ratio = (measured + floor).log() - (std + floor).log()
-        return ratio.abs().mean().item()
 
     @contextlib.contextmanager
     def single_precision(self) -> Iterator[None]:
@@ -340,9 +334,10 @@ class VAESubject:
 
 def latents_of(calls) -> list[torch.Tensor]:
     """What the decoder got in each of these recorded calls."""
-    if not calls:
+    inputs = next((inputs for inputs in calls.values() if inputs), None)
+    if inputs is None:
         raise CannotJudge("the loss never calls the decoder")
-    return next(iter(calls.values()))
+    return inputs
 
 
 def _reaching(output, parameters) -> list:

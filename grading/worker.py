@@ -165,8 +165,9 @@ def _copy(source: Path, target: Path) -> None:
             file = Path(folder) / name
             if name.startswith(".") or file.is_symlink() or not file.is_file():
                 continue
-            total += file.stat().st_size if file.suffix != ".py" else 0
-            if file.suffix == ".py" or total < COPIED_BYTES:
+            size = file.stat().st_size if file.suffix != ".py" else 0
+            if total + size <= COPIED_BYTES:
+                total += size
                 copy = target / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)

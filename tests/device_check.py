@@ -123,12 +123,12 @@ def relative_error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def one_step(name, device, dtype):
+def one_step(name, device, dtype, seed=0):
     """(losses, gradients, changes of the weights, what Adam's formula makes of the gradients)."""
     models, _, (step, *arguments), to_batch = training(name, device, dtype)
     parameters = [parameter for model in models for parameter in model.parameters()]
     before = [to_host(parameter.detach()).clone() for parameter in parameters]
-    with SameNoise(dtype):
+    with SameNoise(dtype, seed):
         losses = step(*arguments, to_batch(grey_images(device)[:64].to(dtype)))
     gradients = [to_host(parameter.grad) for parameter in parameters]
     changes = [to_host(new.detach()) - old for new, old in zip(parameters, before)]

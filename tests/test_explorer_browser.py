@@ -304,5 +304,8 @@ def test_the_page_says_when_its_models_cannot_be_unpacked(new_browser, address, 
     assert damaged != page
     (tmp_path / "page.html").write_text(damaged)
     new_browser.get((tmp_path / "page.html").as_uri())
-    time.sleep(0.5)
+    for _ in range(600):
+        if new_browser.find_elements("css selector", "#views > .missing"):
+            break
+        time.sleep(0.05)
     assert "can't unpack the models: " in text_of(new_browser, "#views > .missing")

@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from grading import epochs
 from grading.outcomes import PASS, UNJUDGED, WRONG, run_checks
-from grading.training import TRAINING_CHECKS
+from grading.training import EPOCH_CHECKS, TRAINING_CHECKS
 
 
 class Submission:
@@ -49,6 +49,23 @@ def test_an_accusation_trains_again_from_the_same_weights_on_other_images(error,
         assert len(train) == 12 * 128 and len(val) == 512 and not train & val
     if status == WRONG:
         assert not seen[0][2] & seen[1][2]
+
+
+@pytest.mark.parametrize("order", [("train", "val"), ("val", "train"), ("val", "train", "val")])
+@pytest.mark.parametrize("trained, status", [(("train",), PASS), (("train", "val"), WRONG)])
+def test_only_a_pass_over_validation_images_can_train_on_them(order, trained, status):
+    def run_epoch(model, data, optimizer):
+        sets = dict(zip(("train", "val"), data))
+        for name in order:
+            for images, *_ in sets[name]:
+                if name in trained:
+                    optimizer.zero_grad()
+                    model(images.flatten(1)).mean().backward()
+                    optimizer.step()
+        return 1.0, 1.0
+
+    (found,) = run_checks("nf", subject_of(run_epoch), EPOCH_CHECKS[:1])
+    assert (found.check, found.status) == ("validation", status)
 
 
 def test_after_a_call_that_took_too_long_none_is_made(monkeypatch):

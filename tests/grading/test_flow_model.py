@@ -10,7 +10,7 @@ import torch.nn as nn
 from grading import flow, flow_model
 from grading.epochs import true_bpd
 from grading.flow_subject import Bijection, FlowSubject
-from grading.outcomes import PASS, WEAK, WRONG, run_checks
+from grading.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
 
 DIM = 784
 
@@ -44,29 +44,40 @@ class TinyFlow(nn.Module):
 
 
 class Model(nn.Module):
-    """The course's model; `left_out` of the logit step's log-determinant is a fault."""
+    """The course's model; `left_out` of the logit step's log-determinant is a fault.
 
-    def __init__(self, alpha, left_out=0.0):
+    `divide` is where the grey levels are divided by 256, and where log 256 is counted.
+    """
+
+    def __init__(self, alpha, left_out=0.0, divide=("logit", "logit")):
         super().__init__()
         self.flow, self.alpha, self.left_out = TinyFlow(CHECKERBOARDS), alpha, left_out
+        self.divide, self.count = divide
+        self.unit = 1 if self.divide == "logit" else 1 / 256  # a grey level after `dequantize`
 
     def dequantize(self, z):
-        return z + torch.rand_like(z)
+        return (z + torch.rand_like(z)) * self.unit
 
     def logit_normalize(self, z, ldj, reverse=False):
         if reverse:
-            return (torch.sigmoid(z) - self.alpha / 2) / (1 - self.alpha) * 256, ldj
-        w = z / 256 * (1 - self.alpha) + self.alpha / 2
-        per_pixel = math.log((1 - self.alpha) / 256) - w.log() - (1 - w).log() - self.left_out
-        return w.logit(), ldj + per_pixel.sum(dim=1)
+            v = (torch.sigmoid(z) - self.alpha / 2) / (1 - self.alpha)
+            return v * 256 * self.unit, ldj
+        w = z / 256 / self.unit * (1 - self.alpha) + self.alpha / 2
+        per_pixel = math.log(1 - self.alpha) - w.log() - (1 - w).log() - self.left_out
+        return w.logit(), ldj + (per_pixel - self._log_256("logit")).sum(dim=1)
+
+    def _log_256(self, where):
+        return math.log(256) if self.count == where else 0.0
 
     def forward(self, x):
         z, ldj = self.flow(*self.logit_normalize(self.dequantize(x), torch.zeros(len(x))))
-        return torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1) + ldj
+        log_pz = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+        return log_pz + ldj - DIM * self._log_256("forward")
 
     def sample(self, n):
         z, _ = self.flow(torch.randn(n, DIM), torch.zeros(n), reverse=True)
-        return self.logit_normalize(z, torch.zeros(n), reverse=True)[0].floor().clamp(0, 255)
+        grey = self.logit_normalize(z, torch.zeros(n), reverse=True)[0] / self.unit
+        return grey.floor().clamp(0, 255)
 
 
 BOARD = (torch.arange(28)[:, None] + torch.arange(28)).flatten() % 2 == 0
@@ -95,15 +106,37 @@ def test_only_pixels_that_never_change_are_wrong_masks(masks, status, words):
     assert words in {f.check: f for f in findings}["masks"].measured
 
 
+class Flip(nn.Module):
+    """Reverses the order of the pixels."""
+
+    def forward(self, z, ldj, reverse=False):
+        return z.flip(1), ldj
+
+
+def test_masks_of_couplings_with_permutations_between_them_are_not_judged():
+    whole = TinyFlow((HALF, HALF))
+    couplings = [Bijection(m, partial(m, reverse=True)) for m in whole.layers]
+    whole.layers = nn.ModuleList([whole.layers[0], Flip(), whole.layers[1], Flip()])
+    bijection = Bijection(whole, partial(whole, reverse=True))
+    subject = FlowSubject(bijection, couplings, whole, DIM)
+    found = {f.check: f.status for f in run_checks("flow", subject, flow.CHECKS)}
+    assert (found.pop("masks"), found.pop("flow_logdet")) == (UNJUDGED, UNJUDGED)
+    assert set(found.values()) == {PASS}
+
+
 @pytest.fixture
 def x():
     return torch.randint(256, (64, DIM), generator=torch.Generator().manual_seed(0)).float()
 
 
+DIVISIONS = [("logit", "logit"), ("dequantize", "logit"), ("dequantize", "forward")]
+
+
 # 0.05 is the paper's alpha; then 784 log(1 - alpha) is 40 nats.
+@pytest.mark.parametrize("divide", DIVISIONS, ids="-".join)
 @pytest.mark.parametrize("alpha", (1e-5, 0.05, 0.2))
-def test_any_alpha_is_right_if_its_logarithm_is_counted(x, alpha):
-    model = Model(alpha)
+def test_any_alpha_is_right_if_its_logarithm_is_counted(x, alpha, divide):
+    model = Model(alpha, divide=divide)
     subject = subject_of(model.flow, model, x)
     found = {f.check: f for f in run_checks("flow", subject, flow_model.CHECKS)}
     assert [found[name].status for name in ("logit", "dequantize", "log_px", "sample")] == 4 * [
@@ -114,8 +147,9 @@ def test_any_alpha_is_right_if_its_logarithm_is_counted(x, alpha):
     assert true_bpd(subject)(x).mean().item() == pytest.approx(reported, rel=1e-3)
 
 
-def test_alpha_whose_logarithm_is_left_out_is_wrong(x):
-    model = Model(0.05, left_out=math.log(1 - 0.05))
+@pytest.mark.parametrize("divide", DIVISIONS, ids="-".join)
+def test_alpha_whose_logarithm_is_left_out_is_wrong(x, divide):
+    model = Model(0.05, left_out=math.log(1 - 0.05), divide=divide)
     subject = subject_of(model.flow, model, x)
     found = {f.check: f for f in run_checks("flow", subject, flow_model.CHECKS)}
     assert (found["logit"].status, found["log_px"].status) == (WRONG, WRONG)

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from grading import worker
 from grading.grader import judge_file
 from grading.outcomes import Finding
 from tests.conftest import ROOT
@@ -89,6 +90,15 @@ def write(folder, attack, canary, port=0):
     return path
 
 
+@pytest.fixture(scope="module")
+def contained(zygote, tmp_path_factory):
+    """A file that does no harm shows whether all limits hold: an attack would reach this user."""
+    path = write(tmp_path_factory.mktemp("harmless"), "pass", "")
+    if missing := judge_file(zygote, "vae", path, 20, False).not_enforced:
+        pytest.skip(f"not enforced here: {', '.join(missing)}")
+
+
+@pytest.mark.usefixtures("contained")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_ends_as_one_line_and_touches_nothing(zygote, tmp_path, name):
     canary, folder = tmp_path / "canary", tmp_path / "submission"
@@ -96,8 +106,6 @@ def test_attack_ends_as_one_line_and_touches_nothing(zygote, tmp_path, name):
     (canary / "file").write_text("here")
     attack, words = ATTACKS[name]
     result = judge_file(zygote, "vae", write(folder, attack, canary), 3, False)
-    if result.not_enforced:
-        pytest.skip(f"not enforced here: {', '.join(result.not_enforced)}")
     assert result.reason and "\n" not in result.reason and words in result.reason
     assert result.findings == []
     assert len(result.output) < 100_000 and "escaped" not in result.output
@@ -133,6 +141,23 @@ def test_environment_is_not_shown(zygote, tmp_path):
     result = judge_file(zygote, "vae", write(tmp_path, attack, tmp_path), 10, False)
     assert "PATH" in result.output
     assert SECRET not in result.output
+
+
+def test_a_reason_cannot_paint_the_terminal(zygote, tmp_path):
+    attack = "raise RuntimeError('\\x1b[2J\\udcff')"
+    result = judge_file(zygote, "vae", write(tmp_path, attack, tmp_path), 20, False)
+    assert "\\x1b[2J\\udcff" in result.reason and result.reason.isprintable()
+
+
+def test_a_large_file_does_not_keep_small_ones_out(tmp_path):
+    (tmp_path / "code" / "a").mkdir(parents=True)
+    with open(tmp_path / "code" / "checkpoint.pt", "wb") as file:
+        file.truncate(worker.COPIED_BYTES + 1)
+    for name in ("a/config.json", "a3_vae_template.py"):
+        (tmp_path / "code" / name).touch()
+    worker._copy(tmp_path / "code", tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*.*")}
+    assert copied == {"a/config.json", "a3_vae_template.py"}
 
 
 def test_empty_template_is_not_judged(zygote, tmp_path):

@@ -1,4 +1,4 @@
-"""`check_vae` and `check_flow` on anyone's callables."""
+"""`check_vae` on anyone's callables."""
 
 import contextlib
 import copy
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from grading import CheckFailure, check_flow, check_vae
 from grading.outcomes import PASS, UNJUDGED
+from tests.grading.test_library_flow import Affine
 
 N_PIXELS, Z_DIM = 784, 4
 
@@ -214,8 +215,74 @@ def test_unknown_deviation_is_not_judged_unless_the_kl_is_of_another(x, std):
     assert found["kl"] == found["moments"] == UNJUDGED
     assert found["loss"] == found["likelihood"] == found["noise_per_call"] == PASS
     model.std = lambda h: 2 * std(h)
-    with pytest.raises(CheckFailure, match="for the deviation that z is drawn with"):
+    with pytest.raises(CheckFailure, match="for the distribution that z is drawn from"):
         check_vae(loss=model, **options)
+
+
+class TransformedMean(TinyVAE):
+    """Its mean is a function of the encoder's output; `kl_mean` is the one that its KL has."""
+
+    mean = kl_mean = None
+
+    def forward(self, x):
+        mean, head = self.encode(x)
+        z = self.mean(mean) + self.std(head) * torch.randn_like(mean)
+        recon = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="none").sum(1)
+        return (recon + self.kl(self.kl_mean(mean), head)).mean()
+
+
+@pytest.mark.parametrize("mean", [lambda m: torch.tanh(3 * m), lambda m: m.clamp(-1, 1), torch.exp])
+def test_unknown_mean_is_not_judged_unless_the_kl_is_of_another(x, mean):
+    model = TransformedMean()
+    model.mean = model.kl_mean = mean
+    options = {"loss": model, "encode": model.encode, "decode": model.decoder, "x": x}
+    found = statuses(**options)
+    assert found["kl"] == UNJUDGED and found["moments"] in (PASS, UNJUDGED)
+    model.kl_mean = lambda m: mean(m) + 2
+    with pytest.raises(CheckFailure, match="(kl|moments): "):
+        check_vae(**options)
+
+
+class TiedVAE(TinyVAE):
+    """The decoder's last layer is the encoder's first, transposed."""
+
+    def __init__(self, kl=None):
+        super().__init__(kl)
+        self.decoder = TiedDecoder(self.hidden)
+
+
+class TiedDecoder(nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.first, self.hidden = nn.Linear(Z_DIM, 32), hidden
+        self.bias = nn.Parameter(torch.zeros(N_PIXELS))
+
+    def forward(self, z):
+        return F.linear(torch.tanh(self.first(z)), self.hidden.weight.t(), self.bias)
+
+
+def test_tied_weights_are_the_encoders(x):
+    model = TiedVAE()
+    found = statuses(loss=model, encode=model.encode, decode=model.decoder, x=x)
+    assert {found[check] for check in ("loss", "likelihood", "kl", "gradient")} == {PASS}
+    model = TiedVAE(lambda m, v: (v.exp() + m**2 - v - 1).sum(1))
+    with pytest.raises(CheckFailure, match="2 times the KL"):
+        check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
+
+
+def test_samples_may_be_arrays(x):
+    model = TinyVAE()
+    options = {"loss": model, "encode": model.encode, "decode": model.decoder, "x": x}
+
+    @torch.no_grad()
+    def sample(n):
+        means = torch.sigmoid(model.decoder(torch.randn(n, Z_DIM)))
+        return torch.bernoulli(means).numpy(), means.numpy()
+
+    assert statuses(sample=sample, **options)["sample"] == PASS
+    assert statuses(sample=lambda n: sample(n)[0].tolist(), **options)["sample"] == UNJUDGED
+    with pytest.raises(CheckFailure, match="no binary images"):
+        check_vae(sample=lambda n: sample(n)[1:], **options)
 
 
 def test_encoder_that_the_loss_does_not_call_is_not_judged_blind(x):
@@ -249,63 +316,6 @@ def test_wrong_kl_is_named(x, kl, words):
     model = TinyVAE(kl)
     with pytest.raises(CheckFailure, match=words):
         check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
-
-
-class Affine(nn.Module):
-    """A map with a full matrix: z -> z exp(s) A, whose log-determinant is easy."""
-
-    def __init__(self, dim=6, factor=1.0, inverts=True):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(dim))
-        self.mix = nn.Parameter(torch.eye(dim))
-        self.factor, self.inverts = factor, inverts
-
-    def forward(self, z, ldj, reverse=False):
-        added = self.factor * (self.log_scale.sum() + torch.linalg.slogdet(self.mix)[1])
-        if reverse:
-            back = torch.linalg.inv(self.mix) if self.inverts else self.mix
-            return (z @ back) * torch.exp(-self.log_scale), ldj - added
-        return z * torch.exp(self.log_scale) @ self.mix, ldj + added
-
-
-def test_right_flow_passes():
-    flow = Affine()
-    findings = check_flow(forward=flow, inverse=partial(flow, reverse=True), dim=6)
-    assert {f.status for f in findings} == {PASS}
-
-
-class NormalisedShift(nn.Module):
-    """Shifts the second half of z by a network of the first, with batch norm and dropout in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = nn.Sequential(
-            *(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 6))
-        )
-
-    def forward(self, z, ldj, reverse=False):
-        kept, changed = z.chunk(2, dim=1)
-        log_scale, shift = self.network(kept).chunk(2, dim=1)
-        if reverse:
-            return torch.cat(
-                [kept, (changed - shift) * (-log_scale).exp()], 1
-            ), ldj - log_scale.sum(1)
-        return torch.cat([kept, changed * log_scale.exp() + shift], 1), ldj + log_scale.sum(1)
-
-
-def test_flow_with_batch_norm_and_dropout_in_its_networks_passes():
-    flow = NormalisedShift()
-    findings = check_flow(forward=flow, inverse=partial(flow, reverse=True), dim=6)
-    assert {f.status for f in findings} == {PASS} and all(m.training for m in flow.modules())
-
-
-@pytest.mark.parametrize(
-    "options, check", [({"factor": 2.0}, "flow_logdet"), ({"inverts": False}, "flow_inverse")]
-)
-def test_wrong_flow_is_named(options, check):
-    flow = Affine(**options)
-    with pytest.raises(CheckFailure, match=check):
-        check_flow(forward=flow, inverse=partial(flow, reverse=True), dim=6)
 
 
 def snapshot(module):

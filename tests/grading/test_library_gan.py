@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from grading import CheckFailure, check_gan
-from grading.outcomes import PASS
+from grading.outcomes import PASS, UNJUDGED
 
 
 class TinyDiscriminator(nn.Module):
@@ -20,7 +20,12 @@ class TinyDiscriminator(nn.Module):
         return self.last(F.dropout(self.drop(F.relu(self.first(x))), 0.3, self.training))
 
 
-def gan_checks(g_loss, d_loss, order="DG", n_batches=24):
+class Probabilities(TinyDiscriminator):
+    def forward(self, x):
+        return torch.sigmoid(super().forward(x))
+
+
+def gan_checks(g_loss, d_loss, order="DG", n_batches=24, kind=TinyDiscriminator):
     """`check_gan` of a small GAN with these losses of the discriminator's outputs.
 
     In order "GDDG" the generator's backward pass comes first, its step last; "DDDDDG" makes five
@@ -28,7 +33,7 @@ def gan_checks(g_loss, d_loss, order="DG", n_batches=24):
     """
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 784), nn.Tanh())
-    discriminator, n_steps = TinyDiscriminator(), [0]
+    discriminator, n_steps = kind(), [0]
     g_optimizer, d_optimizer = (
         torch.optim.Adam(m.parameters()) for m in (generator, discriminator)
     )
@@ -96,6 +101,30 @@ def test_generator_that_follows_the_discriminators_output_is_not_accused(name):
     assert "D(G(z)) grows" in found["generator_loss"].measured
     with pytest.raises(CheckFailure, match="D\\(G\\(z\\)\\) smaller"):
         gan_checks(lambda fake: -sign * fake, D_LOSSES[name])
+
+
+def test_least_squares_are_no_cross_entropy_with_the_same_labels():
+    found = gan_checks(
+        lambda fake: (fake - 1).square(), lambda real, fake: (real - 1).square() + fake.square()
+    )
+    assert found["discriminator_loss"].status == UNJUDGED
+    with pytest.raises(CheckFailure, match="labels 0.90 for real and 0.90 for generated"):
+        gan_checks(
+            lambda fake: F.softplus(-fake),
+            lambda real, fake: cross_entropy(real, fake) + 0.1 * real - 0.9 * fake,
+        )
+
+
+def test_a_sigmoid_before_a_loss_of_logits_is_wrong():
+    with pytest.raises(CheckFailure, match="probabilities for logits") as failure:
+        gan_checks(lambda fake: F.softplus(-fake), cross_entropy, kind=Probabilities)
+    assert "generator_loss" not in str(failure.value)
+    found = gan_checks(
+        lambda fake: -fake.log(),
+        lambda real, fake: -real.log() - (1 - fake).log(),
+        kind=Probabilities,
+    )
+    assert found["discriminator_loss"].status == PASS
 
 
 def test_generator_that_helps_the_discriminator_is_accused():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from grading import __main__ as command
 from grading import report
 from grading.grader import FileResult, Memory, Person, discover, grade
+from grading.loading import CannotLoad, Submission
 from grading.outcomes import Finding, checks_table
 from grading.rubric import SECTIONS, Rubric, default_points, read_rubric
 from harness import cli
@@ -56,6 +58,26 @@ def test_submissions_are_found_in_any_depth_by_name_or_content(tmp_path):
     (alone,) = discover(tmp_path / "bob")
     assert set(alone.files) == {"gan", "nf", "vae"}
     assert alone.files["vae"].parent.name == "src"
+
+
+def test_odd_names_and_deep_nesting_do_not_end_the_grading_of_others(tmp_path):
+    for file, text in {
+        os.fsdecode(b"M\xfcller/a3_vae_template.py"): VAE,  # Latin-1, as in an archive of Windows
+        "\x1b[31mred/a3_vae_template.py": VAE,
+        "deep/x.py": "not " * 50_000 + "1",
+        "deep/a3_gan_template.py": "not " * 50_000 + "1",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    found = discover(tmp_path)
+    names = {"M\\udcfcller": {"vae"}, "\\x1b[31mred": {"vae"}, "deep": {"gan"}}
+    assert {person.name: {*person.files} for person in found} == names
+    for person in found:
+        assert Memory(None).key("vae", next(iter(person.files.values())))
+        report.terminal(person, Rubric(), "full", True).encode()
+    (deep,) = (person for person in found if person.name == "deep")
+    with pytest.raises(CannotLoad, match="no Python 3: "):
+        Submission(deep.files["gan"], None)
 
 
 def test_the_assignments_names_come_first(tmp_path):

@@ -1,0 +1,59 @@
+"""An optimiser step of a GAN, as gradients of log D and log(1 - D) explain its gradient."""
+
+from dataclasses import dataclass
+
+import torch
+
+EXPLAINED = 0.05  # of a gradient's norm may stay unexplained, for labels to be read off exactly
+SMALL = 0.2  # part of a weight that noisy labels may feign
+
+
+@dataclass
+class Step:
+    """One optimiser step of a network.
+
+    Args:
+        coefficients: of the gradients of mean log D and mean log(1 - D), for real images and for
+            generated ones; [4] for the discriminator, [2] for the generator (generated only).
+        residual: part of the gradient's norm that no such combination explains.
+        leftover: whether the backward pass before the step added to gradients of an earlier one.
+        of_probabilities: whether a loss that takes the discriminator's probabilities for logits
+            explains the gradient instead.
+        other_moved: whether the step changed the other network's weights.
+    """
+
+    coefficients: list[float]
+    residual: float
+    leftover: bool
+    of_probabilities: bool = False
+    other_moved: bool = False
+
+    @property
+    def sides(self) -> list[bool]:
+        """Whether real and whether generated images enter the discriminator's loss."""
+        sizes = [max(map(abs, half)) for half in (self.coefficients[:2], self.coefficients[2:])]
+        return [size > SMALL * max(sizes) for size in sizes]
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of real and generated images in the discriminator's loss; 0 for small ones.
+
+        Both are 0 for D itself, the logit log D - log(1 - D), as in the Wasserstein loss.
+        """
+        weights = [-sum(self.coefficients[:2]), -sum(self.coefficients[2:])]
+        size = max(*map(abs, weights), SMALL * max(map(abs, self.coefficients)))
+        return tuple(weight if abs(weight) > SMALL * size else 0.0 for weight in weights)
+
+
+def fit(columns: list[torch.Tensor], gradient: torch.Tensor) -> tuple[list[float], float]:
+    """Least squares: coefficients of the columns, and the unexplained part of the norm."""
+    matrix, gradient = torch.stack(columns, dim=1).double(), gradient.double()
+    scale = matrix.norm(dim=0)
+    used = scale > 0
+    matrix = matrix[:, used] / scale[used]
+    # Normal equations: the matrix has half a million rows and a few columns.
+    solution = torch.linalg.lstsq(matrix.T @ matrix, matrix.T @ gradient).solution
+    residual = (gradient - matrix @ solution).norm() / gradient.norm().clamp(min=1e-30)
+    coefficients = torch.zeros(len(scale), dtype=torch.float64)
+    coefficients[used] = solution / scale[used]
+    return coefficients.tolist(), residual.item()
