@@ -70,13 +70,11 @@ class Labels(NamedTuple):
 def _labels(gan) -> Labels:
     real, fake, weights = [], [], []
     for step in _steps(gan, "d"):
-        a, b = step.weights
-        if a:
-            real.append(-step.coefficients[0] / a)
-        if b:
-            fake.append(-step.coefficients[2] / b)
-        if a and b:
-            weights.append(b / a)
+        for labels, label in zip((real, fake), step.labels):
+            if label is not None:
+                labels.append(label)
+        if all(step.weights):
+            weights.append(step.weights[1] / step.weights[0])
     if not real or not fake:
         raise CannotJudge("no step is a cross-entropy of both real and generated images")
     residual = median(step.residual for step in _steps(gan, "d"))

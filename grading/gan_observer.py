@@ -231,7 +231,19 @@ class Observer:
             if net is self.d and not self.logits
         ]
         of_probabilities = min(others, default=math.inf) < min(EXPLAINED, residual / 5)
-        return Step(summed, residual, leftover, of_probabilities)
+        d_fake = self._d_of_fakes() if net is self.d else math.nan
+        return Step(summed, d_fake, residual, leftover, of_probabilities)
+
+    @torch.no_grad()
+    def _d_of_fakes(self) -> float:
+        """The average of D over generated images since its last step; NaN without any."""
+        values = [
+            torch.sigmoid(self._log_odds(images))[self._are_fake(images)] for images in self.d.calls
+        ]
+        return torch.cat(values).mean().item() if values else math.nan
+
+    def _are_fake(self, images):
+        return torch.tensor([value in self.fakes for value in _row_sums(images)])
 
     def _discriminator_columns(self, calls, log_odds=None):
         """Per call: gradients of mean log D, log(1 - D) over real rows, and over generated ones.
@@ -245,8 +257,7 @@ class Observer:
             if tuple(sums) in seen:
                 continue
             seen.add(tuple(sums))
-            fake = torch.tensor([value in self.fakes for value in sums])
-            logits = log_odds(images)
+            fake, logits = self._are_fake(images), log_odds(images)
             columns += [
                 self._gradient(sign * logits[rows], self.d.parameters)
                 for rows in (~fake, fake)

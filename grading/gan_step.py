@@ -15,6 +15,7 @@ class Step:
     Args:
         coefficients: of the gradients of mean log D and mean log(1 - D), for real images and for
             generated ones; [4] for the discriminator, [2] for the generator (generated only).
+        d_fake: the average of D(G(z)); NaN without generated images.
         residual: part of the gradient's norm that no such combination explains.
         leftover: whether the backward pass before the step added to gradients of an earlier one.
         of_probabilities: whether a loss that takes the discriminator's probabilities for logits
@@ -23,10 +24,28 @@ class Step:
     """
 
     coefficients: list[float]
+    d_fake: float
     residual: float
     leftover: bool
     of_probabilities: bool = False
     other_moved: bool = False
+
+    @property
+    def labels(self) -> tuple[float | None, float | None]:
+        """The labels of real and generated images; None where they don't enter as a cross-entropy.
+
+        New generators make nearly the same image each time, so that the gradients of log D and
+        log(1 - D) are nearly parallel there. Then labels that differ between images leave only
+        w (D - label) certain, and w is taken from the real images.
+        """
+        real, fake = (weight or None for weight in self.weights)
+        up, down = self.coefficients[2:]
+        if self.residual > EXPLAINED and real and fake:
+            pull = up * (1 - self.d_fake) - down * self.d_fake
+            fake_label = self.d_fake - pull / real
+        else:
+            fake_label = fake and -up / fake
+        return real and -self.coefficients[0] / real, fake_label
 
     @property
     def sides(self) -> list[bool]:

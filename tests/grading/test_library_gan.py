@@ -1,12 +1,14 @@
 """`check_gan` on anyone's step and modules."""
 
+import re
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from grading import CheckFailure, check_gan
-from grading.outcomes import PASS, UNJUDGED
+from grading.outcomes import NOTE, PASS, UNJUDGED
 
 
 class TinyDiscriminator(nn.Module):
@@ -113,6 +115,26 @@ def test_least_squares_are_no_cross_entropy_with_the_same_labels():
             lambda fake: F.softplus(-fake),
             lambda real, fake: cross_entropy(real, fake) + 0.1 * real - 0.9 * fake,
         )
+
+
+@pytest.mark.parametrize("fake_range", [(0.0, 0.3), (0.0, 0.0), (0.1, 0.4)])
+def test_random_labels_are_read_off_roughly(fake_range):
+    def d_loss(real, fake):
+        targets = (
+            torch.empty_like(real).uniform_(0.7, 1.2),
+            torch.empty_like(fake).uniform_(*fake_range),
+        )
+        return sum(
+            F.softplus(-logits) + (1 - target) * logits
+            for logits, target in zip((real, fake), targets)
+        )
+
+    found = gan_checks(lambda fake: F.softplus(-fake), d_loss, n_batches=40)["discriminator_loss"]
+    real, fake = map(
+        float, re.findall(r"labels (\S+) for real and (\S+) for gen", found.measured)[0]
+    )
+    assert found.status == NOTE and "random ones" in found.measured
+    assert (real, fake) == pytest.approx((0.95, sum(fake_range) / 2), abs=0.15)
 
 
 def test_a_sigmoid_before_a_loss_of_logits_is_wrong():
