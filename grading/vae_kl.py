@@ -139,8 +139,8 @@ def _kl_of_one_draw(vae):
 def drawn_kl(vae, x) -> tuple[float, float]:
     """The KL in nats of what draws of z show, averaged over images; its error.
 
-    The error is five standard errors (the mean of n draws has the variance std^2 / n, its
-    logarithm 1 / (2 n)) and twice the bias of the logarithm.
+    The error is five standard errors (with n draws the mean has the variance std^2 / n, log std
+    1 / (2 n)) and twice the bias of log std.
     """
     z, shared = vae.latents(x)
     n, mean, std = len(z), z.mean(dim=0), z.std(dim=0)
