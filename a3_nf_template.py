@@ -14,8 +14,8 @@ Bits per dimension are -log p(y) / (D log 2), with one draw of u per image.
 
     python a3_nf_template.py
 
-Two seeds reach 2.020, 1.830, 1.773, 1.752 bits per dimension on shifted validation images at epochs
-1, 10, 40, 100 (report: 2.098, 1.880, 1.826, 1.804), at 60 s an epoch on one core of an Intel Xeon.
+Three seeds reach 2.018, 1.831, 1.776, 1.754 bits per dimension on shifted validation images at
+epochs 1, 10, 40, 100 (report: 2.098, 1.880, 1.826, 1.804), at 65 to 72 s an epoch on one CPU core.
 """
 
 import math
