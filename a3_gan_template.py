@@ -14,7 +14,7 @@ At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and 
 
 The course report (2019) describes the first and computes the second (`--protocol report`). Neither
 gets there, as D still tells some images apart: over the last tenth of 187,500 batches the losses
-are 1.17 and 1.20 nats with the first, 0.99 and 1.24 with the second (the report: 1.15 each).
+are 1.18 and 1.20 nats with the first, 0.98 and 1.24 with the second (the report: 1.15 each).
 
     python a3_gan_template.py
 """

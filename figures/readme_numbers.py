@@ -3,9 +3,9 @@
     python -m figures.readme_numbers
 
 prints each with its line, and exits with status 1 if there is one. The result files are the
-gallery's page, which `python -m figures` writes, and the files in `figures/measured/`: whole runs
-and a table of further ones, as `--export` wrote them, with means and standard deviations over the
-seeds of both; the benchmark's figures; and wall times.
+gallery's page, which `python -m figures` writes, and the files in `figures/measured/`: whole runs,
+as `--export` wrote them, with means and standard deviations over seeds; the benchmark's figures;
+and wall times.
 
 Only decimals and times (7:11) are checked, since whole numbers are mostly sizes and settings. A
 number may be rounded further than in its file. It passes if any value there rounds to it, so this
@@ -55,11 +55,7 @@ def known_numbers() -> list[float]:
     numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text(encoding="utf-8"))]
     records = run_records(list(read_recorded(MEASURED / "runs.jsonl")))
     for path in sorted(MEASURED.glob("*.json")):
-        content = json.loads(path.read_bytes())
-        if isinstance(content, list):  # a table of runs
-            records += [record for record in content if record["finished"]]
-        else:
-            numbers += _leaves(content)
+        numbers += _leaves(json.loads(path.read_bytes()))
     return [*numbers, *_leaves(records), *over_seeds(records)]
 
 
