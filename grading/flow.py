@@ -146,7 +146,7 @@ def _masks(flow):
     board = (torch.arange(28)[:, None] + torch.arange(28)).flatten() % 2
     sets = []
     with flow.perturbed(precise=False):
-        _whole_and_total(flow)  # between other layers, the same pixels may be others
+        _whole_and_total(flow)  # permutations between couplings would move what they change
         z, ldj = flow.inputs(1)
         for layer in flow.layers():
             with torch.no_grad():

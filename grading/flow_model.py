@@ -59,7 +59,7 @@ def logit(flow):
     y, z, ldj, exact = differentiated(step, unit * noisy)
     if not z.isfinite().all():
         raise CannotJudge("the logit step is not finite at grey levels with noise")
-    # That of a division in `dequantize` may be counted here.
+    # The log-determinant of a division in `dequantize` may be counted here.
     constants = (0.0, flow.dim * math.log(unit))
     error = min((ldj - exact - constant).abs().max().item() for constant in constants)
     with torch.no_grad():

@@ -156,7 +156,7 @@ def _generator_loss(gan):
     if residual > RANDOM_LABELS:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     if gan.seen.d.steps and _one_sigmoid_too_many(gan):
-        raise CannotJudge("no cross-entropy, as little as the discriminator's loss")
+        raise CannotJudge("no cross-entropy of D's probabilities, like the discriminator's loss")
     try:
         real, fake = _labels(gan)[:2]
     except CannotJudge:

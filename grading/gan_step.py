@@ -38,14 +38,14 @@ class Step:
         log(1 - D) are nearly parallel there. Then labels that differ between images leave only
         w (D - label) certain, and w is taken from the real images.
         """
-        real, fake = (weight or None for weight in self.weights)
+        real, fake = self.weights
         up, down = self.coefficients[2:]
+        real_label = -self.coefficients[0] / real if real else None
+        fake_label = -up / fake if fake else None
         if self.residual > EXPLAINED and real and fake:
             pull = up * (1 - self.d_fake) - down * self.d_fake
             fake_label = self.d_fake - pull / real
-        else:
-            fake_label = fake and -up / fake
-        return real and -self.coefficients[0] / real, fake_label
+        return real_label, fake_label
 
     @property
     def sides(self) -> list[bool]:

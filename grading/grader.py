@@ -80,7 +80,8 @@ def kind_of(path: Path) -> str | None:
     """The model that a file implements, by its classes; by its name if it can't be parsed."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):  # the last two: depth
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
+        # Code that is nested too deeply raises one of the last two.
         matches = [m for m in MODELS if re.search(NAMES[m], path.stem.lower())]
         return matches[0] if matches and path.stem.startswith("a3") else None
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -179,7 +179,7 @@ def _moments(vae):
     try:
         return Outcome(PASS, f"z = mu + sigma eps; the head is {vae.posterior.meaning}")
     except NotCentred as reason:
-        kl_of_draws(vae)  # where the KL is that of the draws, an output is no mean yet
+        kl_of_draws(vae)  # CannotJudge if it fits: the mean is then a function of an output
         return Outcome(WRONG, str(reason), "z = mu + sigma eps, eps ~ N(0, 1)")
 
 

@@ -92,7 +92,7 @@ def write(folder, attack, canary, port=0):
 
 @pytest.fixture(scope="module")
 def contained(zygote, tmp_path_factory):
-    """A file that does no harm shows whether all limits hold: an attack would reach this user."""
+    """Skip unless a harmless file shows that all limits hold: attacks kill what they can reach."""
     path = write(tmp_path_factory.mktemp("harmless"), "pass", "")
     if missing := judge_file(zygote, "vae", path, 20, False).not_enforced:
         pytest.skip(f"not enforced here: {', '.join(missing)}")
