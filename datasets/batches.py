@@ -75,12 +75,14 @@ class Stream:
         return len(self.images)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        while True:
-            while len(self.order) < self.batch_size:
-                new_pass = torch.randperm(self.n_images, device=self.images.device)
-                self.order = torch.cat([self.order, new_pass])
-            rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-            yield self.images.index_select(0, rows).float()
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        while len(self.order) < self.batch_size:
+            new_pass = torch.randperm(self.n_images, device=self.images.device)
+            self.order = torch.cat([self.order, new_pass])
+        rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        return self.images.index_select(0, rows).float()
 
     def state_dict(self) -> dict:
         """The order of the images left in this pass."""

@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 import zlib
-from argparse import Namespace
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -73,23 +73,16 @@ class DataError(Exception):
     """A data file is missing or wrong; the message names the file in one line."""
 
 
-class Source(NamedTuple):
-    """Where images come from.
+@dataclass(frozen=True)
+class Source:
+    """Where images come from."""
 
-    Attributes:
-        dataset: one of DATASETS.
-        data_dir: folder with the files; None is PACKAGE for MNIST, DEFAULT_FOLDER for the others.
-        download: let torchvision fetch what is missing into its folder below this one.
-    """
-
-    dataset: str = "mnist"
-    data_dir: str | Path | None = None
-    download: bool = False
-
-    @classmethod
-    def of(cls, args: Namespace) -> "Source":
-        """The source that a command line names."""
-        return cls(args.dataset, args.data_dir, args.download)
+    dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # the images to train on
+    # folder of the data set's four IDX files, plain or .gz, there or in torchvision's folder below
+    # it, such as FashionMNIST/raw; for mnist also mnist.npz (None: mnist from the copy in
+    # datasets/, the others from data/)
+    data_dir: Path | None = None
+    download: bool = False  # let torchvision fetch a data set that is missing or damaged
 
     @property
     def title(self) -> str:
@@ -100,7 +93,7 @@ class Source(NamedTuple):
     def folder(self) -> Path:
         """The folder with the files."""
         if self.data_dir is not None:
-            return Path(self.data_dir)
+            return Path(self.data_dir).expanduser()
         return PACKAGE if self.dataset == "mnist" else DEFAULT_FOLDER
 
 

@@ -1,5 +1,27 @@
-"""What every run needs, whatever it trains.
+"""What a run needs, whatever it trains.
 
-The scripts call these modules. Nothing here imports a script, or knows its model, losses or metrics
-by name.
+Nothing here imports a script, or knows its model, losses or metrics by name. A script uses the
+names below; `figures`, `grading` and the tests use the modules, too.
 """
+
+from harness import cli, latent, likelihood, sample_quality
+from harness.average import WeightAverage
+from harness.devices import separate_random_numbers
+from harness.plots import Curves
+from harness.run import Run
+from harness.settings import RunConfig
+from harness.steps import adam, captured
+
+__all__ = [
+    "Curves",
+    "Run",
+    "RunConfig",
+    "WeightAverage",
+    "adam",
+    "captured",
+    "cli",
+    "latent",
+    "likelihood",
+    "sample_quality",
+    "separate_random_numbers",
+]

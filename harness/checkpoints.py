@@ -1,19 +1,27 @@
-"""Checkpoints: the whole state of a training, written so that a killed run loses little.
+"""The state of a training on disk, and the weights of a trained model.
 
-`checkpoint.pt` is the newest, `checkpoint_previous.pt` the one before it, in case the newest is
-damaged. A checkpoint holds the `state_dict` of every part of the training and the metrics so far.
+`checkpoint.pt` is the newest checkpoint, `checkpoint_previous.pt` the one before it, in case the
+newest is damaged. A checkpoint holds the `state_dict` of every part of the training and the metrics
+so far. `model.safetensors` has the weights of a finished run without the rest; any program with the
+safetensors library reads it, and its metadata holds the run's `config.json`.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
+import torch.nn as nn
 
+from harness import records
 from harness.errors import UserError
 from harness.files import write_whole
-from harness.records import count_of
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint_previous.pt"
+WEIGHTS = "model.safetensors"
+# Options of an optimiser's groups that belong to the device, not to the training.
+OF_DEVICE = ("capturable", "fused", "foreach")
 
 
 def save(folder: Path, parts: dict, history: list[dict]) -> None:
@@ -30,7 +38,7 @@ def save(folder: Path, parts: dict, history: list[dict]) -> None:
     )
 
 
-def load(folder: Path, parts: dict, names: tuple[str, ...] = (NEWEST, PREVIOUS)) -> list[dict]:
+def load(folder: Path, parts: dict, names: Sequence[str] = (NEWEST, PREVIOUS)) -> list[dict]:
     """Load the first whole checkpoint among `names` into `parts`; returns its metrics.
 
     Raises:
@@ -40,7 +48,7 @@ def load(folder: Path, parts: dict, names: tuple[str, ...] = (NEWEST, PREVIOUS))
     for path in present:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            count_of(checkpoint["metrics"])
+            records.count_of(checkpoint["metrics"])
             for name, part in parts.items():
                 _load_part(part, checkpoint[name])
         except Exception as error:  # foreign bytes can make an unpickler raise anything
@@ -57,7 +65,53 @@ def load(folder: Path, parts: dict, names: tuple[str, ...] = (NEWEST, PREVIOUS))
 
 
 def _load_part(part, state: dict) -> None:
-    if isinstance(part, torch.optim.Optimizer):
-        # The moments are the checkpoint's; the options (capturable, say) are this device's.
-        state = state | {"param_groups": part.state_dict()["param_groups"]}
+    """Load the whole state of a part; an optimiser keeps the options that suit its device."""
+    if not isinstance(part, torch.optim.Optimizer):
+        part.load_state_dict(state)
+        return
+    options = [
+        {name: group[name] for name in OF_DEVICE if name in group} for group in part.param_groups
+    ]
     part.load_state_dict(state)
+    for group, of_device in zip(part.param_groups, options):
+        group.update(of_device)
+        rate = float(group["lr"])
+        # A captured step reads the learning rate from a tensor on its device.
+        on_device = group.get("capturable", False)
+        group["lr"] = torch.tensor(rate, device=group["params"][0].device) if on_device else rate
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Write the parameters and buffers of a run's model, floats in float32."""
+    tensors = {}
+    for name, value in model.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        tensors[name] = value.float() if value.is_floating_point() else value
+    config = (folder / "config.json").read_text()
+    content = safetensors.torch.save(tensors, {"config": config})
+    write_whole(folder / WEIGHTS, lambda file: file.write(content))
+
+
+def load_weights(folder: Path | str, model: nn.Module) -> nn.Module:
+    """Load a finished run's weights into a model of its size; returns it in evaluation mode.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit the model.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: the end of a run writes it; --resume {folder} if the run is "
+            f"unfinished, --evaluate {folder} if it is finished"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        model.load_state_dict(safetensors.torch.load(content))
+    except Exception as error:  # a damaged header can make the parser raise anything
+        raise UserError(
+            f"{path} is damaged, or of other settings than config.json has ({type(error).__name__})"
+        ) from error
+    return model.eval()

@@ -9,21 +9,16 @@ import torch.nn as nn
 
 from harness.errors import UserError
 
-no_graph = False  # set by `select_device` for the whole process
 
-
-def select_device(name: str, eager: bool = False) -> torch.device:
+def select_device(name: str) -> torch.device:
     """The device for 'auto' (CUDA, else MPS, else CPU), 'cuda', 'mps' or 'cpu'.
 
-    From here on this thread takes denormal numbers, those below 1.2e-38, for zero on the CPU, and
-    so do the worker threads that PyTorch starts later: all of them in a script, none in a notebook
-    that has computed before. With `eager`, `steps.captured` makes no CUDA graphs in this process.
+    Flushes CPU denormals to zero in this thread and in workers started later: in all of a script,
+    but not in those of a notebook that has computed before.
 
     Raises:
         UserError: the device is not available.
     """
-    global no_graph
-    no_graph = eager
     present = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -37,8 +32,8 @@ def select_device(name: str, eager: bool = False) -> torch.device:
             f"--device {name}: PyTorch {torch.__version__} finds no such device here; "
             f"use --device {best}"
         )
-    # Units without a gradient leave denormal numbers in Adam's averages, some ten epochs into a
-    # training. With those, Intel's cores take twice as long for a step, for the same weights.
+    # Units without a gradient fill Adam's averages with denormals, some ten epochs into a training.
+    # These double the time of a step on Intel's cores, for the same weights.
     torch.set_flush_denormal(True)
     return torch.device(name)
 
@@ -101,15 +96,25 @@ class RandomState:
 
 
 @contextlib.contextmanager
-def separate_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw random numbers from `seed` inside the block, then continue the run's own stream.
+def separate_random_numbers(seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed` inside the block, then continue the stream from before.
 
     Pictures and evaluations therefore never change the training, and repeat exactly.
     """
-    random = RandomState(device)
-    state = random.state_dict()
+    states = [RandomState(device) for device in _devices_in_use()]
+    before = [state.state_dict() for state in states]
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        random.load_state_dict(state)
+        for state, saved in zip(states, before):
+            state.load_state_dict(saved)
+
+
+def _devices_in_use() -> list[torch.device]:
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_initialized():
+        devices.append(torch.device("cuda"))
+    if torch.backends.mps.is_available():
+        devices.append(torch.device("mps"))
+    return devices

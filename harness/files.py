@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from harness import interrupts
 
 try:
     import fcntl
@@ -15,33 +15,7 @@ except ImportError:  # Windows has no locks on folders
     fcntl = None
 
 
-# Ctrl-C, `kill`, and the end of the terminal, which Windows has not.
-STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
-
-
-@contextlib.contextmanager
-def delayed_signals() -> Iterator[None]:
-    """Delay STOP_SIGNALS to the end of the block; an interrupted torch.save may abort."""
-    if threading.current_thread() is not threading.main_thread():  # signals arrive only there
-        yield
-        return
-    arrived = []
-    handlers = {
-        signum: signal.signal(signum, lambda signum, _: arrived.append(signum))
-        for signum in STOP_SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
-
-
-@delayed_signals()
+@interrupts.delayed()
 def write_whole(
     path: Path,
     write: Callable[[BinaryIO], Any],

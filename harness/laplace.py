@@ -5,12 +5,11 @@ posterior p(z|x), which has its covariance at the mode and so needs far fewer dr
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
-
-from harness.likelihood import LogWeights
 
 N_CANDIDATES = 1000  # draws from the prior among which Newton's steps may start
 N_NEWTON_STEPS = 2  # near enough to the mode for a proposal
@@ -22,12 +21,11 @@ class Decoder(Protocol):
     """What is needed of a decoder of d Bernoulli pixels."""
 
     def logits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [..., z_dim] -> log odds of the pixels, [..., d]: a tensor to overwrite."""
-
-    def jacobian(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [batch, z_dim] -> derivatives of the logits in z, [batch, z_dim, d]."""
+        """Latents [..., z_dim] -> log odds of the pixels, [..., d]."""
 
 
+# images -> n -> n independent log-weights for each image, in nats: [batch, n]
+LogWeights = Callable[[torch.Tensor], Callable[[int], torch.Tensor]]
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -39,7 +37,7 @@ def log_joint(decoder: Decoder, images: torch.Tensor, z: torch.Tensor) -> torch.
     log_odds = decoder.logits(z)
     # logaddexp is the fastest form of log(1 + e^l) without a gradient.
     log_normalizers = torch.logaddexp(log_odds, log_odds.new_zeros(()))
-    log_px_given_z = (log_odds.mul_(images[:, None]) - log_normalizers).sum(dim=2)
+    log_px_given_z = (log_odds @ images[:, :, None]).squeeze(2) - log_normalizers.sum(dim=2)
     return log_px_given_z - 0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=2)
 
 
@@ -72,10 +70,25 @@ def posterior_mode(
     return z, _derivatives(decoder, images, z)[1]
 
 
+def logits_and_jacobian(decoder: Decoder, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits [batch, d] of latents [batch, z_dim], and their derivatives, [batch, z_dim, d].
+
+    Forward-mode differentiation: a Jacobian-vector product along each axis of z.
+    """
+    axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+
+    def along(axis):
+        return torch.func.jvp(decoder.logits, (z,), (axis.expand_as(z),))
+
+    with warnings.catch_warnings():  # PyTorch's own rules use what it has deprecated
+        warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+        return torch.func.vmap(along, out_dims=(None, 1))(axes)
+
+
 def _derivatives(decoder, images, z):
     """The gradient of log p(x, z) in z, and the Cholesky factor of its negative Hessian."""
-    jacobian = decoder.jacobian(z)
-    means = torch.sigmoid(decoder.logits(z))
+    log_odds, jacobian = logits_and_jacobian(decoder, z)
+    means = torch.sigmoid(log_odds)
     gradient = torch.einsum("bd,bzd->bz", images - means, jacobian) - z
     weighted = (means * (1 - means)).sqrt()[:, None] * jacobian
     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -102,7 +115,7 @@ def starting_points(decoder: Decoder, images: torch.Tensor, means: torch.Tensor)
 
 
 def laplace_weights(decoder: Decoder, encode: Encode) -> LogWeights:
-    """Log-weights for `importance_weighted` with z ~ N(mode, SCALE^2 H^-1), see `posterior_mode`.
+    """Log-weights of z ~ N(mode, SCALE^2 H^-1), see `posterior_mode`.
 
     Newton's steps start from the best of `starting_points`. (Kass & Raftery, "Bayes factors",
     Journal of the American Statistical Association 1995, Section 4.)
@@ -121,7 +134,7 @@ def laplace_weights(decoder: Decoder, encode: Encode) -> LogWeights:
 
 
 def encoder_weights(decoder: Decoder, encode: Encode) -> LogWeights:
-    """Log-weights for `importance_weighted` with z ~ q(z|x), as `laplace_weights`."""
+    """Log-weights of z ~ q(z|x), as `laplace_weights`."""
 
     def for_images(images):
         mean, log_std = encode(images)
@@ -143,3 +156,6 @@ def _gaussian_weights(decoder, images, mean, factor):
         return log_joint(decoder, images, z) - log_q
 
     return draw
+
+
+PROPOSALS = {"laplace": laplace_weights, "encoder": encoder_weights}

@@ -6,10 +6,44 @@ from collections.abc import Callable, Sequence
 import torch
 
 from harness.devices import to_host
+from harness.laplace import PROPOSALS, Decoder, Encode, LogWeights
 from harness.progress import progress_bar
 
-# images -> n -> n independent log-weights for each image, in nats: [batch, n]
-LogWeights = Callable[[torch.Tensor], Callable[[int], torch.Tensor]]
+
+def of_decoder(
+    decoder: Decoder, encode: Encode, images: torch.Tensor, n_samples: int, proposal: str
+) -> dict[str, float]:
+    """-log p(x) of binary images [n, d] by `importance_weighted` draws of z, `n_samples` each.
+
+    Args:
+        decoder: of p(x|z).
+        encode: images -> (mean, log standard deviation) of q(z|x), [batch, z_dim] each.
+        images: of 0 and 1.
+        n_samples: draws of z per image.
+        proposal: 'laplace' or 'encoder', where z is drawn from; see `harness.laplace`.
+    """
+    batches = images.split(max(128, rows_at_once(images.device) // n_samples))
+    return importance_weighted(PROPOSALS[proposal](decoder, encode), batches, n_samples)
+
+
+def of_flow(
+    log_px: Callable[[torch.Tensor], torch.Tensor],
+    batches: Sequence[torch.Tensor],
+    n_samples: int,
+    n_dimensions: int,
+) -> dict[str, float]:
+    """Bits per dimension by `importance_weighted` draws of the dequantisation noise.
+
+    That is an upper bound, tighter with more draws (Ho et al., "Flow++", ICML 2019).
+
+    Args:
+        log_px: images -> log p(x + noise) in nats, [batch], with new noise in every call.
+        batches: images.
+        n_samples: draws of the noise per image.
+        n_dimensions: of an image.
+    """
+    nats = importance_weighted(repeated(log_px), batches, n_samples)
+    return per_dimension(nats, n_dimensions)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A linear layer that uses a CPU's full vector width."""
+"""Linear layers that use the full vector width of AMD's Zen 5."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,22 @@ import torch
 import torch.nn as nn
 
 
-def _prefers_onednn() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than MKL, which PyTorch uses.
+def fast_on_cpu(model: nn.Module) -> nn.Module:
+    """Let a model's linear layers multiply through oneDNN where that is faster; returns the model.
 
-    MKL uses vectors of 256 bits on AMD's processors. Zen 5 (family 26) and later ones have units
-    twice as wide; on Zen 4 and on Intel's processors oneDNN gains nothing. The choice depends on
-    the machine alone, never on a measurement, so that a machine repeats its digits.
+    PyTorch multiplies float32 matrices with MKL, which uses vectors of 256 bits on AMD's
+    processors. Zen 5 (family 26) and later ones have units twice as wide, and oneDNN uses them; on
+    Zen 4 and on Intel's processors it gains nothing. The choice depends on the machine alone, never
+    on a measurement, so that a machine repeats its digits. Weights and names stay as they are.
     """
+    if PREFERS_ONEDNN:
+        for module in model.modules():
+            if type(module) is nn.Linear and module.bias is not None:
+                module.__class__ = OneDnnLinear
+    return model
+
+
+def _prefers_onednn() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     processor = cpuinfo.read_text() if cpuinfo.exists() else ""
     family = re.search(r"^cpu family\s*: (\d+)$", processor, re.MULTILINE)
@@ -27,20 +36,20 @@ def _prefers_onednn() -> bool:
     )
 
 
-USE_ONEDNN = _prefers_onednn()
+PREFERS_ONEDNN = _prefers_onednn()
 
 
-class Linear(nn.Linear):
-    """An `nn.Linear` with bias whose products go through oneDNN where that is faster.
+class OneDnnLinear(nn.Linear):
+    """An `nn.Linear` with bias whose products go through oneDNN.
 
-    That is in float32, with rows of inputs, on some CPUs. Everywhere else, and inside the
+    That is in float32 on a CPU, with rows of inputs. Everywhere else, and inside the
     transforms of `torch.func`, it is `nn.Linear` unchanged.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input @ weight.T + bias, for input [..., in_features]."""
-        if USE_ONEDNN and _is_plain(input):
-            return _OneDnnLinear.apply(input, self.weight, self.bias)
+        if _is_plain(input):
+            return _OneDnnProduct.apply(input, self.weight, self.bias)
         return super().forward(input)
 
 
@@ -58,7 +67,7 @@ def _product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None)
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
-class _OneDnnLinear(torch.autograd.Function):
+class _OneDnnProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias):
         ctx.save_for_backward(input, weight)

@@ -9,16 +9,18 @@ import datetime
 import html
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
 from tqdm import tqdm
 
-from harness import graded, records
+from harness import records, references
 from harness.files import write_whole
-from harness.pace import Pace
+from harness.plots import Curves, draw_curves
+from harness.progress import Pace
+from harness.settings import RunConfig
 
 FILE = "index.html"
 TEMPLATE = Template(Path(__file__).with_name("live.html").read_text())
@@ -35,13 +37,13 @@ class LivePage:
 
     Args:
         folder: the run folder.
-        draw_curves, grade: as `Run` gets them.
-        args: the run's arguments.
+        config: the run's settings.
+        curves: the plot of the script.
     """
 
-    def __init__(self, folder: Path, draw_curves: Callable, grade: Callable, args):
-        self._folder, self._draw_curves = folder, draw_curves
-        self._grade, self._args = grade, args
+    def __init__(self, folder: Path, config: RunConfig, curves: Curves):
+        self._folder, self._curves = folder, curves
+        self._script, self._settings = config.SCRIPT, config.flat()
         self._config = records.read_config(folder)
         self._total = 0
         self._started_at, self._started = 0, time.perf_counter()
@@ -52,38 +54,43 @@ class LivePage:
         """Write the page of a training that now begins, of `total` epochs or batches."""
         self._total = total
         self._started_at, self._started = records.count_of(history), time.perf_counter()
-        self._write_training(history, self._started_at)
+        self._write_training(history)
 
-    def update(self, history: list[dict], done: float) -> None:
-        """Rewrite the page if it is time.
-
-        Args:
-            history: the lines of metrics so far.
-            done: epochs or batches, with the part of an epoch that is done.
-        """
-        if self._page_pace.due():
-            self._write_training(history, done)
-
-    def update_curves(self, history: list[dict]) -> None:
+    def update(self, history: list[dict], last: bool) -> None:
         """After a line of metrics: draw the curves again and rewrite the page, each if it is time.
 
-        Between two lines a drawing would count as time of training.
+        After the `last` line both are written, and the page says that only the evaluation is left.
         """
-        if not self._curves_pace.due():
-            return self.update(history, records.count_of(history))
-        with self._curves_pace.timed(), contextlib.suppress(OSError):
-            self._draw_curves(self._folder, history)
-        self._write_training(history, records.count_of(history))
+        if last or self._curves_pace.due():
+            with self._curves_pace.timed():
+                self.draw_curves(history)
+        if last:
+            self._write(history, "Trained; evaluating", {}, reloads=True)
+        elif self._page_pace.due():
+            with self._page_pace.timed():
+                self._write_training(history)
 
-    def evaluating(self, history: list[dict]) -> None:
-        """Say that the training is over, and that its results are being computed."""
-        self._write(history, "Trained; evaluating", {}, reloads=True)
+    def draw_curves(self, history: list[dict]) -> None:
+        """Draw the script's plot with published values, once there is a line of metrics."""
+        if not history:
+            return
+        of_script = self._script, self._settings
+        marked = [references.points(*of_script, key) for key in self._curves.columns]
+        levels = [references.levels(*of_script, key) for key in self._curves.columns]
+        with contextlib.suppress(OSError):
+            draw_curves(
+                self._curves,
+                [history],
+                self._folder / f"{self._curves.file}.png",
+                sum(marked, []),
+                list(dict.fromkeys(sum(levels, []))),
+            )
 
     def stopped(self, history: list[dict], command: str | None) -> None:
         """Say that the training has stopped, and which command continues it."""
         state = f"Stopped at {_count(history, self._total)}"
         if command is not None:
-            state += f"; go on with <code>{html.escape(command)}</code>"
+            state += f"; resume with <code>{html.escape(command)}</code>"
         self._write(history, state, {})
 
     def finished(self, history: list[dict], results: dict[str, dict]) -> None:
@@ -91,30 +98,28 @@ class LivePage:
         self._total = records.count_of(history)
         self._write(history, f"Finished, {_count(history, self._total)}", results)
 
-    def _write_training(self, history: list[dict], done: float) -> None:
-        state = f"Training, {_count(history, self._total)}"
+    def _write_training(self, history: list[dict]) -> None:
+        done, state = records.count_of(history), f"Training, {_count(history, self._total)}"
         if done > self._started_at:
             elapsed = time.perf_counter() - self._started
             seconds = elapsed * (self._total - done) / (done - self._started_at)
             state += f", about {tqdm.format_interval(seconds)} left"
-        with self._page_pace.timed():
-            self._write(history, state, {}, done, reloads=True)
+        self._write(history, state, {}, reloads=True)
 
     def _write(
         self,
         history: list[dict],
         state: str,
         results: dict[str, dict],
-        done: float | None = None,
         reloads: bool = False,
     ) -> None:
-        done = records.count_of(history) if done is None else done
+        done = records.count_of(history)
         with contextlib.suppress(OSError):
             page = TEMPLATE.substitute(
                 title=html.escape(self._folder.resolve().name),
                 refresh=f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' * reloads,
                 state=state,
-                done=f"{done:.3f}",
+                done=done,
                 total=max(self._total, 1),
                 share=f"{done / self._total:.0%}" if self._total else "",
                 sections="\n".join(self._sections(history, results)),
@@ -130,21 +135,21 @@ class LivePage:
         curves, grids = records.pictures(self._folder)
         yield _pictures(curves + _newest(grids))
         if history:
-            counter = next(iter(history[-1]))
-            rows = graded.cells(self._grade(self._args, history, results), counter)
+            graded = references.grade(self._script, self._settings, history, results)
+            rows = references.cells(graded, records.counter_of(history[-1]))
             yield "<h2>Graded</h2>" + _table(rows[1:], rows[0])
             yield "<h2>Last line of metrics</h2>" + _table(_numbers(history[-1]))
         for name, values in results.items():
             yield f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values))
         origin = {key: self._config.get(key) for key in ("started", "command", "git_commit")}
-        settings = origin | self._config["arguments"] | {"device": self._config.get("device")}
+        settings = origin | self._config["settings"] | {"device": self._config.get("device")}
         known = [(name, value) for name, value in settings.items() if value is not None]
         yield "<h2>Settings</h2>" + _table(known, kind="settings")
 
 
 def _count(history: list[dict], total: int) -> str:
     """'epoch 3 of 100', or '0 of 100' without a line of metrics."""
-    counter = f"{next(iter(history[-1]))} " if history else ""
+    counter = f"{records.counter_of(history[-1])} " if history else ""
     of = f" of {total:,}" if total else ""
     return f"{counter}{records.count_of(history):,}{of}"
 

@@ -1,6 +1,8 @@
 """Curves and sample grids, drawn without pyplot: no display, backend or global state."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,111 +14,125 @@ from matplotlib.ticker import MaxNLocator
 from harness.files import write_whole
 
 # Okabe & Ito's colour-blind-safe palette.
-TRAIN, VALIDATION, THIRD, REFERENCE = "#0072B2", "#D55E00", "#009E73", "#555555"
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
+REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
 
 
-def save_grid(filename: Path, panels: dict, n_columns: int | None = None) -> None:
-    """Write sample images as a PNG: one grid per panel, side by side. 1 is white, 0 is black.
+def save_grid(filename: Path, panels: dict, caption: str, n_columns: int | None = None) -> None:
+    """Write sample images as a PNG, one grid per panel, and their arrays as an .npz beside it.
 
     Args:
-        filename: of the PNG.
-        panels: a panel's title -> its images, [n, 784] in [0, 1], on any device.
+        filename: of the PNG. The .npz holds a uint8 array [n, 784] for each panel, by its name.
+        panels: a panel's name -> its images, [n, 784] in [0, 1], on any device. 1 is white.
+        caption: above the panels, with their names if there are several.
         n_columns: images per row, by default so many that the grid is square.
     """
-    tiles = {
-        title: tile(images, n_columns or math.ceil(math.sqrt(len(images))))
-        for title, images in panels.items()
-    }
-    height, width = next(iter(tiles.values())).shape
+    panels = {name: _on_host(images) for name, images in panels.items()}
+    tiles = [
+        tile(images, n_columns or math.ceil(math.sqrt(len(images)))) for images in panels.values()
+    ]
+    height, width = tiles[0].shape
     size = (COLUMN_INCHES * len(tiles), COLUMN_INCHES * height / width + 0.35)
     figure = Figure(figsize=size, layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(1, len(tiles)))
-    for axes, (title, image) in zip(all_axes, tiles.items()):
+    for axes, name, image in zip(all_axes, panels, tiles):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(title, fontsize=10)
+        axes.set_title(f"{caption}: {name}" if len(tiles) > 1 else caption, fontsize=10)
         axes.set_axis_off()
+    arrays = {name: (images * 255).round().astype(np.uint8) for name, images in panels.items()}
+    write_whole(
+        Path(filename).with_suffix(".npz"),
+        lambda file: np.savez_compressed(file, **arrays),
+        flush=False,
+    )
     _write(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
 
 
-def tile(images, n_columns: int) -> np.ndarray:
+def _on_host(images) -> np.ndarray:
+    return np.asarray(images.cpu() if hasattr(images, "cpu") else images, dtype=np.float32)
+
+
+def tile(images: np.ndarray, n_columns: int) -> np.ndarray:
     """Images [n, 784] as one array [n_rows * 28, n_columns * 28]; an unfilled row ends in white."""
-    images = np.asarray(images.cpu() if hasattr(images, "cpu") else images, dtype=np.float32)
     missing = np.ones((-len(images) % n_columns, images.shape[1]), np.float32)
     rows = np.concatenate([images, missing]).reshape(-1, n_columns, 28, 28)
     return rows.swapaxes(1, 2).reshape(-1, n_columns * 28)
 
 
-def save_epochs(
-    filename: Path,
-    curves: dict,
-    y_label: str,
-    references: list | tuple = (),
-    title: str | None = None,
-) -> None:
-    """Write curves over epochs 1, 2, ... with `save_curves`.
+@dataclass(frozen=True)
+class Curves:
+    """The columns of `metrics.jsonl` that a script's plot shows.
 
-    Args:
-        filename: of the PNG; the PDF stands beside it.
-        curves: label -> y values [n] or [n_seeds, n], or (x values, y values) of chosen epochs, or
-            None. The first three get the colours of training, validation and a third curve.
+    Attributes:
+        file: the name of the plot's files, without a suffix.
         y_label: with its unit.
-        references: as in `save_curves`.
-        title: a line above the axes.
+        columns: key -> label. Those that a run has not are left out.
+        counter: the key of the x axis.
+        inset: show the last nine tenths again, magnified.
+        levels: (y, label) of a horizontal line for each column, in its colour.
     """
-    coloured = {}
-    for (label, y), colour in zip(curves.items(), (TRAIN, VALIDATION, THIRD)):
-        if y is None:
-            continue
-        x, y = y if isinstance(y, tuple) else (range(1, np.shape(y)[-1] + 1), y)
-        coloured[label] = (colour, x, y)
-    save_curves(filename, coloured, "epoch", y_label, references, title=title)
+
+    file: str
+    y_label: str
+    columns: dict[str, str]
+    counter: str = "epoch"
+    inset: bool = True
+    levels: tuple[tuple[float, str], ...] = ()
+
+    def save(self, filename: Path, **columns: Sequence[float]) -> None:
+        """Write the plot of one run, a value per epoch and column, to a PNG and a PDF."""
+        keys = columns.keys()
+        lines = enumerate(zip(*columns.values(), strict=True), start=1)
+        history = [{self.counter: n, **dict(zip(keys, values))} for n, values in lines]
+        draw_curves(self, [history], filename)
 
 
-def save_curves(
+def draw_curves(
+    curves: Curves,
+    histories: Sequence[list[dict]],
     filename: Path,
-    curves: dict,
-    x_label: str,
-    y_label: str,
-    references: list | tuple = (),
-    levels: list | tuple = (),
-    inset: bool = True,
+    references: Sequence[tuple[float, float, str]] = (),
+    levels: Sequence[tuple[float, str]] = (),
     title: str | None = None,
 ) -> None:
-    """Write curves as a PNG, and as a PDF beside it.
+    """Write the curves of one or several runs as a PNG, and as a PDF beside it.
+
+    Of several runs the mean is drawn, with a band (or bars) of one standard deviation. Fewer than
+    10 points are marked.
 
     Args:
+        curves: what to draw.
+        histories: the lines of `metrics.jsonl` of runs that differ only in their seed.
         filename: of the PNG.
-        curves: label -> (colour, x values, y values). For y values [n_seeds, n] the mean is
-            drawn, with a band (or bars) of one standard deviation. Fewer than 10 points are marked.
-        x_label, y_label: with their units.
         references: (x, y, label) of points to mark; x beyond the end of the curves is left out.
-        levels: (y, colour, label) of horizontal lines.
-        inset: show the last nine tenths again, magnified.
+        levels: (y, label) of published values, drawn as horizontal lines.
         title: a line above the axes.
     """
     figure = Figure(figsize=(COLUMN_INCHES * 1.3, COLUMN_INCHES), layout="constrained")
     axes = figure.subplots()
     if title is not None:
         axes.set_title(title, fontsize=9)
-    curves = {
-        label: (colour, np.asarray(x), np.atleast_2d(y)) for label, (colour, x, y) in curves.items()
-    }
-    last_x = max(x[-1] for _, x, _ in curves.values())
+    drawn = []
+    for (key, label), colour in zip(curves.columns.items(), COLOURS):
+        if points := _points(histories, curves.counter, key):
+            drawn.append((label, colour, *points))
+    last_x = max(x[-1] for _, _, x, _ in drawn)
     references = [reference for reference in references if reference[0] <= last_x]
     views = [axes]
-    if inset and last_x >= 20:
-        views.append(_magnified(axes, curves, references, last_x))
+    if curves.inset and last_x >= 20:
+        views.append(_magnified(axes, drawn, references, last_x))
     for view in views:
-        for label, (colour, x, y) in curves.items():
+        for label, colour, x, y in drawn:
             _draw_curve(view, label, colour, x, y, last_x)
         for x, y, label in references:
             view.plot(x, y, "*", color=REFERENCE, markersize=8, linestyle="none", label=label)
-        for y, colour, label in levels:
+        lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
+        for y, label, colour in [*lines, *((*level, REFERENCE) for level in levels)]:
             view.axhline(y, color=colour, linestyle="--", linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
-    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set(xlabel=curves.counter, ylabel=curves.y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     figure.legend(
@@ -129,6 +145,15 @@ def save_curves(
     )
     for suffix in (".png", ".pdf"):
         _write(figure, Path(filename).with_suffix(suffix))
+
+
+def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(x [n], y [n_runs, n]) of a metric where all runs have it; None if they never do."""
+    by_x = [{line[counter]: line[key] for line in history if key in line} for history in histories]
+    x = sorted(set.intersection(*map(set, by_x)))
+    if not x:
+        return None
+    return np.array(x), np.array([[of_run[at] for at in x] for of_run in by_x])
 
 
 def _write(figure: Figure, filename: Path, **options) -> None:
@@ -164,9 +189,9 @@ def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
             view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
-def _magnified(axes: Axes, curves: dict, references: list, last_x: float) -> Axes:
+def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes:
     """Axes inside `axes` for the last nine tenths, which the first points would flatten."""
-    late = [value for _, x, y in curves.values() for value in y[:, x >= last_x / 10].flat]
+    late = [value for _, _, x, y in drawn for value in y[:, x >= last_x / 10].flat]
     late += [y for x, y, _ in references if x >= last_x / 10]
     margin = 0.08 * (max(late) - min(late))
     magnified = axes.inset_axes([0.3, 0.35, 0.68, 0.6])

@@ -19,9 +19,11 @@ DAMAGE = (
     OverflowError,
 )
 
+COUNTERS = ("epoch", "batch")
+
 
 def read_config(folder: Path | str, script: str | None = None) -> dict:
-    """`config.json` of a run: a dict with a str `script` and a dict `arguments` at least.
+    """`config.json` of a run: a dict with a str `script` and a dict `settings` at least.
 
     Raises:
         UserError: the folder is not a run folder, or not one of `script`.
@@ -29,10 +31,10 @@ def read_config(folder: Path | str, script: str | None = None) -> dict:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_bytes())
-        maker, arguments = config["script"], config["arguments"]
+        maker, settings = config["script"], config["settings"]
     except (OSError, *DAMAGE) as error:
         raise UserError(f"{folder} is not a run folder: {path} is missing or unreadable") from error
-    if not isinstance(maker, str) or not isinstance(arguments, dict):
+    if not isinstance(maker, str) or not isinstance(settings, dict):
         raise UserError(f"{folder} is not a run folder: {path} is not one this project wrote")
     if script is not None and maker != script:
         raise UserError(f"{folder} is a run of {maker!r}, not of {script}")
@@ -42,7 +44,7 @@ def read_config(folder: Path | str, script: str | None = None) -> dict:
 def read_metrics(folder: Path | str) -> list[dict]:
     """The lines of `metrics.jsonl`: dicts of finite numbers.
 
-    All lines have the same first key, whose value rises from line to line. A truncated last
+    All lines have the same one of COUNTERS, whose value rises from line to line. A truncated last
     line, which a killed run leaves behind, is dropped with a warning.
 
     Raises:
@@ -69,8 +71,8 @@ def read_metrics(folder: Path | str) -> list[dict]:
 
 
 def _check_line(line: dict, earlier: list[dict]) -> None:
-    counter, count = next(iter(line.items()))
-    if earlier and (counter != next(iter(earlier[0])) or count <= count_of(earlier)):
+    counter = counter_of(line)
+    if earlier and (counter not in earlier[0] or line[counter] <= count_of(earlier)):
         raise ValueError("another counter, or it does not rise")
     if not all(type(value) in (int, float) and math.isfinite(value) for value in line.values()):
         raise ValueError("a value is not a finite number")
@@ -112,9 +114,18 @@ def kind_and_number(picture: Path) -> tuple[str, int | None]:
     return kind, number and int(number)
 
 
+def counter_of(line: dict) -> str:
+    """What a line of metrics counts, one of COUNTERS.
+
+    Raises:
+        StopIteration: none of them.
+    """
+    return next(counter for counter in COUNTERS if counter in line)
+
+
 def count_of(history: list[dict]) -> int:
-    """Epochs or batches done: the first value of the last line, 0 without lines."""
-    return next(iter(history[-1].values())) if history else 0
+    """Epochs or batches done, by the last line; 0 without lines."""
+    return history[-1][counter_of(history[-1])] if history else 0
 
 
 def columns(history: list[dict], *keys: str) -> list[list[float]]:

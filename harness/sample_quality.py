@@ -4,8 +4,8 @@ Each metric comes with its "floor": the value that real images get, 10,000 valid
 as Parzen windows). So compare at 10,000 samples. Parzen windows can rank generated images above
 real ones (Theis, van den Oord & Bethge, ICLR 2016, Section 4), as they do a GAN's here: they are
 for comparisons with Goodfellow's table alone. Images are rows of 784 pixels in [0, 1]. Features and
-classes are those of the classifier in `harness.judge`, which knows MNIST only; images of another
-data set get the metrics that need no classifier.
+classes are those of `harness.classifier`, which knows MNIST only; images of another data set get
+the metrics that need no classifier.
 """
 
 import functools
@@ -17,18 +17,22 @@ import torch
 from scipy.linalg import eigh, eigvalsh
 
 from datasets import MNIST, Source, bmnist, mnist
-from harness import judge
+from harness.classifier import Classifier, features_and_classes, load_classifier, read_record
 from harness.devices import to_host
 
 N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
 ROWS = 1000  # rows of a distance matrix that are computed at once
 
-KINDS = ("grey", "static", "threshold")  # of real images; the judge's record has floors for each
+PIXELS = (
+    "grey",
+    "static",
+    "threshold",
+)  # of real images; the classifier's record has floors of each
 
 
-def kind_of(binarize: str | None) -> str:
-    """The kind of real images that models of a binarisation are compared with, one of KINDS.
+def pixels_of(binarize: str | None) -> str:
+    """The pixels of the real images that models of a binarisation compare with, one of PIXELS.
 
     None is grey. 'static', 'dynamic' and 'larochelle' all draw bits with the pixels' intensities
     as probabilities, so the static bits stand for all three.
@@ -39,17 +43,17 @@ def kind_of(binarize: str | None) -> str:
 
 
 def real_images(
-    kind: str, device: torch.device | str = "cpu", source: Source = MNIST
+    pixels: str, device: torch.device | str = "cpu", source: Source = MNIST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(validation images, test images) of a data set, [10000, 784] in [0, 1] each."""
-    if kind == "grey":
+    if pixels == "grey":
         _, val, test = mnist(source, device=device)
         return val.images.float() / 255, test.images.float() / 255
-    _, val, test = bmnist(source, device=device, binarize=kind)
+    _, val, test = bmnist(source, device=device, binarize=pixels)
     return val.images.float(), test.images.float()
 
 
-def sample_quality(
+def measure(
     images: torch.Tensor, source: Source = MNIST, binarize: str | None = None
 ) -> dict[str, float]:
     """All metrics of generated images against the test images, and the floor of each.
@@ -61,22 +65,22 @@ def sample_quality(
         images: generated, [n, 784].
         source: the data set that they imitate. If it isn't MNIST, there are only Parzen windows,
             and a line says so.
-        binarize: None compares with grey images; 'static', ... with binary ones (`kind_of`).
+        binarize: None compares with grey images; 'static', ... with binary ones (`pixels_of`).
 
     Returns:
         A dict of numbers: in nats where the name says so, otherwise dimensionless.
     """
-    kind = kind_of(binarize)
-    validation, test = real_images(kind, images.device, source)
+    pixels = pixels_of(binarize)
+    validation, test = real_images(pixels, images.device, source)
     if source.dataset == "mnist":
-        judged = _judged(images, test, kind)
-        floor = judge.read_record()["floors"][kind]["parzen_floor_nats"]
+        classified = _classified(images, test, pixels)
+        floor = read_record()["floors"][pixels]["parzen_floor_nats"]
     else:
         _say_what_is_left_out(source.title)
-        judged, floor = {}, parzen_floor(validation, test)
+        classified, floor = {}, parzen_floor(validation, test)
     parzen_nats, parzen_error = parzen(images, validation, test)
     return {
-        **judged,
+        **classified,
         "parzen_nats": parzen_nats,
         "parzen_standard_error": parzen_error,
         "parzen_floor_nats": floor,
@@ -84,13 +88,13 @@ def sample_quality(
     }
 
 
-def _judged(images: torch.Tensor, test: torch.Tensor, kind: str) -> dict[str, float]:
+def _classified(images: torch.Tensor, test: torch.Tensor, pixels: str) -> dict[str, float]:
     """The metrics that need the classifier, with floors from its record."""
-    record, classifier = judge.read_record(), judge.load_classifier(images.device)
-    features, classes = judge.features_and_classes(classifier, images)
-    test_features, _ = judge.features_and_classes(classifier, test)
+    record, classifier = read_record(), load_classifier(images.device)
+    features, classes = features_and_classes(classifier, images)
+    test_features, _ = features_and_classes(classifier, test)
     precision, recall = precision_recall(test_features, features)
-    floor = record["floors"][kind]
+    floor = record["floors"][pixels]
     return {
         "frechet_distance": frechet_distance(features, test_features),
         "frechet_floor": floor["frechet_floor"],
@@ -112,11 +116,11 @@ def _say_what_is_left_out(title: str) -> None:
 
 
 def floors(
-    classifier: judge.Classifier, validation: torch.Tensor, test: torch.Tensor
+    classifier: Classifier, validation: torch.Tensor, test: torch.Tensor
 ) -> dict[str, float]:
     """The metrics of real images: of the validation images against the test images."""
-    features, _ = judge.features_and_classes(classifier, validation)
-    test_features, _ = judge.features_and_classes(classifier, test)
+    features, _ = features_and_classes(classifier, validation)
+    test_features, _ = features_and_classes(classifier, test)
     precision, recall = precision_recall(test_features, features)
     return {
         "frechet_floor": frechet_distance(features, test_features),
@@ -237,18 +241,21 @@ def diversity(images: torch.Tensor, source: Source = MNIST) -> dict[str, float]:
     """How different generated images [n, 784] are from each other.
 
     Returns:
-        `mean_distance`, the mean Euclidean distance of two images; `repeats`, how many images
-        repeat an earlier one in 8 bits per pixel; and `mean_distance_real`, of the test images.
+        `mean_distance`, the mean Euclidean distance of two images; `mean_distance_real`, that of
+        the test images; `spread`, their ratio; and `repeats`, how many images repeat an earlier one
+        in 8 bits per pixel.
     """
     rounded = (images * 255).round().byte().cpu()  # not every device can find repeated rows
     if source.dataset == "mnist":
-        real = judge.read_record()["mean_distance_real"]
+        real = read_record()["mean_distance_real"]
     else:
         real = mean_distance(real_images("grey", images.device, source)[1])
+    distance = mean_distance(images)
     return {
-        "mean_distance": mean_distance(images),
-        "repeats": len(images) - len(rounded.unique(dim=0)),
+        "mean_distance": distance,
         "mean_distance_real": real,
+        "spread": distance / real,
+        "repeats": len(images) - len(rounded.unique(dim=0)),
     }
 
 

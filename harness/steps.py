@@ -1,89 +1,69 @@
-"""Optimiser steps and sums over batches; on CUDA, steps captured in graphs."""
+"""Optimisers, sums over batches, and steps captured in CUDA graphs."""
 
 import contextlib
 import copy
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from harness import devices
 from harness.devices import RandomState, device_of, tf32, to_host
+
+use_graphs = True  # `--no_graph`, or a capture that failed or was wrong, ends it for the process
+OUTPUT_TOLERANCE = 1e-3  # of a replayed step against the eager one, relative
+CHANGE_TOLERANCE = 0.05  # of the change that each makes to the weights, relative
 
 
 def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-    """Fused Adam (Kingma & Ba, ICLR 2015); capturable where `captured` makes CUDA graphs."""
-    return torch.optim.Adam(
-        model.parameters(), lr=lr, fused=True, capturable=_captures(device_of(model))
-    )
+    """Fused Adam (Kingma & Ba, ICLR 2015).
 
-
-def clipped_step(optimizer: torch.optim.Adam, max_norm: float) -> None:
-    """A step of Adam with the gradient's norm clipped at `max_norm`.
-
-    The fused kernel scales the gradients itself, in the pass that it makes over them anyway.
+    Where `captured` makes CUDA graphs, the learning rate is a tensor, which a replayed step reads:
+    schedulers work there, too.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if optimizer.defaults["fused"] and norm.device.type != "mps":
-        optimizer.grad_scale = (norm / max_norm).clamp(min=1.0).float()
-        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
-    else:  # the fused kernel of MPS ignores a scale
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    optimizer.step()
+    device = device_of(model)
+    if not _captures(device):
+        return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    rate = torch.tensor(lr, device=device)
+    return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=True)
 
 
-def mean_over_images(
-    step: Callable[[torch.Tensor], torch.Tensor],
-    data: Iterable[torch.Tensor],
-    after_step: Callable[[], None] | None = None,
-) -> torch.Tensor:
-    """The sum of step(batch) over the batches, divided by the number of images, in float64.
+def mean_over_images(sums: list[torch.Tensor], n_images: int) -> torch.Tensor:
+    """Sums over the images of each batch -> the mean over all images, float64 on the CPU.
 
-    The host waits for the device only once, at the end.
-
-    Args:
-        step: returns the sum of its quantities over the images of a batch.
-        data: batches.
-        after_step: called after every step.
+    The only point of an epoch at which the host waits for the device.
     """
-    sums, n_images = [], 0
-    for batch in data:
-        sums.append(step(batch))
-        n_images += len(batch)
-        if after_step is not None:
-            after_step()
     return to_host(torch.stack(sums)).sum(dim=0) / n_images
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function of a batch that calls step(*arguments, batch).
 
-    On CUDA the step is captured in a CUDA graph, one per shape of the batch, and replayed: a
-    single launch for all its small kernels. A step with an optimiser trains, so its matrix
-    products there are in TF32. Elsewhere the step is called as it is.
+    On CUDA the step is captured in a CUDA graph, one per shape of the batch, and replayed: a single
+    launch for all its small kernels. A step with an optimiser trains, so its matrix products there
+    are in TF32. Elsewhere the step is called as it is.
 
     Args:
         step: returns a tensor. It must not wait for the device, nor branch on the host.
         arguments: hashable. Modules and optimisers among them, also inside tuples, are what the
             step changes.
     """
-    if _captures(_device(arguments)):
-        return _captured_once(step, *arguments)
-    return _bound(step, *arguments)
+    device = device_of(next(part for part in _parts(arguments) if isinstance(part, nn.Module)))
+    return _captured(step, *arguments) if _captures(device) else _bound(step, *arguments)
 
 
-@functools.cache
-def _captured_once(step: Callable, *arguments: Any) -> "CapturedStep":
+# The next epoch finds its graphs here: those of a training and of a validation, or of two runs.
+@functools.lru_cache(maxsize=4)
+def _captured(step: Callable, *arguments: Any) -> "CapturedStep":
     return CapturedStep(_bound(step, *arguments), _parts(arguments))
 
 
 def _bound(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    trains = any(isinstance(part, torch.optim.Optimizer) for part in _parts(arguments))
-    on_cuda = _device(arguments).type == "cuda"
+    parts = _parts(arguments)
+    trains = any(isinstance(part, torch.optim.Optimizer) for part in parts)
+    on_cuda = any(isinstance(p, nn.Module) and device_of(p).type == "cuda" for p in parts)
     step = functools.partial(step, *arguments)
     return tf32()(step) if trains and on_cuda else step
 
@@ -98,18 +78,16 @@ def _parts(arguments: tuple) -> list:
     return [part for part in flat if isinstance(part, nn.Module | torch.optim.Optimizer)]
 
 
-def _device(arguments: tuple) -> torch.device:
-    return device_of(next(part for part in _parts(arguments) if isinstance(part, nn.Module)))
-
-
 def _captures(device: torch.device) -> bool:
-    return device.type == "cuda" and not devices.no_graph
+    return device.type == "cuda" and use_graphs
 
 
 class CapturedStep:
-    """A step that is captured in a CUDA graph for each shape of its batch, and replayed.
+    """A step that is captured in a CUDA graph for each shape of its batch, proved, and replayed.
 
-    If a capture fails, this process goes on without graphs, from the state before the attempt.
+    A new graph is trusted only after one replay has agreed with the step itself, from the same
+    state, random numbers and batch. If it doesn't, or can't be captured, one line says so, and this
+    process goes on without graphs, from the state before the attempt.
 
     Args:
         step: a function of the batch that returns a tensor.
@@ -121,25 +99,21 @@ class CapturedStep:
     def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], parts: list):
         self.step = step
         self.parts = parts
-        self.graphs = {}  # (graph, its input, its output) by the shape of the input
+        self.graphs = {}  # a function that replays the graph, by the shape of the batch
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """The step's result for the batch."""
-        if batch.shape not in self.graphs and not devices.no_graph:
+        if batch.shape not in self.graphs and use_graphs:
             try:
-                self.graphs[batch.shape] = self._capture(batch.clone())
+                # Other values than the batch's: a graph that keeps them is then found out.
+                replay = self._capture(batch.flip(0))
+                self._prove(replay, batch)
+                self.graphs[batch.shape] = replay
             except RuntimeError as error:
-                devices.no_graph = True
-                reason = str(error.__context__ or error).strip().split("\n")[0]
-                print(f"warning: no CUDA graphs, so steps are slower: {reason}", file=sys.stderr)
-        if devices.no_graph:
-            return self.step(batch)
-        graph, input, output = self.graphs[batch.shape]
-        input.copy_(batch)
-        graph.replay()
-        return output.clone()
+                _give_up_graphs(str(error.__context__ or error).strip().split("\n")[0])
+        return self.graphs[batch.shape](batch) if use_graphs else self.step(batch)
 
-    def _capture(self, input: torch.Tensor) -> tuple:
+    def _capture(self, input: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """Capture the step after a few warm-up steps, and undo what those changed.
 
         Warm-up steps create what must exist before the capture: Adam's moments and cuBLAS's
@@ -156,7 +130,43 @@ class CapturedStep:
             # A capture that fails would leave its own stream current.
             with torch.cuda.stream(stream), torch.cuda.graph(graph):
                 output = self.step(input)
-        return graph, input, output
+
+        def replay(batch):
+            input.copy_(batch)
+            graph.replay()
+            return output.clone()
+
+        return replay
+
+    def _prove(self, replay: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> None:
+        """Compare a replay with the step, from the same state and random numbers.
+
+        Raises:
+            RuntimeError: outputs or changes of the weights differ by more than the tolerances.
+        """
+        before = _weights(self.parts)
+        outputs, changes = [], []
+        for function in (replay, self.step):
+            with _undone(RandomState(batch.device), *self.parts):
+                outputs.append(function(batch).detach().clone())
+                changes.append(_weights(self.parts) - before)
+        if not torch.allclose(*outputs, rtol=OUTPUT_TOLERANCE, atol=1e-6):
+            raise RuntimeError("a replayed step gives another result than the step itself")
+        if not (changes[0] - changes[1]).norm() <= CHANGE_TOLERANCE * changes[1].norm():
+            raise RuntimeError("a replayed step changes the weights otherwise than the step itself")
+
+
+def _give_up_graphs(reason: str) -> None:
+    global use_graphs
+    use_graphs = False
+    print(f"warning: no CUDA graphs, so steps are slower: {reason}", file=sys.stderr)
+
+
+def _weights(parts: list) -> torch.Tensor:
+    """All parameters and floating-point buffers of the modules in one vector."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    tensors = [value for module in modules for value in module.state_dict().values()]
+    return torch.cat([value.flatten() for value in tensors if value.is_floating_point()])
 
 
 @contextlib.contextmanager

@@ -44,10 +44,11 @@ class EventFile:
         self.add_grids(records.count_of(history))
 
     def add_line(self, line: dict[str, float]) -> None:
-        """Add a line of metrics: a scalar per key, at the step that its first key counts."""
-        (_, step), *values = line.items()
-        for key, value in values:
-            self._writer.add_scalar(key, value, step)
+        """Add a line of metrics: a scalar per key, at the epoch or batch of the line."""
+        counter = records.counter_of(line)
+        for key, value in line.items():
+            if key != counter:
+                self._writer.add_scalar(key, value, line[counter])
 
     def add_grids(self, count: int, last: bool = False) -> None:
         """Add the sample grids that are new, up to the epoch or batch `count`.

@@ -1,8 +1,8 @@
-"""The judge: a classifier of MNIST's digits whose features compare generated images with real ones.
+"""A classifier of MNIST's digits, whose features compare generated images with real ones.
 
-Its weights are `judge.npz` beside this file, in float16. Beside them `judge.json` records their
+Its weights are `classifier.npz` beside this file, in float16; `classifier.json` records their
 SHA-256, the command that trained them, the test accuracy, and the values that real images get.
-`harness.train_judge` writes both files.
+`figures.train_classifier` writes both files.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import torch.nn as nn
 
 from harness.errors import UserError
 
-WEIGHTS = Path(__file__).with_name("judge.npz")
+WEIGHTS = Path(__file__).with_name("classifier.npz")
 RECORD = WEIGHTS.with_suffix(".json")
 RECORD_KEYS = {
     "command",
@@ -74,7 +74,7 @@ def accuracy(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> f
 
 
 def pack(model: Classifier) -> bytes:
-    """The content of `judge.npz`: the weights as float16, by their names in the state dict."""
+    """The content of `classifier.npz`: the weights as float16, by their names in the state dict."""
     file = io.BytesIO()
     weights = {name: weight.cpu().half().numpy() for name, weight in model.state_dict().items()}
     np.savez(file, **weights)
@@ -90,7 +90,7 @@ def unpack(content: bytes) -> Classifier:
 
 
 def read_record(path: Path = RECORD) -> dict:
-    """The record `judge.json`: a dict with RECORD_KEYS.
+    """The record `classifier.json`: a dict with RECORD_KEYS.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -106,7 +106,7 @@ def read_record(path: Path = RECORD) -> dict:
 
 
 def load_classifier(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> Classifier:
-    """The judge in evaluation mode, in float32.
+    """The classifier in evaluation mode, in float32.
 
     Raises:
         UserError: a file is missing or damaged: the SHA-256 of the weights is not the recorded one.

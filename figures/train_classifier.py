@@ -1,6 +1,6 @@
-"""Train the judge of `harness.judge`, and write `judge.npz` and `judge.json` beside it.
+"""Train the classifier of `harness.classifier`, and write `classifier.npz` and `classifier.json` beside it.
 
-    OMP_NUM_THREADS=1 python -m harness.train_judge
+    OMP_NUM_THREADS=1 python -m figures.train_classifier
 
 It trains on the 50,000 training images only. Its settings were chosen on the validation images.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets import N_TRAIN, random_shift, read_mnist
-from harness import cli, files, judge, sample_quality
+from harness import classifier, cli, files, sample_quality
 from harness.progress import progress_bar
 
 N_EPOCHS = 8
@@ -22,13 +22,15 @@ LEARNING_RATE = 5e-3  # the highest of the one-cycle schedule
 MAX_SHIFT = 2  # pixels
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, n_epochs: int = N_EPOCHS) -> judge.Classifier:
+def train(
+    images: torch.Tensor, labels: torch.Tensor, n_epochs: int = N_EPOCHS
+) -> classifier.Classifier:
     """A classifier trained on images [n, 784] in [0, 1], newly shifted in every epoch.
 
     Adam with the one-cycle schedule (Smith & Topin, "Super-convergence", 2019), seed 0.
     """
     torch.manual_seed(0)
-    model = judge.Classifier()
+    model = classifier.Classifier()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     n_steps = n_epochs * math.ceil(len(images) / BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, n_steps)
@@ -46,19 +48,19 @@ def train(images: torch.Tensor, labels: torch.Tensor, n_epochs: int = N_EPOCHS) 
 
 
 def record_of(weights: bytes, command: str, torch_version: str) -> dict:
-    """The record `judge.json` of packed weights, and of the command and PyTorch that made them."""
-    classifier = judge.unpack(weights)
+    """The record `classifier.json` of packed weights, and of the command and PyTorch that made them."""
+    classifier = classifier.unpack(weights)
     images, labels, test_images, test_labels = labelled_images()
     val, test = (images[N_TRAIN:], labels[N_TRAIN:]), (test_images, test_labels)
     return {
         "command": command,
         "torch": torch_version,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "validation_accuracy": judge.accuracy(classifier, *val),
-        "test_accuracy": judge.accuracy(classifier, *test),
+        "validation_accuracy": classifier.accuracy(classifier, *val),
+        "test_accuracy": classifier.accuracy(classifier, *test),
         "floors": {
             kind: sample_quality.floors(classifier, *sample_quality.real_images(kind))
-            for kind in sample_quality.KINDS
+            for kind in sample_quality.PIXELS
         },
         "mean_distance_real": sample_quality.mean_distance(test_images),
     }
@@ -75,24 +77,24 @@ def labelled_images() -> tuple[torch.Tensor, ...]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train the judge unless its weights are kept, and write its files."""
+    """Train the classifier unless its weights are kept, and write its files."""
     if args.keep_weights:
-        weights, known = judge.WEIGHTS.read_bytes(), judge.read_record(judge.RECORD)
+        weights, known = classifier.WEIGHTS.read_bytes(), classifier.read_record(classifier.RECORD)
         command, torch_version = known["command"], known["torch"]
     else:
         images, labels, _, _ = labelled_images()
-        weights = judge.pack(train(images[:N_TRAIN], labels[:N_TRAIN]))
+        weights = classifier.pack(train(images[:N_TRAIN], labels[:N_TRAIN]))
         threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
-        command, torch_version = f"{threads} python -m harness.train_judge", torch.__version__
+        command, torch_version = f"{threads} python -m figures.train_classifier", torch.__version__
     record = record_of(weights, command, torch_version)
-    files.write_whole(judge.WEIGHTS, lambda file: file.write(weights))
-    files.write_json(judge.RECORD, record)
+    files.write_whole(classifier.WEIGHTS, lambda file: file.write(weights))
+    files.write_json(classifier.RECORD, record)
     print(f"test accuracy {record['test_accuracy']:.2%}, {len(weights):,} bytes")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = cli.ArgumentParser(__doc__.splitlines()[0], prog="python -m harness.train_judge")
+    parser = cli.ArgumentParser(__doc__.splitlines()[0], prog="python -m figures.train_classifier")
     parser.add_argument(
         "--keep_weights", action="store_true", help="only write the record of the weights again"
     )

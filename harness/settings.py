@@ -1,0 +1,190 @@
+"""The settings that all scripts share, from the command line or from an earlier run."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch.nn as nn
+import tyro
+
+from datasets import Source
+from harness import checkpoints, cli, records
+from harness.errors import UsageError, UserError
+
+# What --resume and --evaluate may change of a run's settings. All else stays as it was.
+MAY_GROW = {"epochs", "n_epochs"}
+MAY_DIFFER = {
+    "device",
+    "graph",
+    "tensorboard",
+    "data_dir",
+    "download",
+    "proposal",
+    "importance_samples",
+    "quality_samples",
+}
+OF_COMMAND = {"resume", "evaluate"}  # no settings of a run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run happens and where its files go."""
+
+    seed: int = 0  # seed of all random numbers
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: CUDA, else MPS, else the CPU
+    graph: bool = True  # on CUDA: replay captured graphs of a step instead of single kernels
+    tensorboard: bool = False  # also write TensorBoard event files to the run folder
+    # the run folder; never overwrites: appends -2, -3, ... (None: runs/, named after the settings)
+    out: Path | None = None
+    # continue the interrupted run in this folder with its own settings; its epochs may grow
+    resume: Path | None = None
+    evaluate: Path | None = None  # evaluate the finished run in this folder again
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must be at least 0 and below 2^32, not {self.seed}")
+        if self.out == Path():
+            raise ValueError("--out: the name of the folder is empty")
+        if self.resume is not None and self.evaluate is not None:
+            raise ValueError("--resume, --evaluate: one at a time")
+
+
+@dataclass
+class RunConfig:
+    """The settings that every script has; a script's `Config` adds its own.
+
+    A field's comment is its text in `--help`. `__post_init__` raises ValueError beyond bounds.
+    """
+
+    SCRIPT: ClassVar[str]  # the script's file name
+    EXAMPLE: ClassVar[str]  # a command line, for --help
+    REPORT: ClassVar[dict[str, Any]]  # what --protocol report sets
+
+    # report: train and count as the course report did
+    protocol: Literal["standard", "report"] = "standard"
+    quality_samples: int = 10_000  # generated images to compare with real ones; 0 for none
+    data: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
+
+    def __post_init__(self):
+        if self.quality_samples != 0 and self.quality_samples < 100:
+            raise ValueError("--quality_samples must be 0 or at least 100")
+
+    @property
+    def name(self) -> str:
+        """The name of the run folder, unless `--out` gives one."""
+        raise NotImplementedError
+
+    @classmethod
+    def parse(cls, words: list[str] | None = None) -> Self:
+        """The settings on a command line; with --resume or --evaluate, those of that run.
+
+        The words are parsed once for what they ask for, and again if that has other defaults than
+        the class: a run's, or those of `--protocol report`. What the words change of these must be
+        allowed.
+
+        Args:
+            words: the command line; None is sys.argv's.
+
+        Raises:
+            UsageError: the command line is wrong, or disagrees with the run.
+            UserError: there is no such run, or it is finished (to resume) or not (to evaluate).
+        """
+        config = cls._parse(words)
+        folder = config.run.resume or config.run.evaluate
+        if folder is not None:
+            earlier = cls.of(folder)
+            config = cls._parse(words, earlier)
+            _check_run(folder, earlier.flat(), config)
+        elif config.protocol == "report":
+            report = dataclasses.replace(cls(), protocol="report", **cls.REPORT)
+            config = cls._parse(words, report)
+            for name, value in cls.REPORT.items():
+                if getattr(config, name) != value:
+                    raise UsageError(f"--protocol report sets --{name} to {value}: leave it out")
+        return config
+
+    @classmethod
+    def of(cls, folder: Path | str) -> Self:
+        """The settings of a run.
+
+        Raises:
+            UserError: this is no run of the script, or its settings are damaged.
+        """
+        config = records.read_config(folder, cls.SCRIPT)
+        return cls.of_dict(config["settings"], Path(folder) / "config.json")
+
+    @classmethod
+    def of_dict(cls, settings: Mapping[str, Any], source: Path | str) -> Self:
+        """The settings that `flat` returned and JSON has kept.
+
+        They are parsed like options, so that a damaged one is an error like any other.
+
+        Args:
+            settings: by name.
+            source: the file they come from, for the error.
+
+        Raises:
+            UserError: no command line could have set them.
+        """
+        words = []
+        for name, value in settings.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no_{name}")
+            elif value is not None:
+                words.append(f"--{name}={value}")
+        try:
+            if OF_COMMAND & settings.keys():
+                raise UsageError(f"there is no setting {min(OF_COMMAND & settings.keys())}")
+            return cls._parse(words)
+        except UsageError as error:
+            raise UserError(f"{source}: {error}") from error
+
+    @classmethod
+    def _parse(cls, words: list[str] | None, defaults: Self | None = None) -> Self:
+        description = f"{cls.__doc__}\n\nExample: {cls.EXAMPLE}"
+        return cli.parse(cls, words, cls.SCRIPT, description, defaults)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by their names, those of the groups among them; paths as text."""
+        values = vars(self) | vars(self.data) | vars(self.run)
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if name not in {"data", "run", *OF_COMMAND}
+        }
+
+    def load_weights(self, folder: Path | str, model: nn.Module) -> nn.Module:
+        """A model of these settings with the weights of a finished run, in evaluation mode.
+
+        Raises:
+            UserError: the weights are missing, damaged, or do not fit the model.
+        """
+        return checkpoints.load_weights(folder, model)
+
+
+def _check_run(folder: Path, earlier: dict, config: RunConfig) -> None:
+    """Compare what --resume or --evaluate of a run asks for with the run itself."""
+    mode = "resume" if config.run.resume else "evaluate"
+    grown = False
+    for name, value in config.flat().items():
+        before = earlier[name]
+        if value == before or name in MAY_DIFFER:
+            continue
+        if name not in MAY_GROW or mode != "resume":
+            raise UsageError(
+                f"--{mode} {folder}: its --{name} is {before}, not {value}: "
+                "a run keeps its settings"
+            )
+        if value < before:
+            raise UsageError(
+                f"--{mode} {folder}: the run has --{name} {before}, which may only grow"
+            )
+        grown = True
+    finished = (folder / "result.json").exists()
+    if mode == "resume" and finished and not grown:
+        raise UserError(f"{folder} is finished: it resumes only with more epochs")
+    if mode == "evaluate" and not finished:
+        raise UserError(f"{folder} is unfinished: finish it with --resume {folder} first")
