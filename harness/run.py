@@ -215,7 +215,8 @@ class Run:
         if self._events is not None:
             self._events.add_grids(self.count, last=True)
         self._page.finished(self.history, results)
-        print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
+        if graded:
+            print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
         for name, values in results.items():
             age = "" if name in new else " (of an earlier evaluation)"
             numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
