@@ -135,14 +135,11 @@ def test_the_options_of_every_group_are_restored(tmp_path):
 
 
 def test_a_checkpoint_of_another_device_keeps_everything_but_the_options_of_the_device(tmp_path):
-    """On CUDA a captured step reads the learning rate from a tensor there; on a CPU it is a float."""
+    """A captured step reads the learning rate from a tensor; elsewhere it is a float."""
     for capturable, other in ((True, False), (False, True)):
         saved, restored = parts(1), parts(2)
-        for optimizer, on_cuda in (
-            (saved["optimizer"], capturable),
-            (restored["optimizer"], other),
-        ):
-            (group,) = optimizer.param_groups
+        for of_run, on_cuda in ((saved, capturable), (restored, other)):
+            (group,) = of_run["optimizer"].param_groups
             group["capturable"] = on_cuda
             group["lr"] = torch.tensor(0.25) if on_cuda else 0.25
         saved["optimizer"].param_groups[0]["lr"] *= 0.5
