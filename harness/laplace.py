@@ -21,7 +21,7 @@ class Decoder(Protocol):
     """What is needed of a decoder of d Bernoulli pixels."""
 
     def logits(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents [..., z_dim] -> log odds of the pixels, [..., d]."""
+        """Latents [batch, z_dim] -> log odds of the pixels, [batch, d]."""
 
 
 # images -> n -> n independent log-weights for each image, in nats: [batch, n]
@@ -34,7 +34,7 @@ def log_joint(decoder: Decoder, images: torch.Tensor, z: torch.Tensor) -> torch.
 
     log p(x|z) = sum_i x_i l_i - log(1 + e^l_i) for the logits l of z.
     """
-    log_odds = decoder.logits(z)
+    log_odds = decoder.logits(z.flatten(0, 1)).unflatten(0, z.shape[:2])
     # logaddexp is the fastest form of log(1 + e^l) without a gradient.
     log_normalizers = torch.logaddexp(log_odds, log_odds.new_zeros(()))
     log_px_given_z = (log_odds @ images[:, :, None]).squeeze(2) - log_normalizers.sum(dim=2)

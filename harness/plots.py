@@ -1,5 +1,6 @@
 """Curves and sample grids, drawn without pyplot: no display, backend or global state."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.files import write_whole
 
 # Okabe & Ito's colour-blind-safe palette.
-COLOURS = ("#0072B2", "#D55E00", "#009E73")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
@@ -100,7 +101,7 @@ def draw_curves(
     """Write the curves of one or several runs as a PNG, and as a PDF beside it.
 
     Of several runs the mean is drawn, with a band (or bars) of one standard deviation. Fewer than
-    10 points are marked.
+    10 points are marked. Without a value of any column nothing is written.
 
     Args:
         curves: what to draw.
@@ -115,9 +116,11 @@ def draw_curves(
     if title is not None:
         axes.set_title(title, fontsize=9)
     drawn = []
-    for (key, label), colour in zip(curves.columns.items(), COLOURS):
+    for (key, label), colour in zip(curves.columns.items(), itertools.cycle(COLOURS)):
         if points := _points(histories, curves.counter, key):
             drawn.append((label, colour, *points))
+    if not drawn:
+        return
     last_x = max(x[-1] for _, _, x, _ in drawn)
     references = [reference for reference in references if reference[0] <= last_x]
     views = [axes]
@@ -193,7 +196,7 @@ def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes
     """Axes inside `axes` for the last nine tenths, which the first points would flatten."""
     late = [value for _, _, x, y in drawn for value in y[:, x >= last_x / 10].flat]
     late += [y for x, y, _ in references if x >= last_x / 10]
-    margin = 0.08 * (max(late) - min(late))
+    margin = 0.08 * (max(late) - min(late) or 1.0)
     magnified = axes.inset_axes([0.3, 0.35, 0.68, 0.6])
     limits = (min(late) - margin, max(late) + margin)
     magnified.set(xlim=(last_x / 10, last_x * 1.02), ylim=limits)

@@ -14,7 +14,6 @@ DAMAGE = (
     TypeError,
     KeyError,
     AttributeError,
-    StopIteration,
     RecursionError,
     OverflowError,
 )
@@ -118,9 +117,12 @@ def counter_of(line: dict) -> str:
     """What a line of metrics counts, one of COUNTERS.
 
     Raises:
-        StopIteration: none of them.
+        ValueError: none of them.
     """
-    return next(counter for counter in COUNTERS if counter in line)
+    for counter in COUNTERS:
+        if counter in line:
+            return counter
+    raise ValueError(f"a line of metrics needs one of: {', '.join(COUNTERS)}")
 
 
 def count_of(history: list[dict]) -> int:

@@ -44,7 +44,7 @@ class Row:
         if math.isfinite(self.low) and math.isfinite(self.high):
             return f"{self.value:.3f} ({self.low:g} to {self.high:g})"
         if math.isfinite(self.low):
-            return f"at least {self.value:.3f}"
+            return f"at least {self.low:.3f}"
         if self.kind == "bar" or self.high != self.value:
             return f"at most {self.high:.3f}"
         return f"{self.value:.3f}"
@@ -98,19 +98,24 @@ def load(path: Path = FILE) -> dict:
 
 
 def protocol_of(script: str, settings: Mapping) -> dict:
-    """The table of a script's protocol: its `settings`, `rows` and perhaps a `curve`."""
-    tables = load().values()
-    table = next(t for t in tables if isinstance(t, dict) and t["script"] == script)
-    return table[settings["protocol"]]
+    """The table of a script's protocol: `settings`, `rows` and perhaps a `curve`.
+
+    A script that the file doesn't know, someone's own, has no rows.
+    """
+    for table in load().values():
+        if isinstance(table, dict) and table["script"] == script:
+            return table[settings["protocol"]]
+    return {"settings": {}, "rows": []}
 
 
 def rows(script: str, settings: Mapping) -> list[Row]:
     """The rows that grade a run of a script with these settings."""
-    as_tuple = {list: tuple}
-    return [
-        Row(**{name: as_tuple.get(type(value), lambda v: v)(value) for name, value in row.items()})
-        for row in protocol_of(script, settings)["rows"]
-    ]
+    tables = protocol_of(script, settings)["rows"]
+    return [Row(**{name: _hashable(value) for name, value in row.items()}) for row in tables]
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def difference(script: str, settings: Mapping) -> str | None:
@@ -124,7 +129,8 @@ def difference(script: str, settings: Mapping) -> str | None:
         allowed = wanted[name] if isinstance(wanted[name], list) else [wanted[name]]
         if value not in allowed:
             return f"{name} is {value}, not {' or '.join(map(str, allowed))}"
-    return None
+    missing = [name for name in wanted if name not in settings]
+    return f"{missing[0]} is missing" if missing else None
 
 
 def grade(
@@ -160,9 +166,9 @@ def _value_of(key: str, at: int | str, history: Sequence[dict], results: Mapping
 
 
 def tail_mean(history: Sequence[dict], key: str) -> float | None:
-    """The mean of a metric over the last tenth of a run; None without lines."""
+    """The mean of a metric over the last tenth of a run; None if no line there has it."""
     first = (1 - TAIL) * count_of(history)
-    tail = [line[key] for line in history if line[counter_of(line)] > first]
+    tail = [line[key] for line in history if line[counter_of(line)] > first and key in line]
     return statistics.fmean(tail) if tail else None
 
 

@@ -147,7 +147,10 @@ class Run:
     def log(self, **metrics: float) -> None:
         """Append a line to `metrics.jsonl`, with the seconds of training since the last one.
 
-        These are without checkpoints and curves. One of the metrics is `epoch` or `batch`.
+        Those of checkpoints and of what comes between a line and its checkpoint do not count.
+
+        Args:
+            metrics: numbers by name; one of them is `epoch` or `batch`.
 
         Raises:
             UserError: a value is not finite. The line is not written.
@@ -160,7 +163,9 @@ class Run:
                     f"{key} is not finite at {counter} {metrics[counter]}; last checkpoint kept in "
                     f"{self.folder}; start a new run with a lower --lr"
                 )
-        line = metrics | {"seconds": round(time.perf_counter() - self._interval_started, 3)}
+        finished = time.perf_counter()
+        line = metrics | {"seconds": round(finished - self._interval_started, 3)}
+        self._interval_started = finished
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         self.history.append(line)
@@ -215,7 +220,8 @@ class Run:
         if self._events is not None:
             self._events.add_grids(self.count, last=True)
         self._page.finished(self.history, results)
-        print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
+        if graded:
+            print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
         for name, values in results.items():
             age = "" if name in new else " (of an earlier evaluation)"
             numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
@@ -235,6 +241,8 @@ class Run:
             at_last.callback(self.close)
             if self._bar is not None:
                 self._bar.close()
+            if self._events is not None:
+                at_last.callback(self._events.close)
             if self._page is None or error is None:
                 return
             command = None
@@ -245,9 +253,6 @@ class Run:
                 error.add_note(f"last checkpoint in {self.folder}; resume with: {command}")
             if self._trains:
                 at_last.callback(self._page.stopped, self.history, command)
-            with contextlib.suppress(OSError):  # the full disk that stopped the run, say
-                if self._events is not None:
-                    self._events.close()
                 self._page.draw_curves(self.history)
 
     def _start(self) -> None:

@@ -4,6 +4,7 @@ Every value of `metrics.jsonl` becomes a scalar of the same name, every sample g
 step is the epoch or the batch.
 """
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
             "--tensorboard needs the package tensorboard: pip install tensorboard, "
-            "or go without (--no-tensorboard)"
+            "or go without (--no_tensorboard)"
         )
 
 
@@ -65,5 +66,6 @@ class EventFile:
                 self._shown.add(path)
 
     def close(self) -> None:
-        """Write what is left to disk."""
-        self._writer.close()
+        """Write what is left to disk, if it has room."""
+        with contextlib.suppress(OSError):
+            self._writer.close()

@@ -1,33 +1,72 @@
 """A `Run` without a script, for tests of the harness."""
 
-import argparse
 import json
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from harness.run import Run
+from harness import Curves, Run, RunConfig
+from harness.settings import RunOptions
 
-CPU = torch.device("cpu")
+CURVES = Curves("loss", "loss (nats)", {"loss": "training", "val_loss": "validation"})
 
 
-def make_run(folder, draw_curves=lambda *_: None, parts=None, grade=lambda *_: [], **settings):
-    defaults = {"out": folder, "resume": None, "evaluate": None, "tensorboard": False}
-    defaults["script"] = Path(sys.argv[0]).name
-    return Run(argparse.Namespace(**defaults | settings), CPU, draw_curves, grade, **parts or {})
+@dataclass
+class Config(RunConfig):
+    """A script that trains nothing."""
+
+    SCRIPT = "script.py"
+    EXAMPLE = "python script.py --lr 0.1"
+    REPORT = {"decay": 0.0}
+
+    epochs: int = 10  # passes over the training images
+    lr: float = 1e-3  # learning rate
+    decay: float = 0.5  # of an average
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.epochs < 1:
+            raise ValueError("--epochs must be at least 1")
+        if not self.lr > 0:
+            raise ValueError(f"--lr must be positive, not {self.lr}")
+
+    @property
+    def name(self):
+        return f"script-lr{self.lr}"
+
+
+def config_for(folder=None, resume=None, evaluate=None, tensorboard=False, **settings):
+    options = RunOptions(
+        device="cpu", out=folder, resume=resume, evaluate=evaluate, tensorboard=tensorboard
+    )
+    return Config(run=options, **settings)
+
+
+def make_run(folder=None, parts=None, curves=CURVES, **settings):
+    """A run whose folder is made, or whose state is restored."""
+    run = Run(config_for(folder, **settings), curves)
+    with_folder = False
+    try:
+        run.restore(**parts or {})
+        with_folder = True
+    finally:
+        if not with_folder:
+            run.close()
+    return run
 
 
 def three_epochs(folder):
     """A run of three epochs whose weight is the epoch's number."""
     model = torch.nn.Linear(1, 1)
-    run = make_run(folder, parts={"model": model})
-    for epoch in run.count_to(3):
+    run = make_run(folder, {"model": model})
+    for epoch in run.remaining(3):
         torch.nn.init.constant_(model.weight, epoch)
         run.log(epoch=epoch, loss=1 / epoch)
+        run.checkpoint()
     run.close()
     return run
 
 
 def config_of(run):
+    """The run's `config.json`."""
     return json.loads((run.folder / "config.json").read_text())

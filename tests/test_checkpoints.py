@@ -1,17 +1,23 @@
-"""Checkpoints: a damaged or foreign one is never used, the one before it is."""
+"""Checkpoints and weights: what is restored, and what is refused."""
+
+import json
 
 import pytest
 import torch
+import torch.nn as nn
+from hypothesis import given, settings
+from safetensors import safe_open
 
 from harness import checkpoints
 from harness.checkpoints import NEWEST, PREVIOUS
 from harness.errors import UserError
+from tests.damage import DAMAGE, damaged
 
 
 def parts(seed):
     """A model, and an optimiser that has made a step."""
     torch.manual_seed(seed)
-    model = torch.nn.Linear(3, 2)
+    model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(4, 3)).sum().backward()
     optimizer.step()
@@ -85,7 +91,7 @@ def test_without_a_usable_checkpoint_one_line_says_so(tmp_path, weights):
         "empty line": {"metrics": [{}]} | {name: p.state_dict() for name, p in parts(0).items()},
         "another size": {
             "metrics": [{"epoch": 1}],
-            "model": torch.nn.Linear(4, 2).state_dict(),
+            "model": nn.Linear(4, 2).state_dict(),
             "optimizer": parts(0)["optimizer"].state_dict(),
         },
     }.items(),
@@ -107,21 +113,97 @@ def test_a_checkpoint_that_runs_code_is_not_used(tmp_path, weights):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_of_another_device_keeps_the_moments_and_not_the_options(tmp_path, weights):
-    path = tmp_path / NEWEST
-    checkpoint = torch.load(path, weights_only=True)
-    # As a CUDA graph needs them.
-    options = {"capturable": True, "lr": torch.tensor(0.5)}
-    checkpoint["optimizer"]["param_groups"][0] |= options
-    torch.save(checkpoint, path)
-    new = parts(99)
-    checkpoints.load(tmp_path, new)
-    (group,) = new["optimizer"].param_groups
-    assert not group["capturable"] and group["lr"] == 1e-3
-    moments = zip(new["optimizer"].state.values(), checkpoint["optimizer"]["state"].values())
-    for found, expected in moments:
-        assert torch.equal(found["exp_avg"], expected["exp_avg"])
-    new["optimizer"].step()
+def group_of(optimizer):
+    (group,) = optimizer.param_groups
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def test_the_options_of_every_group_are_restored(tmp_path):
+    def new(lr):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        groups = [{"params": model[0].parameters(), "lr": lr}, {"params": model[1].parameters()}]
+        return torch.optim.AdamW(groups, lr=2 * lr, weight_decay=lr)
+
+    saved, restored = new(0.1), new(0.5)
+    saved.param_groups[1]["betas"] = (0.5, 0.75)
+    checkpoints.save(tmp_path, {"optimizer": saved}, [])
+    checkpoints.load(tmp_path, {"optimizer": restored})
+    assert [group["lr"] for group in restored.param_groups] == [0.1, 0.2]
+    for one, other in zip(saved.param_groups, restored.param_groups):
+        assert {**one, "params": 0} == {**other, "params": 0}
+
+
+def test_a_checkpoint_of_another_device_keeps_everything_but_the_options_of_the_device(tmp_path):
+    """A captured step reads the learning rate from a tensor; elsewhere it is a float."""
+    for capturable, other in ((True, False), (False, True)):
+        saved, restored = parts(1), parts(2)
+        for of_run, on_cuda in ((saved, capturable), (restored, other)):
+            (group,) = of_run["optimizer"].param_groups
+            group["capturable"] = on_cuda
+            group["lr"] = torch.tensor(0.25) if on_cuda else 0.25
+        saved["optimizer"].param_groups[0]["lr"] *= 0.5
+        checkpoints.save(tmp_path, saved, [])
+        checkpoints.load(tmp_path, restored)
+        found = group_of(restored["optimizer"])
+        assert found.pop("capturable") == other
+        assert isinstance(found["lr"], torch.Tensor) == other and found.pop("lr") == 0.125
+        assert found.items() <= group_of(saved["optimizer"]).items()
+        states = zip(saved["optimizer"].state.values(), restored["optimizer"].state.values())
+        for one, another in states:
+            assert torch.equal(one["exp_avg"], another["exp_avg"])
+    restored["optimizer"].param_groups[0]["capturable"] = False  # which a CPU cannot run
+    restored["optimizer"].step()
+
+
+def cosine(folder, n_epochs, stop_after=None):
+    """The weights after epochs of noisy training with a schedule and a gradient scaler.
+
+    The training stops at a checkpoint, and new parts go on from it.
+    """
+
+    def new(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+
+    def epoch(model, optimizer, schedule, scaler):
+        for _ in range(5):
+            optimizer.zero_grad()
+            scaler.scale(model(data).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    data, rates = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)), []
+    of_run = new(seed=1)
+    for n in range(n_epochs):
+        if n == stop_after:
+            checkpoints.save(folder, of_run, [])
+            of_run = new(seed=2)
+            checkpoints.load(folder, of_run)
+        epoch(**of_run)
+    state = of_run["model"].state_dict() | {"scale": torch.tensor(of_run["scaler"].get_scale())}
+    return rates, state
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_cosine_schedule_goes_on_to_the_last_bit(tmp_path, stop_after):
+    rates, expected = cosine(tmp_path, 3)
+    found_rates, found = cosine(tmp_path, 3, stop_after)
+    assert found_rates == rates == pytest.approx([0.075, 0.025, 0.0])
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert expected["scale"] == 8 * 2**5
+
+
+def test_a_checkpoint_without_a_part_of_the_training_is_not_used(tmp_path, weights):
+    schedule = torch.optim.lr_scheduler.StepLR(parts(0)["optimizer"], 3)
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        checkpoints.load(tmp_path, parts(0) | {"schedule": schedule})
 
 
 def test_a_finished_run_is_not_read_from_the_checkpoint_before(tmp_path, weights):
@@ -129,3 +211,79 @@ def test_a_finished_run_is_not_read_from_the_checkpoint_before(tmp_path, weights
     (tmp_path / NEWEST).write_bytes(b"")
     with pytest.raises(UserError, match="no usable checkpoint"):
         checkpoints.load(tmp_path, {}, (NEWEST,))
+
+
+# --- Weights
+
+CONFIG = {"script": "script.py", "settings": {"n": 3}}
+
+
+def new_model(n_outputs=2):
+    return nn.Sequential(nn.Linear(3, n_outputs), nn.BatchNorm1d(n_outputs))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(model, folder of its weights)"""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    torch.manual_seed(0)
+    model = new_model().double()
+    model(torch.randn(5, 3, dtype=torch.double))  # moves the statistics
+    checkpoints.save_weights(folder, model)
+    return model, folder
+
+
+def test_floats_are_written_in_float32_with_the_config_beside_them(saved):
+    model, folder = saved
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"]) == CONFIG
+        assert set(file.keys()) == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            expected = value.float() if value.is_floating_point() else value
+            written = file.get_tensor(name)
+            assert written.dtype == expected.dtype and torch.equal(written, expected)
+
+
+def test_a_loaded_model_is_the_same_function_in_evaluation_mode(saved):
+    model, folder = saved
+    loaded = checkpoints.load_weights(folder, new_model())
+    assert not loaded.training and not loaded[1].training
+    x = torch.randn(4, 3)
+    assert torch.allclose(loaded(x), model.eval()(x.double()).float(), atol=1e-6)
+
+
+@settings(deadline=None)
+@given(damage=DAMAGE)
+def test_damaged_weights_are_refused_in_one_line_or_load(saved, tmp_path_factory, damage):
+    content = (saved[1] / "model.safetensors").read_bytes()
+    folder = tmp_path_factory.getbasetemp() / "damaged_weights"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(damaged(content, damage))
+    try:
+        model = checkpoints.load_weights(folder, new_model())
+    except UserError as error:
+        assert str(folder / "model.safetensors") in str(error) and "\n" not in str(error)
+    else:
+        assert model.state_dict().keys() == new_model().state_dict().keys()
+
+
+OTHERS = {"width": new_model(3), "fewer": new_model()[:1], "more": new_model().append(nn.PReLU())}
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
+def test_weights_of_another_model_are_refused(saved, model):
+    with pytest.raises(UserError, match="is damaged, or of other settings than config.json has"):
+        checkpoints.load_weights(saved[1], model)
+
+
+def test_a_cut_file_is_refused(saved, tmp_path):
+    content = (saved[1] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoints.load_weights(tmp_path, new_model())
+
+
+def test_an_absent_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"model.safetensors is missing.*--resume.*--evaluate"):
+        checkpoints.load_weights(tmp_path, new_model())

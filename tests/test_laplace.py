@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn as nn
 from torch.distributions import Bernoulli, MultivariateNormal
 
 from a3_vae_template import VAE
@@ -25,12 +26,20 @@ def small_vae(z_dim, scale=2.0):
     return model.double().requires_grad_(False), images.double()
 
 
-def log_px_on_a_grid(model, images, n, limit=6.0):
+def mean_and_error(log_weights):
+    """log of the mean weight of each image, and the relative standard error of that mean."""
+    n = log_weights.shape[1]
+    relative = torch.softmax(log_weights, dim=1)
+    error = (relative.square().sum(dim=1) - 1 / n).clamp(min=0).sqrt()
+    return torch.logsumexp(log_weights, dim=1) - math.log(n), error
+
+
+def log_px_on_a_grid(decoder, images, n, limit=6.0):
     """log p(x) in nats of each image, the integral over two latent dimensions as a sum."""
     axis = torch.linspace(-limit, limit, n, dtype=torch.double)
     z = torch.cartesian_prod(axis, axis)
     log_prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
-    logits, log_cell = model.decoder.logits(z), 2 * math.log(2 * limit / (n - 1))
+    logits, log_cell = decoder.logits(z), 2 * math.log(2 * limit / (n - 1))
     joint = [Bernoulli(logits=logits).log_prob(image).sum(dim=1) + log_prior for image in images]
     return torch.stack([torch.logsumexp(values, dim=0) for values in joint]) + log_cell
 
@@ -38,14 +47,99 @@ def log_px_on_a_grid(model, images, n, limit=6.0):
 @pytest.mark.parametrize("proposal", PROPOSALS)
 def test_the_estimate_is_the_integral_over_two_latent_dimensions(proposal):
     model, images = small_vae(z_dim=2)
-    exact = log_px_on_a_grid(model, images, n=81)
-    assert torch.allclose(exact, log_px_on_a_grid(model, images, n=61), atol=1e-4)
+    exact = log_px_on_a_grid(model.decoder, images, n=81)
+    assert torch.allclose(exact, log_px_on_a_grid(model.decoder, images, n=61), atol=1e-4)
     torch.manual_seed(1)
     weights = proposal(model.decoder, model.encoder)(images)(5000)
-    log_px = torch.logsumexp(weights, dim=1) - math.log(5000)
-    relative = torch.softmax(weights, dim=1)
-    errors = (relative.square().sum(dim=1) - 1 / 5000).clamp(min=0).sqrt()
+    log_px, errors = mean_and_error(weights)
     assert (errors < 0.2).all() and ((log_px - exact).abs() < 5 * errors + 1e-6).all()
+
+
+class OtherDecoder(nn.Module):
+    """A decoder of 64 pixels, as someone who changes the script's may write it."""
+
+    def __init__(self, z_dim, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.z_dim = z_dim
+
+    def logits(self, z):
+        return self.layers(z)
+
+
+def tanh(z_dim):
+    return OtherDecoder(z_dim, nn.Linear(z_dim, 16), nn.Tanh(), nn.Linear(16, 64))
+
+
+def two_layers(z_dim):
+    hidden = nn.Linear(z_dim, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()
+    return OtherDecoder(z_dim, *hidden, nn.Linear(16, 64))
+
+
+def convolutional(z_dim):
+    return OtherDecoder(
+        z_dim,
+        nn.Linear(z_dim, 4 * 2 * 2),
+        nn.Unflatten(1, (4, 2, 2)),
+        nn.ELU(),
+        nn.ConvTranspose2d(4, 3, 4, stride=2, padding=1),
+        nn.ELU(),
+        nn.ConvTranspose2d(3, 1, 4, stride=2, padding=1),
+        nn.Flatten(),
+    )
+
+
+OTHERS = [tanh, two_layers, convolutional]
+
+
+def other(make, z_dim):
+    """(decoder in float64, images [6, 64], an encoder that knows nothing)."""
+    torch.manual_seed(0)
+    decoder = make(z_dim).double().requires_grad_(False)
+    for parameter in decoder.parameters():
+        parameter.mul_(2)
+    images = torch.bernoulli(decoder.logits(torch.randn(6, z_dim).double()).sigmoid())
+    nothing = torch.zeros(6, z_dim).double()
+    return decoder, images, lambda images: (nothing[: len(images)], nothing[: len(images)])
+
+
+@pytest.mark.parametrize("z_dim", [2, 5])
+@pytest.mark.parametrize("make", OTHERS)
+def test_the_jacobian_of_any_decoder_is_that_of_finite_differences(make, z_dim):
+    decoder, _, _ = other(make, z_dim)
+    z, step = torch.randn(7, z_dim).double(), 1e-6
+    logits, jacobian = laplace.logits_and_jacobian(decoder, z)
+    assert torch.equal(logits, decoder.logits(z)) and jacobian.shape == (7, z_dim, 64)
+    for axis, derivative in zip(torch.eye(z_dim).double(), jacobian.unbind(dim=1)):
+        ahead, behind = decoder.logits(z + step * axis), decoder.logits(z - step * axis)
+        assert torch.allclose((ahead - behind) / (2 * step), derivative, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", OTHERS)
+def test_the_estimate_of_any_decoder_is_the_integral_over_two_latent_dimensions(make):
+    decoder, images, encode = other(make, z_dim=2)
+    exact = log_px_on_a_grid(decoder, images, n=161)
+    assert torch.allclose(exact, log_px_on_a_grid(decoder, images, n=121), atol=1e-4)
+    torch.manual_seed(1)
+    weights = laplace.laplace_weights(decoder, encode)(images)(5000)
+    log_px, errors = mean_and_error(weights)
+    assert (errors < 0.3).all() and ((log_px - exact).abs() < 5 * errors + 1e-6).all()
+
+
+@pytest.mark.parametrize("make", OTHERS)
+def test_the_proposal_of_any_decoder_has_the_curvature_at_its_mode(make):
+    """Gauss-Newton's, which is the Hessian where the logits are piecewise linear."""
+    decoder, images, _ = other(make, z_dim=3)
+    mode, factor = laplace.posterior_mode(decoder, images, torch.zeros(6, 3).double())
+
+    def log_odds(z):
+        return decoder.logits(z[None])[0]
+
+    for z, lower in zip(mode, factor):
+        jacobian = torch.autograd.functional.jacobian(log_odds, z).T
+        means = log_odds(z).sigmoid()
+        precision = jacobian * (means * (1 - means)) @ jacobian.T + torch.eye(3)
+        assert torch.allclose(lower @ lower.T, precision)
 
 
 class LinearGaussian:
@@ -57,9 +151,6 @@ class LinearGaussian:
 
     def logits(self, z):
         return z @ self.weight
-
-    def jacobian(self, z):
-        return self.weight.expand(len(z), -1, -1)
 
 
 def test_the_laplace_proposal_is_exact_for_a_gaussian_posterior(monkeypatch):
@@ -150,9 +241,6 @@ class TwoSided:
 
     def logits(self, z):
         return (self.slope(z) * z - 1) * torch.ones(20).double()
-
-    def jacobian(self, z):
-        return self.slope(z)[..., None].expand(-1, -1, 20)
 
 
 def test_the_laplace_proposal_finds_the_larger_mode_where_the_encoder_points_to_the_lesser():

@@ -14,7 +14,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
         st.lists(inner)
-        | st.dictionaries(st.sampled_from(["script", "arguments", "test", "graded", "x"]), inner)
+        | st.dictionaries(st.sampled_from(["script", "settings", "test", "graded", "x"]), inner)
     ),
 ).map(lambda value: json.dumps(value).encode())
 
@@ -32,14 +32,14 @@ def test_any_config_is_read_or_refused(folder, content):
     except UserError as error:
         assert str(error).startswith(f"{folder} is not a run folder") and "\n" not in str(error)
         return
-    assert isinstance(config["script"], str) and isinstance(config["arguments"], dict)
+    assert isinstance(config["script"], str) and isinstance(config["settings"], dict)
 
 
 def test_a_folder_without_a_config_and_a_run_of_another_script_are_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         records.read_config(tmp_path / "absent")
-    (tmp_path / "config.json").write_text('{"script": "a.py", "arguments": {"lr": 0.1}}')
-    assert records.read_config(tmp_path, "a.py")["arguments"] == {"lr": 0.1}
+    (tmp_path / "config.json").write_text('{"script": "a.py", "settings": {"lr": 0.1}}')
+    assert records.read_config(tmp_path, "a.py")["settings"] == {"lr": 0.1}
     with pytest.raises(UserError, match="is a run of 'a.py', not of b.py"):
         records.read_config(tmp_path, "b.py")
 
