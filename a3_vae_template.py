@@ -132,7 +132,10 @@ class VAE(nn.Module):
 
     def terms(self, input):
         """Nats of binary images [batch, n_pixels] by TERMS, [batch] each; one z per image."""
-        mean, log_std = self.encoder(input)
+        return self.terms_given(*self.encoder(input), input)
+
+    def terms_given(self, mean, log_std, input):
+        """`terms`, given mean and log standard deviation of q(z|x)."""
         eps = torch.randn_like(mean)  # new for every image and dimension
         z = mean + log_std.exp() * eps
         recon = neg_log_likelihood(self.decoder.logits(z), input)
@@ -224,10 +227,9 @@ class ReportVAE(VAE):
 
     TERMS = (*VAE.TERMS, "report")
 
-    def terms(self, input):
-        """Nats by TERMS, [batch] each."""
-        terms = super().terms(input)
-        mean, log_std = self.encoder(input)
+    def terms_given(self, mean, log_std, input):
+        """Nats by TERMS, [batch] each, given mean and log standard deviation of q(z|x)."""
+        terms = super().terms_given(mean, log_std, input)
         wrong_kl = 0.5 * (torch.exp(log_std) + mean.square() - log_std - 1).sum(dim=1)
         return terms | {"report": terms["recon"] + wrong_kl}
 
