@@ -42,6 +42,8 @@ from harness import (
 )
 
 LOSSES = ("g_loss", "d_loss", "d_real", "d_fake")
+PICTURES = (1, 99_000)  # batches that the report shows
+PICTURE_EVERY = 10_000  # batches
 N_DIVERSITY = 10_000  # samples in which repeats and collapse are looked for
 
 
@@ -140,6 +142,20 @@ class Discriminator(nn.Module):
         return torch.sigmoid(self.layers(images))
 
 
+def sample_latents(n_samples, latent_dim, device=None):
+    """Draws from the prior N(0, I): [n_samples, latent_dim]."""
+    return torch.randn(n_samples, latent_dim, device=device)
+
+
+@torch.no_grad()
+def generate(generator, z):
+    """Images [n, n_pixels] in [0, 1] for latents [n, latent_dim]; batch norm in evaluation mode."""
+    training_mode = generator.training
+    images = (generator.eval()(z) + 1) / 2
+    generator.train(training_mode)
+    return images
+
+
 # --- Objective
 def discriminator_loss(logits_real, logits_fake, real_label=0.9, fake_label=0.0):
     """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch]; labels 1, 0: minus Eq. 1."""
@@ -159,22 +175,6 @@ def equilibrium(real_label, fake_label):
     d = (real_label + fake_label) / 2
     d_loss = sum(-t * math.log(d) - (1 - t) * math.log(1 - d) for t in (real_label, fake_label))
     return d, -math.log(d), d_loss
-
-
-def loss_curves(real_label, fake_label):
-    """The plot of both losses by batch, with their levels at the equilibrium."""
-    _, g_level, d_level = equilibrium(real_label, fake_label)
-    return Curves(
-        "loss",
-        "loss (nats)",
-        {"g_loss": "generator", "d_loss": "discriminator"},
-        counter="batch",
-        inset=False,
-        levels=(
-            (g_level, f"generator at equilibrium {g_level:.2f}"),
-            (d_level, f"discriminator at equilibrium {d_level:.2f}"),
-        ),
-    )
 
 
 # --- Training
@@ -211,20 +211,6 @@ def test_results(config, generator):
 
 
 # --- Pictures
-def sample_latents(n_samples, latent_dim, device=None):
-    """Draws from the prior N(0, I): [n_samples, latent_dim]."""
-    return torch.randn(n_samples, latent_dim, device=device)
-
-
-@torch.no_grad()
-def generate(generator, z):
-    """Images [n, n_pixels] in [0, 1] for latents [n, latent_dim]; batch norm in evaluation mode."""
-    training_mode = generator.training
-    images = (generator.eval()(z) + 1) / 2
-    generator.train(training_mode)
-    return images
-
-
 def save_final_pictures(run, generator):
     """Write new samples, the report's interpolation, and one between two very different images."""
     run.save_grid("samples_fresh", {"samples": generator.sample(25)}, "fresh latents")
@@ -236,6 +222,22 @@ def save_final_pictures(run, generator):
     line = generate(generator, latent.interpolate(*pair))
     caption = "between the two most different of 200 draws"
     run.save_grid("interpolation_pair", {"line": line}, caption, 9)
+
+
+def loss_curves(real_label, fake_label):
+    """The plot of both losses by batch, with their levels at the equilibrium."""
+    _, g_level, d_level = equilibrium(real_label, fake_label)
+    return Curves(
+        "loss",
+        "loss (nats)",
+        {"g_loss": "generator", "d_loss": "discriminator"},
+        counter="batch",
+        inset=False,
+        levels=(
+            (g_level, f"generator at equilibrium {g_level:.2f}"),
+            (d_level, f"discriminator at equilibrium {d_level:.2f}"),
+        ),
+    )
 
 
 def save_loss_plot(g_losses, d_losses, filename, real_label=0.9, fake_label=0.0):
@@ -269,7 +271,7 @@ def main(config):
         for batch in run.remaining(n_batches):
             real = next(batches) / 127.5 - 1
             averages.append(step(real))  # stays on the device
-            if batch in (1, 99_000, n_batches) or batch % 10_000 == 0:
+            if batch in (*PICTURES, n_batches) or batch % PICTURE_EVERY == 0:
                 samples = {"samples": generate(generator, fixed_latents)}
                 run.save_grid(f"samples_{batch:06d}", samples, f"batch {batch:,}")
             if batch % config.save_interval == 0 or batch == n_batches:

@@ -44,7 +44,7 @@ from harness import (
 
 ALPHA = 1e-5  # keeps the logit finite at black and white
 MAX_SHIFT = 1  # pixels: the report's 5% of an image's side is 1.4, and images move by whole pixels
-SHIFTED_EPOCHS = (1, 10, 40, 100)  # at which validation is also on shifted images
+SHIFTED_EPOCHS = (1, 10, 40, 100)  # at these, validation is on shifted images, too
 
 
 # --- Settings
@@ -86,17 +86,6 @@ class Config(RunConfig):
         choices = (self.data.dataset, self.protocol)
         others = [choice for choice in choices if choice not in ("mnist", "standard")]
         return "-".join(["nf", *others, f"seed{self.run.seed}"])
-
-
-CURVES = Curves(
-    "bpd",
-    "bits per dimension",
-    {
-        "train_bpd": "training (shifted images)",
-        "val_bpd": "validation",
-        "val_bpd_shifted": "validation, shifted images",
-    },
-)
 
 
 # --- Model
@@ -257,7 +246,8 @@ def run_epoch(model, data, optimizer, average=None, max_norm=5.0):
     """Train on data[0], then validate on data[1]: two results of `epoch_iter`."""
     train, val = data
     train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm)
-    return train_bpd, evaluate(model if average is None else average.model, val)
+    validated = model if average is None else average.model
+    return train_bpd, evaluate(validated, val)
 
 
 # --- Evaluation
@@ -277,21 +267,39 @@ def test_results(config, model, test):
     """Results of a trained model on the test split: dicts of numbers, by name."""
     results = {"test": {"bpd": evaluate(model, test), "bpd_shifted": evaluate(model, shift(test))}}
     with separate_random_numbers(config.run.seed):
-        layers, y = {"pixels": model.logit_normalize, "logit": model.flow}, next(iter(test))
-        results["inverse_error"] = likelihood.inverse_error(layers, model.dequantize(y))
+        layers = {"pixels": model.logit_normalize, "logit": model.flow}
+        images = next(iter(test))
+        results["inverse_error"] = likelihood.inverse_error(layers, model.dequantize(images))
         if n := config.importance_samples:
-            results["likelihood"] = likelihood.of_flow(model, test, n, y.shape[1])
+            results["likelihood"] = likelihood.of_flow(model, test, n, images.shape[1])
     if n := config.quality_samples:
-        images = draw(model, config.run.seed, n=n)
-        results["quality"] = sample_quality.measure(images, config.data)
+        samples = draw(model, config.run.seed, n=n)
+        results["quality"] = sample_quality.measure(samples, config.data)
     return results
 
 
 # --- Pictures
+CURVES = Curves(
+    "bpd",
+    "bits per dimension",
+    {
+        "train_bpd": "training (shifted images)",
+        "val_bpd": "validation",
+        "val_bpd_shifted": "validation, shifted images",
+    },
+)
+
+
 def draw(model, seed, temperature=1.0, n=25):
     """n samples in [0, 1], [n, c_in]; the same draws for the same seed."""
     with separate_random_numbers(seed):
         return model.sample(n, temperature) / 255
+
+
+def save_pictures(run, model, epoch):
+    """Write 25 samples, the same draws at every epoch."""
+    samples = draw(model, run.config.run.seed)
+    run.save_grid(f"samples_{epoch:03d}", {"samples": samples}, f"epoch {epoch}")
 
 
 def save_bpd_plot(train_curve, val_curve, filename):
@@ -309,20 +317,17 @@ def main(config):
         average = WeightAverage(model, config.ema_decay)
         run.restore(model=model, average=average, optimizer=optimizer)
         if run.count == 0:
-            run.save_grid(
-                "samples_000", {"samples": draw(average.model, config.run.seed)}, "epoch 0"
-            )
+            save_pictures(run, average.model, 0)
 
         for epoch in run.remaining(config.epochs):
-            model.train()
-            train_bpd = epoch_iter(model, run.progress(train), optimizer, average, config.max_norm)
+            batches = run.progress(train)
+            train_bpd = epoch_iter(model.train(), batches, optimizer, average, config.max_norm)
             metrics = {"train_bpd": train_bpd, "val_bpd": evaluate(average.model, val)}
             if epoch in (*SHIFTED_EPOCHS, config.epochs):
                 metrics["val_bpd_shifted"] = evaluate(average.model, shift(val))
             run.log(epoch=epoch, **metrics, lr=float(optimizer.param_groups[0]["lr"]))
             if epoch in (1, 5, config.epochs) or epoch % 10 == 0:
-                samples = {"samples": draw(average.model, config.run.seed)}
-                run.save_grid(f"samples_{epoch:03d}", samples, f"epoch {epoch}")
+                save_pictures(run, average.model, epoch)
             run.checkpoint()
 
         by_temperature = {f"{t}": draw(average.model, 0, t) for t in (0.7, 0.8, 0.9, 1.0)}

@@ -132,7 +132,8 @@ def draw_curves(
         for x, y, label in references:
             view.plot(x, y, "*", color=REFERENCE, markersize=8, linestyle="none", label=label)
         lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
-        for y, label, colour in [*lines, *((*level, REFERENCE) for level in levels)]:
+        lines += [(*level, REFERENCE) for level in levels]
+        for y, label, colour in lines:
             view.axhline(y, color=colour, linestyle="--", linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
     axes.set(xlabel=curves.counter, ylabel=curves.y_label)

@@ -40,7 +40,7 @@ class Row:
 
     @property
     def bound(self) -> str:
-        """The value as a table says it: '100.600', 'at least 0.850', '1.150 (0.9 to 1.5)'."""
+        """The value as a table says it: '95.000', 'at least 0.850', '1.250 (0.9 to 1.5)'."""
         if math.isfinite(self.low) and math.isfinite(self.high):
             return f"{self.value:.3f} ({self.low:g} to {self.high:g})"
         if math.isfinite(self.low):

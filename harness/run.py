@@ -277,11 +277,10 @@ class Run:
             (self.folder / name).unlink(missing_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         files.write_whole(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
-        earlier = config.get("resumed")
-        config["resumed"] = [
-            *(earlier if isinstance(earlier, list) else []),
-            {"from": self.count, **provenance(self.device)},
-        ]
+        resumed = config.get("resumed")
+        if not isinstance(resumed, list):  # the first time, or a damaged file
+            resumed = []
+        config["resumed"] = resumed + [{"from": self.count, **provenance(self.device)}]
         self._write_config(config)
 
     def _write_config(self, config: dict) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -58,15 +59,18 @@ def _run(script, flags, output, file_size):
         make_batches(self, images[: len(images) // 10], *args, **options)
 
     Batches.__init__ = make_few
-    sys.argv = [script, *map(str, flags), "--device", "cpu"]
+    sys.argv = [str(script), *map(str, flags), "--device", "cpu"]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 class Process:
-    """`script *flags`, started by the fork server; output goes to a log in `folder`."""
+    """`script *flags`, started by the fork server; output goes to a log in `folder`.
+
+    The script is one of SCRIPTS, or the path of a changed copy.
+    """
 
     def __init__(self, folder, script, *flags, file_size=None):
-        self.output = folder / f"{script}.{time.monotonic_ns()}.log"
+        self.output = folder / f"{Path(script).name}.{time.monotonic_ns()}.log"
         self.process = CONTEXT.Process(target=_run, args=(script, flags, self.output, file_size))
         self.process.start()
 

@@ -70,3 +70,21 @@ def test_shifts_never_wrap_around_an_edge(max_shift, n_images):
         else:
             pytest.fail("an image is not the shifted original with black edges")
     assert len(seen) == (2 * max_shift + 1) ** 2
+
+
+def test_a_stream_gives_a_batch_at_a_time():
+    torch.manual_seed(0)
+    expected = list(itertools.islice(Stream(numbered(10), 4), 6))
+    torch.manual_seed(0)
+    stream = Stream(numbered(10), 4)
+    assert all(torch.equal(next(stream), batch) for batch in expected)
+
+
+def test_the_state_of_a_stream_is_that_of_its_moment():
+    stream = Stream(numbered(10), 4)
+    next(stream)
+    state = stream.state_dict()
+    assert len(state["order"]) == 6
+    assert state["order"].untyped_storage().nbytes() == 6 * 8  # of no whole pass
+    next(stream)
+    assert len(state["order"]) == 6

@@ -1,5 +1,6 @@
 """Data sets of MNIST's form: read from folders and files, downloaded if the user allows it."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_a_download_that_fails_ends_in_one_line(tmp_path, few, mirror, monkeypat
     assert "train-labels-idx1-ubyte" in line and "--download did not help: " in line
     nowhere = ["http://127.0.0.1:1/"]
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", nowhere)
-    line = refused(source._replace(data_dir=tmp_path / "other"))
+    line = refused(dataclasses.replace(source, data_dir=tmp_path / "other"))
     assert "expected the IDX files" in line and "Connection refused" in line
 
 

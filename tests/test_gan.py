@@ -12,9 +12,9 @@ from scipy.optimize import minimize_scalar
 import a3_gan_template as script
 from a3_gan_template import Discriminator, Generator
 from datasets import Stream
-from harness import checkpoints, records
-from harness.devices import separate_random_numbers
-from harness.errors import UserError
+from harness import records, separate_random_numbers
+from harness.errors import UsageError
+from harness.references import rows
 
 
 @pytest.fixture
@@ -196,17 +196,17 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
     monkeypatch.setattr(script, "test_results", lambda *_: {})
     pictures = {}
 
-    def save_grid(path, panels):
-        pictures[path.name] = next(iter(panels.values()))
+    def save_grid(run, name, panels, caption):
+        pictures[name] = next(iter(panels.values()))
 
-    monkeypatch.setattr(script.plots, "save_grid", save_grid)
-    flags = "--n_epochs 1 --batch_size 12 --save_interval 3 --device cpu --out"
-    script.main(script.parse_args([*flags.split(), str(tmp_path / "run")]))
+    monkeypatch.setattr(script.Run, "save_grid", save_grid)
+    words = "--n_epochs 1 --batch_size 12 --save_interval 3 --out"
+    script.main(config_of(*words.split(), str(tmp_path / "run")))
 
     torch.manual_seed(0)
     networks = Generator(), Discriminator()
     optimizers = [torch.optim.Adam(model.parameters(), lr=2e-4, fused=True) for model in networks]
-    with separate_random_numbers(0, torch.device("cpu")):
+    with separate_random_numbers(0):
         fixed_latents = torch.randn(25, 100)
     lines, averages, expected_pictures = [], [], {}
     for batch, real in enumerate(itertools.islice(Stream(grey, 12), 10), start=1):
@@ -216,43 +216,17 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
             averages = []
         if batch in (1, 4, 7, 8, 10):
             image = script.generate(networks[0], fixed_latents)
-            expected_pictures[f"samples_{batch:06d}.png"] = image
+            expected_pictures[f"samples_{batch:06d}"] = image
     written = records.read_metrics(tmp_path / "run")
     assert [[line[key] for key in ("batch", *script.LOSSES)] for line in written] == lines
     assert pictures.keys() == expected_pictures.keys()
     assert all(torch.equal(pictures[name], images) for name, images in expected_pictures.items())
 
 
-@pytest.mark.parametrize(
-    "flags, n_levels",
-    [
-        ("", 3),
-        ("--protocol report", 3),
-        ("--lr 1e-3", 3),
-        ("--dataset fashion", 2),
-        ("--real_label 1", 2),
-        ("--fake_label 0.2 --protocol report", 2),
-    ],
-)
-def test_the_report_s_loss_is_drawn_where_it_compares(tmp_path, monkeypatch, flags, n_levels):
-    levels = []
-
-    def draw_only(args, device, draw_curves, *_, **__):
-        draw_curves(tmp_path, [{"batch": 1, "g_loss": 1.0, "d_loss": 1.0}])
-        raise UserError("enough")
-
-    monkeypatch.setattr(script, "Run", draw_only)
-    monkeypatch.setattr(script, "mnist", lambda *_: 3 * [Namespace(images=torch.zeros(64, 784))])
-    monkeypatch.setattr(script.plots, "save_curves", lambda *args: levels.extend(args[5]))
-    with pytest.raises(UserError, match="enough"):
-        script.main(script.parse_args([*flags.split(), "--device", "cpu"]))
-    assert len(levels) == n_levels
-    assert (script.REFERENCE_LOSS in [y for y, *_ in levels]) == (n_levels == 3)
-
-
 def test_the_number_of_batches_is_the_report_s():
     batches = Stream(torch.zeros(60_000, 1, dtype=torch.uint8), 64)
-    assert 200 * batches.n_images / batches.batch_size == script.N_BATCHES
+    n_batches = 200 * batches.n_images / batches.batch_size
+    assert {row.after for row in rows(script.Config.SCRIPT, {"protocol": "report"})} == {n_batches}
     assert {len(batch) for batch in itertools.islice(batches, 1875)} == {64}
     assert len(batches.order) == 0  # 1,875 batches are two passes exactly
 
@@ -268,53 +242,30 @@ def test_generate_uses_and_keeps_the_statistics(networks):
     assert torch.allclose(images[:3], script.generate(generator, z[:3]), atol=1e-6)
 
 
-def test_graded_rows():
-    results = {}
-
-    def verdicts(protocol, last=187_500, repeats=0, mean_distance=10.0, latent_dim=100, **values):
-        settings = {
-            "protocol": protocol,
-            "dataset": "mnist",
-            "latent_dim": latent_dim,
-            "batch_size": 64,
-            "real_label": 0.9,
-            "fake_label": 0.1 if protocol == "report" else 0.0,
-        }
-        values = dict(g_loss=1.2, d_loss=1.1, d_real=0.7, d_fake=0.2) | values
-        lines = [
-            {"batch": batch, "g_loss": 9.0, "d_loss": 9.0, "d_real": 1.0, "d_fake": 0.0}
-            for batch in range(500, int(0.9 * last) + 1, 500)
-        ]
-        lines += [
-            {"batch": batch} | values for batch in range(int(0.9 * last) + 500, last + 1, 500)
-        ]
-        if lines[-1]["batch"] != last:
-            lines.append({"batch": last} | values)
-        measures = {"mean_distance": mean_distance, "mean_distance_real": 10.5, "repeats": repeats}
-        rows = script.grade(Namespace(**settings), lines, {"samples": measures} | results)
-        return [row["verdict"] for row in rows]
-
-    assert verdicts("standard") == 4 * ["pass"] and verdicts("report") == 5 * ["pass"]
-    assert verdicts("standard", d_real=0.81) == ["falls short", "pass", "pass", "pass"]
-    assert verdicts("standard", d_fake=0.09) == ["pass", "falls short", "pass", "pass"]
-    assert verdicts("report", g_loss=1.6)[:3] == ["falls short", "pass", "falls short"]
-    assert verdicts("report", g_loss=1.49)[:3] == ["pass", "pass", "falls short"]
-    assert verdicts("report", d_loss=0.89)[:3] == ["pass", "falls short", "pass"]
-    assert verdicts("standard", last=18_750) == 4 * ["not reached"]
-    assert verdicts("standard", latent_dim=2) == 4 * ["not comparable"]
-    assert verdicts("standard", mean_distance=8.9, repeats=1)[2:] == ["falls short", "falls short"]
-    results["samples"] = {}
-    assert verdicts("report") == 3 * ["pass"] + 2 * ["not reached"]
-    del results["samples"]
-    results["quality"] = {"parzen_nats": 222.9, "smallest_class": 0.05, "largest_class": 0.3}
-    assert verdicts("report")[5:] == ["falls short", "pass", "falls short"]
+def config_of(*words):
+    return script.Config.parse([*words, "--device", "cpu"])
 
 
-def test_a_checkpoint_that_is_not_a_generator_s_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["a3_gan_template.py"])
-    config = '{"script": "a3_gan_template.py", "arguments": {}}'
-    (tmp_path / "config.json").write_text(config)
-    checkpoints.save(tmp_path, {"generator": Discriminator()}, [{"batch": 1, "loss": 1.0}])
-    args = Namespace(generate=tmp_path, device="cpu", seed=0, n=4)
-    with pytest.raises(UserError, match="no usable checkpoint"):
-        script.generate_from_run(args)
+def test_the_settings_have_the_course_s_names_and_bounds():
+    config = config_of()
+    assert (config.latent_dim, config.real_label, config.fake_label) == (100, 0.9, 0.0)
+    assert config.name == "gan-seed0"
+    report = config_of("--protocol", "report", "--dataset", "fashion")
+    assert (report.name, report.fake_label) == ("gan-fashion-report-seed0", 0.1)
+    for words, named in (
+        ("--batch_size 1", "--batch_size"),
+        ("--batch_size 60001", "--batch_size"),
+        ("--fake_label 0.9", "--fake_label"),
+        ("--real_label 1.1", "--real_label"),
+        ("--save_interval 0", "--save_interval"),
+        ("--lr inf", "--lr"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            config_of(*words.split())
+
+
+def test_the_loss_plot_shows_the_equilibrium(tmp_path):
+    levels = [y for y, _ in script.loss_curves(0.9, 0.1).levels]
+    assert levels == list(script.equilibrium(0.9, 0.1)[1:])
+    script.save_loss_plot([1.0, 1.1], [1.3, 1.2], tmp_path / "loss.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "loss.pdf"}

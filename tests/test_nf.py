@@ -10,7 +10,8 @@ from torch.distributions import Independent, Normal
 
 import a3_nf_template as script
 from a3_nf_template import Coupling, Flow, Model, get_mask
-from datasets import mnist
+from datasets import Batches, mnist
+from harness.errors import UsageError
 from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
 from harness.steps import adam
 
@@ -321,24 +322,39 @@ def test_inverse_error_is_small_and_measured(images):
         errors = inverse_error(layers, model.dequantize(images))
         assert 0 < errors["pixels"] < 0.01 and 0 < errors["logit"] < 1e-4
         layer = model.flow.layers[0]
-        change = layer.change
-        layer.change = lambda kept, *rest: change(kept + 1e-2 * rest[-1], *rest)
+        forward = layer.forward
+        layer.forward = lambda z, ldj, reverse: forward(z + 1e-2 * reverse, ldj, reverse)
         assert inverse_error(layers, model.dequantize(images))["logit"] > 1e-3
 
 
-def test_graded_rows():
-    lines = [{"epoch": epoch, "val_bpd": 1.80} for epoch in range(1, 41)]
-    for epoch in (1, 10, 40):
-        lines[epoch - 1]["val_bpd_shifted"] = 1.81
+def config_of(*words):
+    return script.Config.parse([*words, "--device", "cpu"])
 
-    def verdicts(**settings):
-        args = script.parse_args([])
-        vars(args).update(settings)
-        return [row["verdict"] for row in script.grade(args, lines, {})]
 
-    assert verdicts() == 2 * ["pass", "pass", "pass", "not reached"] + ["pass"]
-    assert set(verdicts(n_hidden=512)) == {"not comparable"}
-    lines[39] |= {"val_bpd": 1.83, "val_bpd_shifted": 1.86}
-    assert [verdicts()[n] for n in (2, 6, 8)] == 3 * ["falls short"]
-    lines[39]["val_bpd_shifted"] = 1.84  # the demand is of shifted images, as the assignment's are
-    assert [verdicts()[n] for n in (2, 6, 8)] == ["falls short", "falls short", "pass"]
+def test_the_settings_have_the_course_s_names_and_bounds():
+    config = config_of()
+    assert (config.n_flows, config.n_hidden, config.max_norm) == (4, 1024, 5.0)
+    assert config.name == "nf-seed0"
+    assert config_of("--protocol", "report", "--seed", "2").name == "nf-report-seed2"
+    assert config_of("--protocol", "report").ema_decay == 0
+    for words in ("--n_flows 0", "--lr 0", "--max_norm nan", "--ema_decay -1", "--epochs 0"):
+        with pytest.raises(UsageError, match=words.split()[0]):
+            config_of(*words.split())
+
+
+def test_results_are_of_whole_splits_and_of_the_given_noise(monkeypatch):
+    monkeypatch.setattr(script.sample_quality, "measure", lambda *_: {"n": 1})
+    model = perturbed(Model([784], n_flows=1, n_hidden=4), scale=0.05).float().eval()
+    images = mnist()[2].images[:8]
+    test = Batches(images, 4, torch.Tensor.float)
+    config = config_of("--importance_samples", "3")
+    results = script.test_results(config, model, test)
+    assert results.keys() == {"test", "inverse_error", "likelihood", "quality"}
+    assert results["test"]["bpd"] == script.evaluate(model, test)
+    assert results["likelihood"]["importance_samples"] == 3
+    assert results == script.test_results(config, model, test)
+
+
+def test_the_bpd_plot_is_written(tmp_path):
+    script.save_bpd_plot([2.0, 1.9], [2.1, 2.0], tmp_path / "bpd.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"bpd.png", "bpd.pdf"}

@@ -13,6 +13,7 @@ import torch
 from harness import records
 from tests.conftest import ROOT
 from tests.processes import GAN, NF, SCRIPTS, VAE, Process, run, wait_for
+from tests.run_states import assert_same, final_state
 
 SHORT = {
     VAE: "--epochs 6 --zdim 3 --hidden_dim 16 --batch_size 100 --importance_samples 2",
@@ -20,31 +21,6 @@ SHORT = {
     GAN: "--n_epochs 1 --batch_size 204 --save_interval 5",
 }
 SHORT = {script: [*flags.split(), "--quality_samples", "0"] for script, flags in SHORT.items()}
-
-
-def final_state(folder):
-    """Everything a run ends with, except the time it took."""
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    metrics = [line | {"seconds": None} for line in records.read_metrics(folder)]
-    assert metrics == [line | {"seconds": None} for line in checkpoint.pop("metrics")]
-    result = json.loads((folder / "result.json").read_text()) | {"finished": None}
-    pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
-    return checkpoint, metrics, result, pictures
-
-
-def assert_same(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for pair in zip(one, other):
-            assert_same(*pair)
-    else:
-        assert one == other
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +106,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, finished):
         assert status == 0, output
     assert_same(final_state(tmp_path / "run")[:3], final_state(finished[script][0])[:3])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["arguments"]["epochs"] == 6 and config["resumed"][0]["from"] == 3
+    assert config["settings"]["epochs"] == 6 and config["resumed"][0]["from"] == 3
 
 
 @pytest.mark.parametrize(
@@ -144,7 +120,9 @@ def test_signals_stop_a_run_in_order(tmp_path, script, signum, status):
     os.kill(process.process.pid, signum)
     ended_with, output = process.join()
     assert ended_with == status and "Traceback" not in output
-    assert output.splitlines()[-1].endswith(f"go on with: python {ROOT / script} --resume {folder}")
+    assert output.splitlines()[-1].endswith(
+        f"resume with: python {ROOT / script} --resume {folder}"
+    )
     assert list(folder.glob("*.pdf")) and not (folder / "result.json").exists()
     assert not list(folder.glob("*.partial"))
     torch.load(folder / "checkpoint.pt", weights_only=True)

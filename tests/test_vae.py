@@ -2,6 +2,7 @@
 
 import copy
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from scipy.stats import norm
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import a3_vae_template as script
-from a3_vae_template import VAE, Decoder, Encoder, epoch_iter, evaluate, run_epoch
-from datasets import MNIST, Batches, Source
+from a3_vae_template import VAE, Decoder, Encoder, ReportVAE, epoch_iter, evaluate, run_epoch
+from datasets import BINARIZATIONS, MNIST, Batches, Source
 from harness.average import WeightAverage
+from harness.errors import UsageError
+
+KINDS = {"standard": VAE, "report": ReportVAE}
 
 
 @pytest.fixture
@@ -71,8 +75,13 @@ def test_kl_divergence_against_torch_distributions():
 
 def test_the_report_s_kl_by_hand():
     # 1/2 ((e^1 + 2^2 - 1 - 1) + (e^0 + 0 - 0 - 1)), where the divergence has e^2 and 2 log sigma
-    value = script.report_kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    assert value.item() == pytest.approx((math.e + 4 - 1 - 1) / 2)
+    model = zeroed(ReportVAE(hidden_dim=4, z_dim=2))
+    with torch.no_grad():
+        model.encoder.mean.bias.copy_(torch.tensor([2.0, 0.0]))
+        model.encoder.log_std.bias.copy_(torch.tensor([1.0, 0.0]))
+    terms = model.terms(torch.zeros(1, 784))
+    wrong_kl = terms["report"] - terms["recon"]
+    assert wrong_kl.item() == pytest.approx((math.e + 4 - 1 - 1) / 2, rel=1e-4)
 
 
 def test_likelihood_against_torch_distributions(images):
@@ -88,7 +97,7 @@ def test_likelihood_of_saturated_logits():
 
 def test_elbo_by_hand(images):
     """q(z|x) = N(1, e^2) in each of 3 dimensions, and all Bernoulli means 1/4, whatever z is."""
-    model = zeroed(VAE(hidden_dim=4, z_dim=3))
+    model = zeroed(ReportVAE(hidden_dim=4, z_dim=3))
     torch.nn.init.ones_(model.encoder.mean.bias)
     torch.nn.init.ones_(model.encoder.log_std.bias)
     torch.nn.init.constant_(model.decoder.output.bias, -math.log(3))
@@ -96,10 +105,10 @@ def test_elbo_by_hand(images):
     recon = ones * math.log(4) + (784 - ones) * math.log(4 / 3)
     kl = 3 * 0.5 * (math.e**2 + 1 - 2 - 1)
     terms = model.terms(images)
-    assert torch.allclose(terms.recon, recon, rtol=1e-5)
-    assert torch.allclose(terms.kl, torch.full((12,), kl))
-    assert torch.allclose(terms.neg_elbo, recon + kl, rtol=1e-5)
-    assert torch.allclose(terms.report, recon + 3 * 0.5 * (math.e + 1 - 1 - 1), rtol=1e-5)
+    assert torch.allclose(terms["recon"], recon, rtol=1e-5)
+    assert torch.allclose(terms["kl"], torch.full((12,), kl))
+    assert torch.allclose(terms["neg_elbo"], recon + kl, rtol=1e-5)
+    assert torch.allclose(terms["report"], recon + 3 * 0.5 * (math.e + 1 - 1 - 1), rtol=1e-5)
     assert model(images).item() == pytest.approx((recon + kl).mean().item(), rel=1e-5)
 
 
@@ -131,7 +140,7 @@ def test_elbo_is_below_log_px_by_the_divergence_from_the_posterior():
             mean + 10 * sigma,
             limit=400,
         )[0]
-        estimates = torch.cat([-model.terms(x.expand(4000, -1)).neg_elbo for _ in range(10)])
+        estimates = torch.cat([-model.terms(x.expand(4000, -1))["neg_elbo"] for _ in range(10)])
     standard_error = estimates.std().item() / len(estimates) ** 0.5
     assert divergence > 0.1
     assert estimates.mean().item() == pytest.approx(log_px - divergence, abs=5 * standard_error)
@@ -185,8 +194,9 @@ def test_averages_weigh_every_image_the_same(images):
     model = zeroed(VAE(hidden_dim=4, z_dim=3)).eval()
     torch.nn.init.constant_(model.decoder.output.bias, -1.0)
     nats = epoch_iter(model, images.split(5), optimizer=None)  # batches of 5, 5 and 2
-    assert nats.neg_elbo == pytest.approx(model(images).item(), rel=1e-6)
-    assert nats.neg_elbo == pytest.approx(nats.recon + nats.kl)
+    neg_elbo, recon, kl = nats
+    assert neg_elbo == pytest.approx(model(images).item(), rel=1e-6)
+    assert neg_elbo == pytest.approx(recon + kl)
 
 
 def test_validation_changes_nothing(images):
@@ -204,10 +214,10 @@ def test_validation_changes_nothing(images):
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-@pytest.mark.parametrize("protocol", script.GRADED)
+@pytest.mark.parametrize("protocol", KINDS)
 def test_only_the_report_trains_on_the_validation_split(images, protocol):
     torch.manual_seed(0)
-    model = VAE(hidden_dim=8, z_dim=3, protocol=protocol)
+    model = KINDS[protocol](hidden_dim=8, z_dim=3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     after_training = []
 
@@ -224,10 +234,10 @@ def test_only_the_report_trains_on_the_validation_split(images, protocol):
 @pytest.mark.parametrize("protocol, term", [("standard", "neg_elbo"), ("report", "report")])
 def test_each_protocol_descends_its_own_objective(images, protocol, term):
     torch.manual_seed(0)
-    model = VAE(hidden_dim=8, z_dim=3, protocol=protocol)
+    model = KINDS[protocol](hidden_dim=8, z_dim=3)
     reference = copy.deepcopy(model)
     torch.manual_seed(1)
-    getattr(reference.terms(images), term).mean().backward()
+    reference.terms(images)[term].mean().backward()
     torch.manual_seed(1)
     epoch_iter(model.train(), [images], torch.optim.SGD(model.parameters(), lr=1.0))
     for before, after in zip(reference.parameters(), model.parameters()):
@@ -244,55 +254,28 @@ def test_the_average_is_what_is_validated(images):
     assert val_nats == evaluate(average.model, images.split(6)) != evaluate(model, images.split(6))
 
 
-def test_graded_rows():
-    lines = [
-        {"epoch": epoch, "val_neg_elbo_nats": 100.0, "val_report_nats": 79.0}
-        for epoch in range(1, 101)
-    ]
-
-    results = {}
-
-    def verdicts(n_epochs=100, **settings):
-        args = script.parse_args([])
-        vars(args).update(settings)
-        rows = script.grade(args, lines[:n_epochs], results)
-        return [row["verdict"] for row in rows]
-
-    assert verdicts() == ["pass", "not reached"] and verdicts(39) == 2 * ["not reached"]
-    assert verdicts(protocol="report") == ["pass"]
-    assert verdicts(99, protocol="report") == ["not reached"]
-    lines[39]["val_neg_elbo_nats"], lines[99]["val_report_nats"] = 100.61, 79.46
-    assert verdicts()[:1] == verdicts(protocol="report") == ["falls short"]
-    for name, value in (("zdim", 2), ("hidden_dim", 400), ("binarize", "threshold")):
-        assert verdicts(**{name: value}) == 2 * ["not comparable"]
-    assert verdicts(binarize="dynamic") == 2 * ["not comparable"]
-    for nats, verdict in ((91.4, "pass"), (91.6, "falls short")):
-        results["likelihood"] = {"neg_log_px_nats": nats}
-        assert verdicts()[1] == verdict and verdicts(99)[1] == "not reached"
+def config_of(*words):
+    return script.Config.parse([*words, "--device", "cpu"])
 
 
-def test_the_jacobian_is_that_of_autodiff(images):
-    torch.manual_seed(0)
-    decoder, z = Decoder(30, 5).double(), torch.randn(4, 5).double()
-    expected = torch.func.vmap(torch.func.jacrev(decoder.logits))(z)  # [batch, 784, z_dim]
-    assert torch.allclose(decoder.jacobian(z), expected.transpose(1, 2), atol=1e-12)
-
-
-@pytest.mark.parametrize("protocol, length", [("standard", 3), ("report", 4)])
-def test_training_computes_the_report_s_nats_only_where_they_are_its_objective(protocol, length):
-    model = VAE(hidden_dim=4, z_dim=2, protocol=protocol)
-    batch = torch.zeros(2, 784)
-    assert len(script.train_step(model, torch.optim.Adam(model.parameters()), batch)) == length
-    assert len(script.evaluation_step(model, batch)) == 4
+def test_a_run_s_numbers_are_those_of_the_bound_in_either_protocol(monkeypatch):
+    monkeypatch.setattr(script.sample_quality, "measure", lambda *_: {})
+    test = Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
+    for protocol, kind in KINDS.items():
+        config = config_of("--protocol", protocol, "--importance_samples", "0")
+        results = script.test_results(config, kind(8, 2), test)
+        assert results["test"].keys() == {"neg_elbo_nats", "recon_nats", "kl_nats"}
 
 
 def test_samples_are_the_same_whatever_else_is_evaluated(monkeypatch):
     compared = []
-    monkeypatch.setattr(script, "sample_quality", lambda images, *_: compared.append(images))
+    monkeypatch.setattr(
+        script.sample_quality, "measure", lambda images, *_: compared.append(images)
+    )
     model, test = VAE(8, 2), Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
     for n in ("0", "3"):
-        flags = ["--importance_samples", n, "--quality_samples", "100"]
-        script.test_results(script.parse_args(flags), model, test)
+        config = config_of("--importance_samples", n, "--quality_samples", "100")
+        script.test_results(config, model, test)
     assert torch.equal(compared[0], compared[2]) and torch.equal(compared[1], compared[3])
 
 
@@ -300,11 +283,34 @@ def test_samples_are_the_same_whatever_else_is_evaluated(monkeypatch):
 def test_samples_are_compared_with_mnist_where_data_dir_has_only_larochelles_bits(
     monkeypatch, tmp_path, binarize, has_images
 ):
-    flags = ["--binarize", binarize, "--data_dir", str(tmp_path), "--importance_samples", "0"]
-    args = script.parse_args([*flags, "--quality_samples", "100"])
+    words = ["--binarize", binarize, "--data_dir", str(tmp_path), "--importance_samples", "0"]
+    config = config_of(*words, "--quality_samples", "100")
     sources = []
-    monkeypatch.setattr(script, "sample_quality", lambda images, *given: sources.append(given))
+    monkeypatch.setattr(
+        script.sample_quality, "measure", lambda images, *given: sources.append(given)
+    )
     test = Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
-    script.test_results(args, VAE(8, 2), test)
-    source = Source("mnist", str(tmp_path)) if has_images else MNIST
+    script.test_results(config, VAE(8, 2), test)
+    source = Source("mnist", tmp_path) if has_images else MNIST
     assert sources == [(source,), (source, binarize)]
+
+
+def test_the_settings_have_the_course_s_names_and_bounds():
+    config = config_of()
+    assert typing.get_args(typing.get_type_hints(script.Config)["binarize"]) == BINARIZATIONS
+    assert (config.zdim, config.hidden_dim, config.epochs, config.name) == (
+        20,
+        500,
+        100,
+        "vae-z20-seed0",
+    )
+    assert config_of("--binarize", "dynamic", "--zdim", "2").name == "vae-dynamic-z2-seed0"
+    assert config_of("--protocol", "report").name == "vae-report-z20-seed0"
+    for words in ("--zdim 0", "--lr 0", "--lr nan", "--ema_decay 1", "--importance_samples -1"):
+        with pytest.raises(UsageError, match=words.split()[0]):
+            config_of(*words.split())
+
+
+def test_the_elbo_plot_is_written(tmp_path):
+    script.save_elbo_plot([150.0, 120.0], [140.0, 115.0], tmp_path / "elbo.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"elbo.png", "elbo.pdf"}
