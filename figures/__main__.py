@@ -208,7 +208,7 @@ def draw(command: Draw) -> None:
         write_page(command.out, drawn, groups, found, missing, command.quick)
         _print_errors(messages)
     _print_errors(missing)
-    print(f"{len(drawn)} figures in {report}")
+    print(f"figures in {report}: {len(drawn)}")
     if missing:
         raise UserError(f"not all figures could be drawn: {len(missing)} reasons above")
 
