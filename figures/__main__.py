@@ -43,14 +43,16 @@ class Stored:
     # also read the runs in this file, which `export FILE.jsonl` wrote; they have no pictures
     recorded: Path | None = None
 
+    def __post_init__(self):
+        if self.runs.exists() and not self.runs.is_dir():
+            raise ValueError(f"--runs {self.runs} is a file, not a folder")
+
     def find(self, chosen: Iterable = ()) -> tuple[Runs, list[str]]:
         """All runs, `chosen` ones among them, and messages about unreadable ones.
 
         Raises:
             UserError: there is no such folder or file, or the file is damaged.
         """
-        if self.runs.exists() and not self.runs.is_dir():
-            raise UserError(f"--runs {self.runs} is a file, not a folder")
         alone = self.recorded is None and not chosen
         if not self.runs.is_dir() and (alone or self.runs not in (Path("runs"), QUICK_RUNS)):
             raise UserError(f"there is no folder {self.runs}: name that of the runs with --runs")
@@ -92,6 +94,7 @@ class Draw(Stored):
     def __post_init__(self):
         if self.quick and self.runs == Path("runs"):
             self.runs = QUICK_RUNS
+        super().__post_init__()
         self.out = self.out or self.runs / "figures"
 
 
@@ -117,6 +120,7 @@ class Train(Stored):
     def __post_init__(self):
         if self.quick and self.runs == Path("runs"):
             self.runs = QUICK_RUNS
+        super().__post_init__()
         if self.seeds < 1 or self.jobs is not None and self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
         if self.jobs is not None and self.slurm is not None:
@@ -145,6 +149,7 @@ class Export(Stored):
     file: tyro.conf.Positional[Path] = tyro.MISSING
 
     def __post_init__(self):
+        super().__post_init__()
         check_file(self.file)
 
 
