@@ -1,6 +1,5 @@
 """Submits trainings to a SLURM cluster with submitit, as an array of jobs that can be requeued."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -24,26 +23,30 @@ SETUP = [
 
 
 def parameter(text: str) -> tuple[str, int | str | bool]:
-    """An argparse type: a parameter of submitit's SlurmExecutor, such as partition=gpu."""
+    """(key, value) of a parameter of submitit's SlurmExecutor, such as "partition=gpu".
+
+    Raises:
+        ValueError: it is none, or cannot be set on a command line.
+    """
     key, equals, value = text.partition("=")
     if key in NO_WORDS:
-        raise argparse.ArgumentTypeError(f"{key} cannot be set on a command line")
+        raise ValueError(f"--slurm: {key} cannot be set on a command line")
     if not key or not equals:
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as partition=gpu, not {text!r}")
+        raise ValueError(f"--slurm: must be KEY=VALUE, such as partition=gpu, not {text!r}")
     if key == "time" and not value.isdigit():
-        raise argparse.ArgumentTypeError(f"time is a whole number of minutes, not {value!r}")
+        raise ValueError(f"--slurm: time is a whole number of minutes, not {value!r}")
     words = {"true": True, "false": False}
     return key, int(value) if value.isdigit() else words.get(value.lower(), value)
 
 
 class Job:
-    """A training on a node. Called again after a requeue, it goes on from its checkpoint."""
+    """A training on a node. Called again after a requeue, it resumes from its checkpoint."""
 
     def __init__(self, training: Training, base: Path, options: list[str]):
         self.training, self.base, self.options = training, base, options
 
     def __call__(self) -> None:
-        """Train, or go on."""
+        """Train, or resume."""
         found, _ = find_runs(self.base)
         if not self.training.is_missing(found):
             return
@@ -51,7 +54,7 @@ class Job:
         script = self.training.kind.script
         # In this process: submitit's signal that the time is up must not kill a child first.
         sys.argv = [str(ROOT / script), *flags, *self.options]
-        SCRIPTS[script].main(SCRIPTS[script].parse_args(sys.argv[1:]))
+        SCRIPTS[script].main(SCRIPTS[script].Config.parse())
 
     def checkpoint(self):
         """What submitit calls after a requeue; the state itself is in the run folder."""

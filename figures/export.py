@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-from argparse import ArgumentTypeError
 from pathlib import Path
 
 from figures.kinds import KINDS
@@ -15,6 +14,7 @@ from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
 from figures.tables import graded_lines
 from harness.errors import UserError
 from harness.files import write_whole
+from harness.references import NOT_COMPARABLE
 
 LATEX = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
@@ -23,15 +23,13 @@ LATEX = str.maketrans(
 )
 
 
-def export_file(text: str) -> Path:
-    """An argparse type: a file that can be written, of one of the formats."""
-    path = Path(text)
+def check_file(path: Path) -> None:
+    """Raise ValueError unless the file has one of the formats and can be written."""
     if path.suffix not in FORMATS:
-        raise ArgumentTypeError(f"must end in {', '.join(FORMATS)}, not {text!r}")
+        raise ValueError(f"{path} must end in {', '.join(FORMATS)}")
     writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if path.is_dir() or not writable:
-        raise ArgumentTypeError(f"{text!r} cannot be written")
-    return path
+        raise ValueError(f"{path} cannot be written")
 
 
 def export(path: Path, found: Runs, groups: Groups) -> None:
@@ -50,7 +48,7 @@ def run_records(found: Runs) -> list[dict]:
     """A flat dict of each run: its settings where runs differ, graded values and results."""
     values = {}  # of a setting of a script
     for run in found:
-        for name, value in vars(run.args).items():
+        for name, value in run.settings.items():
             values.setdefault((run.script, name), set()).add(repr(value))
     differing = {name for (_, name), reprs in values.items() if len(reprs) > 1}
     return [_record(run, differing - NOT_OF_TRAINING) for run in found]
@@ -63,14 +61,14 @@ def _record(run: StoredRun, differing: set[str]) -> dict:
         "script": run.script,
         "kind": next(kinds, None),
         "dataset": run.dataset,
-        "seed": run.args.seed,
+        "seed": run.seed,
         "finished": run.finished,
         run.counter: run.count,
     }
-    record |= {name: value for name, value in sorted(vars(run.args).items()) if name in differing}
-    for row in run.graded():
-        name = f"{row['quantity']} ({row['unit']}) at {run.counter} {row['at']}"
-        record |= {name: row["value"], f"{name}: verdict": row["verdict"]}
+    record |= {name: value for name, value in sorted(run.settings.items()) if name in differing}
+    for graded in run.graded():
+        name = f"{graded.row.quantity} ({graded.row.unit}) at {run.counter} {graded.at}"
+        record |= {name: graded.value, f"{name}: verdict": graded.verdict}
     for part, values in run.results.items():
         record |= {f"{part}.{key}": value for key, value in values.items()}
     return record | {"seconds": round(run.seconds, 3), "device": run.config.get("device")}
@@ -106,7 +104,7 @@ def _tex(found: Runs, groups: Groups) -> str:
     for training, same in itertools.groupby(lines, key=lambda line: line.training):
         rows += [r"\midrule", rf"\multicolumn{{4}}{{@{{}}l}}{{\emph{{{latex(training)}}}}} \\"]
         for line in same:
-            reference = "-" if line.verdict == "not comparable" else line.reference
+            reference = "-" if line.verdict.startswith(NOT_COMPARABLE) else line.reference
             cells = (line.quantity, line.at, line.value, reference)
             rows.append(" & ".join(map(latex, cells)) + r" \\")
     return "\n".join([_HEAD, *rows, _FOOT])
@@ -126,7 +124,7 @@ _HEAD = r"""% Needs \usepackage{booktabs}.
 \caption{Results on MNIST: mean $\pm$ standard deviation over seeds (number of seeds).
   A value without $\pm$ is of one seed.}
 \label{tab:results}
-\begin{tabular}{@{}p{0.47\linewidth}rrr@{}}
+\begin{tabular}{@{}p{0.4\linewidth}rrr@{}}
 \toprule
 Quantity & At & Value & Reference \\"""
 _FOOT = r"""\bottomrule

@@ -1,50 +1,51 @@
 """Draws all figures and writes the gallery, the page that shows them with the graded table."""
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from figures.departures import departures
-from figures.drawing import CURVES
+from figures.drawing import curves
 from figures.export import export
 from figures.kinds import KINDS
-from figures.report import FIGURES, Figure
+from figures.report import Figure
 from figures.runs import Groups, Runs, are_short, with_folder
-from figures.tables import PUBLISHED, comparison, graded_table, other_data
+from figures.strip import PANELS, panels_of, save_strip
+from figures.tables import comparison, graded_table, other_data, published
 from harness.errors import UserError
 from harness.files import write_whole
 
 Drawn = list[tuple[Figure, str, str]]  # figures, the names of their files, and captions
 
 
-def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
-    """Draw every figure that has a run into out/report; also returns messages about failures.
+def draw_figures(
+    figures: Iterable[Figure], groups: Groups, folder: Path, quick: bool
+) -> tuple[Drawn, list[str]]:
+    """Draw every figure that has a run into `folder`; also returns messages about failures.
 
     Figures of short runs have names of their own, so they never replace those of full length.
     """
-    folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     drawn, messages = [], []
-    for figure in FIGURES:
-        runs = groups[figure.kind]
+    for figure in figures:
+        runs, kind = groups[figure.kind], KINDS[figure.kind]
         if not runs:
             continue
-        if figure.draw not in CURVES:  # a picture of one run
+        if figure.draw is not curves:  # a picture of one run
             run = with_folder(runs)
             if run is None:
                 hint = f"give a run folder with --{figure.kind} RUN"
                 messages.append(f"{figure.name}: recorded runs have no pictures; {hint}")
                 continue
             runs = [run]
-        length, full = runs[0].n_epochs, KINDS[figure.kind].n_epochs()
-        note = f"{'quick run: ' if quick else ''}{length} of {full} epochs"
-        note = note if are_short(runs, KINDS[figure.kind]) else None
-        name = figure.name + ("-short" if note else "")
+        name, note = figure.name, None
+        if are_short(runs, kind):
+            name += "-short"
+            note = f"{'quick run: ' * quick}{runs[0].n_epochs} of {kind.n_epochs()} epochs"
         try:
             remark = figure.draw(runs, folder / f"{name}.png", note)
         except UserError as error:
             messages.append(f"{name}: {error}")
-        except KeyError as error:
-            messages.append(f"{name}: {runs[0].folder} has no {error} in every line of metrics")
         else:
             details = [_describe(runs), note and f"**{note}**", remark]
             caption = f"{figure.caption} ({'; '.join(filter(None, details))})"
@@ -54,7 +55,7 @@ def draw_all(groups: Groups, out: Path, quick: bool) -> tuple[Drawn, list[str]]:
 
 def _describe(runs: Runs) -> str:
     names = ", ".join(f"`{run.folder.name}`" for run in runs)
-    seeds = ", ".join(str(run.args.seed) for run in runs)
+    seeds = ", ".join(str(run.seed) for run in runs)
     hardware = [run.config.get("device", "hardware not recorded") for run in runs]
     details = f"{runs[0].length}, {', '.join(dict.fromkeys(hardware))}"
     if len(runs) == 1:
@@ -62,18 +63,35 @@ def _describe(runs: Runs) -> str:
     return f"runs {names}, seeds {seeds}: mean and a band of one standard deviation, {details}"
 
 
+def draw_strip(groups: Groups, folder: Path) -> None:
+    """Draw the strip of README into `folder` if each of its models has a run with pictures.
+
+    Raises:
+        UserError: the arrays of a run are damaged.
+    """
+    panels = panels_of(groups)
+    if panels is not None:
+        short = any(are_short(groups[kind], KINDS[kind]) for kind in PANELS)
+        save_strip(folder / f"strip{'-short' * short}.png", panels)
+
+
 def write_page(
     out: Path, drawn: Drawn, groups: Groups, found: Runs, missing: list[str], quick: bool
 ) -> None:
     """Write the gallery to out/README.md, with messages about what is `missing`, and its tables."""
     lines = ["# Gallery" + (": a quick run, a small fraction of the full length" if quick else "")]
-    command = "python -m figures" + (" --train --quick" if quick else "")
+    command = f"python -m figures draw{' --quick' * quick}"
     lines += ["", f"The figures of the report, drawn by `{command}`, which also wrote this page."]
     if missing:
         lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
     if table := graded_table(groups):
         lines += ["", "## Graded", "", *table, "", _save_tables(out, groups, found)]
-        lines += ["", "Published values to compare with:", "", *(f"- {text}" for text in PUBLISHED)]
+        lines += [
+            "",
+            "Published values to compare with:",
+            "",
+            *(f"- {text}" for text in published()),
+        ]
     if others := other_data(found, groups):
         lines += ["", "## Other data sets", "", *others]
     if compared := comparison(groups):

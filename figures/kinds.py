@@ -1,7 +1,7 @@
 """The kinds of run that the report needs, and the commands that train them."""
 
-from argparse import Namespace
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import a3_gan_template as gan
 import a3_nf_template as nf
@@ -16,9 +16,9 @@ QUICK = {  # a fraction of the length, with a short evaluation
 }
 
 
-def epochs_of(args: Namespace) -> int:
-    """The number of epochs that a script's arguments ask for."""
-    return vars(args).get("epochs") or args.n_epochs
+def epochs_of(settings: dict[str, Any]) -> int:
+    """The number of epochs that a script's settings ask for."""
+    return settings["n_epochs"] if "n_epochs" in settings else settings["epochs"]
 
 
 class Kind(NamedTuple):
@@ -35,15 +35,23 @@ class Kind(NamedTuple):
 
     def options(self, quick: bool = False) -> list[str]:
         """The script's options, for seed 0."""
-        return [*self.flags.split(), *(QUICK[self.script].split() if quick else [])]
+        options = self.flags.split()
+        if quick:
+            options += QUICK[self.script].split()
+        return options
 
-    def args(self, quick: bool = False) -> Namespace:
-        """The arguments on the command line, as the script parses them."""
-        return SCRIPTS[self.script].parse_args(self.options(quick))
+    def settings(self, quick: bool = False) -> dict[str, Any]:
+        """The script's settings with these options."""
+        return _settings(self.script, *self.options(quick))
 
     def n_epochs(self, quick: bool = False) -> int:
         """The epochs of such a training."""
-        return epochs_of(self.args(quick))
+        return epochs_of(self.settings(quick))
+
+
+@functools.cache  # every run is compared with every kind
+def _settings(script: str, *options: str) -> dict[str, Any]:
+    return SCRIPTS[script].Config.parse(list(options)).flat()
 
 
 KINDS = {
@@ -56,5 +64,6 @@ KINDS = {
     "gan": Kind("GAN", GAN, "", 40),
     "gan_report": Kind("GAN, the report's computation", GAN, "--protocol report", 40),
     "nf": Kind("flow (RealNVP)", NF, "", 85),
+    "nf_report": Kind("flow, the report's computation", NF, "--protocol report", 85, optional=True),
 }
-NEEDED = [name for name, kind in KINDS.items() if not kind.optional]
+NEEDED = tuple(name for name, kind in KINDS.items() if not kind.optional)

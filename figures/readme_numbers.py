@@ -1,11 +1,11 @@
-"""Numbers of README.md and of the scripts' docstrings that stand in no result file.
+"""Numbers of README.md and of the scripts' docstrings that no result file supports.
 
     python -m figures.readme_numbers
 
 prints each with its line, and exits with status 1 if there is one. The result files are the
-gallery's page, which `python -m figures` writes, and the files in `figures/measured/`: whole runs,
-as `--export` wrote them, with means and standard deviations over seeds; the benchmark's figures;
-and wall times.
+gallery's page, which `python -m figures draw` writes, and the files in `figures/measured/`: whole
+runs, as `export` wrote them, with means and standard deviations over seeds; the benchmark's
+figures; and wall times.
 
 Only decimals and times (7:11) are checked, since whole numbers are mostly sizes and settings. A
 number may be rounded further than in its file. It passes if any value there rounds to it, so this
@@ -53,7 +53,7 @@ def unfounded(text: str, known: list[float]) -> list[tuple[int, str]]:
 def known_numbers() -> list[float]:
     """All numbers of the result files."""
     numbers = [float(text) for text in re.findall(r"\d+\.\d+", GALLERY.read_text(encoding="utf-8"))]
-    records = run_records(list(read_recorded(MEASURED / "runs.jsonl")))
+    records = run_records(read_recorded(MEASURED / "runs.jsonl"))
     for path in sorted(MEASURED.glob("*.json")):
         numbers += _leaves(json.loads(path.read_bytes()))
     return [*numbers, *_leaves(records), *over_seeds(records)]
@@ -104,7 +104,7 @@ def main() -> None:
     known = known_numbers()
     found = [(name, *each) for name, text in texts().items() for each in unfounded(text, known)]
     for name, line, number in found:
-        print(f"{name}:{line}: {number} stands in no result file")
+        print(f"{name}:{line}: no result file supports {number}")
     sys.exit(1 if found else 0)
 
 

@@ -4,17 +4,15 @@ Without weights and pictures a run takes tens of kilobytes, so that it can be ke
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from figures.runs import Runs, StoredRun, read_run
-from harness import cli
+from figures.runs import Runs, StoredRun, stored_run
 from harness.errors import UserError
-from harness.records import DAMAGE
+from harness.records import DAMAGE, count_of
 
-# Arguments that say where a run was, or how it was called.
-LEFT_OUT = {"out", "data_dir", *cli.NO_SETTINGS}
+LEFT_OUT = {"out", "data_dir"}  # settings that say where a run was
 
 
 def record(run: StoredRun) -> str:
@@ -23,8 +21,8 @@ def record(run: StoredRun) -> str:
     Raises:
         UserError: its `config.json` is damaged.
     """
-    arguments = {name: value for name, value in vars(run.args).items() if name not in LEFT_OUT}
-    config = _without_command(run.config) | {"script": run.script, "arguments": arguments}
+    settings = {name: value for name, value in run.settings.items() if name not in LEFT_OUT}
+    config = _without_command(run.config) | {"script": run.script, "settings": settings}
     try:
         config["resumed"] = [_without_command(start) for start in config.get("resumed", [])]
     except DAMAGE as error:
@@ -33,7 +31,7 @@ def record(run: StoredRun) -> str:
     return json.dumps(content | {"metrics": run.history, "results": run.results})
 
 
-def read_recorded(path: Path) -> Iterator[StoredRun]:
+def read_recorded(path: Path) -> Runs:
     """The runs of a file; the `folder` of each is only its name.
 
     Raises:
@@ -43,19 +41,19 @@ def read_recorded(path: Path) -> Iterator[StoredRun]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    with TemporaryDirectory() as base:
-        for n, line in enumerate(lines, start=1):
-            folder = Path(base) / str(n)
-            try:
-                content = json.loads(line)
-                name = Path(content["run"])
-                _unpack(content, folder)
-                run = read_run(folder)  # with all checks of a run folder
-            except (UserError, *DAMAGE) as error:
-                raise UserError(
-                    f"{path}: line {n} is damaged, or written by another version"
-                ) from error
-            yield run._replace(folder=name, recorded=True)
+    runs = []
+    for n, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+            history, results = content["metrics"], content["results"]
+            _check(history, results)
+            config = content["config"]
+            runs.append(stored_run(Path(content["run"]), config, history, results, True, True))
+        except (UserError, *DAMAGE) as error:
+            raise UserError(
+                f"{path}: line {n} is damaged, or written by another version"
+            ) from error
+    return runs
 
 
 def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
@@ -71,18 +69,19 @@ def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
     return sorted(runs, key=lambda run: run.started)
 
 
+def _check(history: list[dict], results: dict[str, dict]) -> None:
+    """Raise one of DAMAGE unless all values are finite numbers and the counts rise."""
+    for values in (*history, *results.values()):
+        if not all(math.isfinite(value) for value in values.values()):
+            raise ValueError("a value is not finite")
+    counts = [count_of([line]) for line in history]
+    if counts != sorted(set(counts)):
+        raise ValueError("the counts do not rise")
+
+
 def _without_command(start: dict) -> dict:
     return {name: value for name, value in start.items() if name != "command"}
 
 
-def _unpack(content: dict, folder: Path) -> None:
-    """Write the files of a run folder."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(content["config"]))
-    (folder / "result.json").write_text(json.dumps(content["results"]))
-    lines = "".join(f"{json.dumps(line)}\n" for line in content["metrics"])
-    (folder / "metrics.jsonl").write_text(lines)
-
-
 def _identity(run: StoredRun) -> tuple:
-    return run.script, run.folder.name, run.args.seed, run.started
+    return run.script, run.folder.name, run.seed, run.started

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from figures.drawing import LAST, Draw, bpd_curves, elbo_curves, gan_losses, picture, samples
+from figures.drawing import LAST, Draw, curves, picture, samples
 
 
 class Figure(NamedTuple):
@@ -29,14 +29,14 @@ FIGURES = (
         "fig02_elbo",
         "vae",
         "Negative ELBO on training and validation images.",
-        elbo_curves,
+        curves,
     ),
     Figure(
         2,
         "fig02_elbo_report_protocol",
         "vae_report",
         "Negative ELBO by the report's computation. The report's count lies below the true bound.",
-        elbo_curves,
+        curves,
     ),
     Figure(
         3,
@@ -62,7 +62,7 @@ FIGURES = (
         "gan",
         "Losses of generator and discriminator, averages over 500 batches, with the one-sided "
         "label smoothing of the report's text.",
-        gan_losses,
+        curves,
     ),
     Figure(
         8,
@@ -70,7 +70,7 @@ FIGURES = (
         "gan_report",
         "Losses of generator and discriminator with both labels smoothed, as the report computed "
         "them.",
-        gan_losses,
+        curves,
     ),
     Figure(
         9,
@@ -120,7 +120,14 @@ FIGURES = (
         "fig14_bpd",
         "nf",
         "Bits per dimension on training and validation images.",
-        bpd_curves,
+        curves,
+    ),
+    Figure(
+        14,
+        "fig14_bpd_report_protocol",
+        "nf_report",
+        "Bits per dimension by the report's computation: of the weights in training.",
+        curves,
     ),
     Figure(
         15,

@@ -1,41 +1,55 @@
 """Finding, reading and choosing runs."""
 
 import shlex
-from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from figures.kinds import GAN, NF, SCRIPTS, VAE, Kind, epochs_of
-from harness import cli, records
+from harness import records, references
 from harness.errors import UserError
 from harness.files import is_locked
+from harness.references import Graded
+from harness.settings import MAY_DIFFER, MAY_GROW
 
 # Each script logs one metric that the others don't.
 MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
-# Arguments that leave the training as it is, and the seed.
-NOT_OF_TRAINING = {"seed", "out", *cli.NO_SETTINGS, *cli.MAY_DIFFER}
+# Settings that leave the training as it is, and the seed.
+NOT_OF_TRAINING = {"seed", "out", *MAY_DIFFER}
+OF_A_KIND = ("zdim", "protocol", "binarize", "dataset")  # settings in which a kind is itself
 
 
 class StoredRun(NamedTuple):
     """A run as its files describe it.
 
     An unfinished run has no `results`, and perhaps no line of metrics yet. Without a `config.json`
-    a run has default arguments and counts as finished. A `recorded` one has no folder, only a name.
+    a run has default settings and counts as finished. A `recorded` one has no folder, only a name.
+    A `chosen` one was named on the command line.
     """
 
     folder: Path
     script: str
-    args: Namespace
+    settings: dict[str, Any]
     history: list[dict]
     results: dict[str, dict]
     config: dict
     finished: bool
     recorded: bool = False
+    chosen: bool = False
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.settings["seed"]
+
+    @property
+    def dataset(self) -> str:
+        """The data set it was trained on."""
+        return self.settings["dataset"]
 
     @property
     def n_epochs(self) -> int:
         """The epochs it was started for."""
-        return epochs_of(self.args)
+        return epochs_of(self.settings)
 
     @property
     def counter(self) -> str:
@@ -58,11 +72,6 @@ class StoredRun(NamedTuple):
         return f"{count:,} {self.counter if count == 1 else plural}"
 
     @property
-    def dataset(self) -> str:
-        """The data set it was trained on."""
-        return self.args.dataset
-
-    @property
     def started(self) -> str:
         """The date and time of its start, '' if unknown."""
         return str(self.config.get("started", ""))
@@ -73,54 +82,100 @@ class StoredRun(NamedTuple):
         return sum(line.get("seconds", 0.0) for line in self.history)
 
     @property
-    def can_go_on(self) -> bool:
+    def can_resume(self) -> bool:
         """Whether it is unfinished and has a checkpoint."""
         return not self.finished and any(self.folder.glob("checkpoint*.pt"))
 
-    def graded(self) -> list[dict]:
+    def graded(self) -> list[Graded]:
         """The graded rows, from its files alone."""
-        return SCRIPTS[self.script].grade(self.args, self.history, self.results)
+        return references.grade(self.script, self.settings, self.history, self.results)
+
+    def final(self, key: str, count: int | None = None) -> float | None:
+        """A metric as if the run had ended with its last line up to `count`; None if it has none.
+
+        That of a GAN is the mean over the last tenth.
+        """
+        history = self.history
+        if count is not None:
+            history = [line for line in history if records.count_of([line]) <= count]
+        if not history or count is not None and self.count < count:
+            return None
+        if self.script == GAN:
+            return references.tail_mean(history, key)
+        return history[-1].get(key)
 
 
 Runs = list[StoredRun]  # in figures and tables: runs that differ only in their seed
 Groups = dict[str, Runs]  # by kind
 
 
-def read_run(folder: Path | str) -> StoredRun:
+def read_run(folder: Path) -> StoredRun:
     """Read a run folder, with or without a `config.json`.
 
     Raises:
         UserError: a file is missing or damaged, or no script of this project wrote it.
     """
-    folder = Path(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a run folder")
-    foreign = not (folder / "config.json").exists() and (folder / "metrics.jsonl").exists()
-    config = {} if foreign else records.read_config(folder)
-    started = foreign or (folder / "metrics.jsonl").exists()
-    history = records.read_metrics(folder) if started else []
-    finished = foreign or (folder / "result.json").exists()
-    if history or finished:
-        keys = history[0] if history else ()
-        script = next((script for key, script in MARKS.items() if key in keys), None)
-    else:
-        script = config["script"]
-    if script not in SCRIPTS or not foreign and config["script"] != script:
+    has_metrics = (folder / "metrics.jsonl").exists()
+    foreign = has_metrics and not (folder / "config.json").exists()
+    return stored_run(
+        folder,
+        config={} if foreign else records.read_config(folder),
+        history=records.read_metrics(folder) if has_metrics else [],
+        results=records.read_results(folder),
+        finished=foreign or (folder / "result.json").exists(),
+    )
+
+
+def stored_run(
+    folder: Path,
+    config: dict,
+    history: list[dict],
+    results: dict[str, dict],
+    finished: bool,
+    recorded: bool = False,
+) -> StoredRun:
+    """A run from the content of its files; that of a foreign run's `config.json` is {}.
+
+    Raises:
+        UserError: no script of this project wrote it, or a setting or a metric is damaged.
+    """
+    of_metrics = next((MARKS[key] for key in MARKS if history and key in history[0]), None)
+    script = config.get("script", of_metrics)
+    if script not in SCRIPTS or (history or finished) and script != of_metrics:
         whose = config.get("script", "a script of this project")
         raise UserError(f"{folder}: metrics.jsonl holds no metrics of {whose}")
-    parse_args = SCRIPTS[script].parse_args
-    args = parse_args([]) if foreign else cli.settings_of(folder, script, parse_args)
-    results = records.read_results(folder)
-    run = StoredRun(folder, script, args, history, results, config, finished)
+    read_settings = SCRIPTS[script].Config.of_dict
+    settings = read_settings(config.get("settings", {}), folder / "config.json").flat()
+    run = StoredRun(folder, script, settings, history, results, config, finished, recorded)
     try:
         run.graded()
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: a value is missing from its metrics: {error}") from error
     return run
 
 
+def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
+    """The run in `folder`, which --`name` gives as one of a kind.
+
+    Raises:
+        UserError: it is not a finished run of the kind.
+    """
+    run = read_run(folder)
+    if run.script != kind.script:
+        raise UserError(f"--{name} {folder}: a run of {run.script}, not of {kind.script}")
+    for setting in OF_A_KIND:
+        actual, wanted = run.settings.get(setting), kind.settings().get(setting)
+        if actual != wanted:
+            raise UserError(f"--{name} {folder}: its {setting} is {actual}, not {wanted}")
+    if not run.finished:
+        raise UserError(f"--{name}: {unfinished_message(run)}")
+    return run._replace(chosen=True)
+
+
 def find_runs(base: Path) -> tuple[Runs, list[str]]:
-    """All readable runs under `base`, oldest first, and messages about the others."""
+    """All readable runs in or under `base`, oldest first, and messages about the others."""
     found, messages = [], []
     files = {*base.rglob("metrics.jsonl"), *base.rglob("config.json")}
     for folder in sorted({file.parent for file in files}):
@@ -138,8 +193,8 @@ def with_folder(runs: Runs) -> StoredRun | None:
 
 
 def are_short(runs: Runs, kind: Kind) -> bool:
-    """Whether these runs of a kind are shorter than the report's; no runs are not."""
-    return bool(runs) and runs[0].n_epochs < kind.n_epochs()
+    """Whether these runs of a kind are shorter than the report's; no runs, or a chosen one, not."""
+    return bool(runs) and not runs[0].chosen and runs[0].n_epochs < kind.n_epochs()
 
 
 def unfinished_message(run: StoredRun) -> str:
@@ -147,18 +202,18 @@ def unfinished_message(run: StoredRun) -> str:
     if is_locked(run.folder):
         return f"{run.folder} is in training ({run.counter} {run.count:,})"
     unfinished = f"{run.folder} is unfinished ({run.counter} {run.count:,})"
-    if not run.can_go_on:
+    if not run.can_resume:
         return f"{unfinished} and has no checkpoint"
     command = shlex.join(["python", run.script, "--resume", str(run.folder)])
-    return f"{unfinished}; go on with: {command}"
+    return f"{unfinished}; resume with: {command}"
 
 
 def is_of_kind(run: StoredRun, kind: Kind, dataset: str = "mnist") -> bool:
     """Whether a run's command was that of the kind, apart from length, seed and data set."""
     if run.script != kind.script or run.dataset != dataset:
         return False
-    actual, wanted = _settings(run.args), _settings(kind.args())
-    given = {"dataset", *cli.MAY_GROW}
+    actual, wanted = _of_training(run.settings), _of_training(kind.settings())
+    given = {"dataset", *MAY_GROW}
     return all(actual[name] == wanted[name] for name in wanted if name not in given)
 
 
@@ -186,14 +241,14 @@ def seed_groups(found: Runs) -> list[Runs]:
     groups = {}
     for run in found:
         if run.finished:
-            groups.setdefault(_all_but_seed(run), {})[run.args.seed] = run
+            groups.setdefault(_all_but_seed(run), {})[run.seed] = run
     return [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
 
 
-def _settings(args: Namespace) -> dict:
-    return {name: value for name, value in vars(args).items() if name not in NOT_OF_TRAINING}
+def _of_training(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in NOT_OF_TRAINING}
 
 
 def _all_but_seed(run: StoredRun) -> tuple:
-    settings = sorted((name, repr(value)) for name, value in _settings(run.args).items())
+    settings = sorted((name, repr(value)) for name, value in _of_training(run.settings).items())
     return run.script, run.count, len(run.history), tuple(settings)

@@ -1,60 +1,53 @@
 """The strip of README: samples of the three models beside real digits."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
-from matplotlib.image import imread
+from matplotlib.figure import Figure
 
 from datasets import mnist
 from figures.runs import Groups, with_folder
 from harness import plots
 from harness.errors import UserError
+from harness.files import write_whole
 
 SIDE = 5  # digits in a row of each panel
-# Kind of run -> the panel's title, and the digits in a row of the run's sample grids.
-PANELS = {"vae": ("VAE", 10), "gan": ("GAN", 5), "nf": ("flow", 5)}
+# Kind of run -> the panel's title, and the name of its array beside the run's sample grids.
+PANELS = {"vae": ("VAE", "means"), "gan": ("GAN", "samples"), "nf": ("flow", "samples")}
 
 
-def digits_of(picture: Path, n_columns: int) -> np.ndarray:
-    """The first SIDE x SIDE digits of a PNG that `plots.save_grid` wrote: [SIDE^2, 784] in [0, 1].
+def panels_of(groups: Groups) -> dict[str, np.ndarray] | None:
+    """The panels by title, [25, 784] in [0, 1] each: samples at the end of a run of each kind.
 
-    Args:
-        picture: of square grids, side by side; the first one is read.
-        n_columns: digits in a row of it.
+    None if one of them has no run with sample grids.
 
     Raises:
-        UserError: the picture shows no such grid.
+        UserError: the arrays of a grid are damaged.
     """
-    grey = imread(picture)[..., :3].mean(axis=2)
-    # A grid is mostly black, what is around it white.
-    rows = np.flatnonzero((grey < 0.5).mean(axis=1) > 0.25)
-    columns = np.flatnonzero((grey[rows] < 0.5).mean(axis=0) > 0.1) if len(rows) else rows
-    if len(columns) < len(rows) or not len(rows):
-        raise UserError(f"{picture} is no grid of samples")
-    top, left, size = rows[0], columns[0], rows[-1] - rows[0] + 1
-    middles = ((np.arange(28 * n_columns) + 0.5) * size / (28 * n_columns)).astype(int)
-    grid = grey[np.ix_(top + middles, left + middles)][: 28 * SIDE, : 28 * SIDE]
-    return grid.reshape(SIDE, 28, SIDE, 28).swapaxes(1, 2).reshape(SIDE**2, 784)
-
-
-def save_strip(filename: Path, pictures: dict[str, Path]) -> None:
-    """Write the strip as a PNG, from a sample grid of each kind in PANELS."""
     panels = {}
-    for kind, (title, n_columns) in PANELS.items():
-        panels[title] = digits_of(pictures[kind], n_columns)
-    _, _, test = mnist()
-    panels["real digits"] = test.images[: SIDE**2].float() / 255
-    plots.save_grid(filename, panels)
-
-
-def last_pictures(groups: Groups) -> dict[str, Path] | None:
-    """The last sample grid of each kind's run; None if one is missing."""
-    pictures = {}
-    for kind in PANELS:
+    for kind, (title, name) in PANELS.items():
         run = with_folder(groups[kind])
-        found = run.folder.glob("samples_[0-9]*.png") if run else []
-        last = max(found, key=lambda path: int(path.stem.partition("_")[2]), default=None)
+        grids = run.folder.glob("samples_[0-9]*.npz") if run else []
+        last = max(grids, key=lambda path: int(path.stem.partition("_")[2]), default=None)
         if last is None:
             return None
-        pictures[kind] = last
-    return pictures
+        try:
+            with np.load(last) as arrays:
+                panels[title] = arrays[name][: SIDE**2].reshape(-1, 784) / 255
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(f"{last} holds no samples") from error
+    _, _, test = mnist()
+    panels["real digits"] = test.images[: SIDE**2].numpy() / 255
+    return panels
+
+
+def save_strip(filename: Path, panels: dict[str, np.ndarray]) -> None:
+    """Write the panels side by side as a PNG."""
+    figure = Figure(figsize=(plots.COLUMN_INCHES * len(panels), 4.85), layout="constrained")
+    for axes, (title, images) in zip(figure.subplots(1, len(panels)), panels.items()):
+        axes.imshow(plots.tile(images, SIDE), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    options = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight", "pad_inches": 0.05}
+    write_whole(filename, lambda file: figure.savefig(file, **options))

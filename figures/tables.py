@@ -2,14 +2,13 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from datasets import DATASETS
 from figures.kinds import KINDS
-from figures.runs import Groups, Runs, StoredRun, newest_of_kind
-from harness.graded import FilledRow, mean_rows, metric, tail_mean
-from harness.records import count_of
+from figures.runs import Groups, Runs, newest_of_kind
+from harness.references import PASS, SHORT, Graded, load, mean_rows
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
 TEST_VALUES = (
@@ -55,23 +54,13 @@ COMPARED = (
     ("flow", "nf", "quality"),
 )
 
-# Values at the end of runs on other data than MNIST: kind of run, quantity, value of a run.
+# Metrics at the end of runs on other data than MNIST: kind of run, quantity, key.
 ON_OTHER_DATA = (
-    ("vae", "validation negative ELBO (nats)", metric("val_neg_elbo_nats")),
-    ("gan", "generator loss, last tenth (nats)", tail_mean("g_loss")),
-    ("gan", "discriminator loss, last tenth (nats)", tail_mean("d_loss")),
-    ("nf", "validation (bits/dim)", metric("val_bpd")),
-    ("nf", "validation, shifted as in the report (bits/dim)", metric("val_bpd_shifted")),
-)
-
-PUBLISHED = (
-    "VAE, -log p(x) on fixed binary MNIST (nats): one stochastic layer with a standard prior about "
-    "87 to 90 (Burda et al. 2016, Appendix D: 88.71, with IWAE training 87.10); VampPrior 85.57; "
-    "HVAE + VampPrior 83.19; PixelVAE 79.02; BIVA 78.59.",
-    "flow on grey MNIST (bits/dim): affine MLP flows (RealNVP, MAF) 1.85 to 1.93; convolutional "
-    "RealNVP 1.06; Glow 1.05; FFJORD 0.99; Residual Flow 0.97.",
-    "GAN of MLPs, Parzen windows (nats): 225 ± 2 (Goodfellow et al. 2014, Table 1); no Fréchet "
-    "distance on classifier features has been published for it.",
+    ("vae", "validation negative ELBO (nats)", "val_neg_elbo_nats"),
+    ("gan", "generator loss, last tenth (nats)", "g_loss"),
+    ("gan", "discriminator loss, last tenth (nats)", "d_loss"),
+    ("nf", "validation (bits/dim)", "val_bpd"),
+    ("nf", "validation, shifted as in the report (bits/dim)", "val_bpd_shifted"),
 )
 
 
@@ -94,10 +83,10 @@ def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
     lines = []
     for name, runs in groups.items():
         title, shown = KINDS[name].title, set()
-        for row in mean_rows(run.graded() for run in runs):
-            quantity, at = f"{row['quantity']} ({row['unit']})", f"{runs[0].counter} {row['at']:,}"
-            value, reference = (mean_text(x, 3) for x in (row["values"], [row["reference"]]))
-            lines.append(Line(title, quantity, at, value, reference, verdict(row)))
+        for graded in mean_rows(run.graded() for run in runs):
+            quantity = f"{graded.row.quantity} ({graded.row.unit})"
+            at, value = f"{runs[0].counter} {graded.at:,}", mean_text(graded.values, 3)
+            lines.append(Line(title, quantity, at, value, graded.row.bound, verdict(graded)))
             shown.add(quantity)
         for part, key, quantity in TEST_VALUES:
             if quantity in shown or key in DETAILS and not details:
@@ -132,11 +121,11 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
     """
     rows = []
     datasets = sorted({run.dataset for run in found} - {"mnist"})
-    for dataset, (kind, quantity, value) in itertools.product(datasets, ON_OTHER_DATA):
+    for dataset, (kind, quantity, key) in itertools.product(datasets, ON_OTHER_DATA):
         if runs := newest_of_kind(found, KINDS[kind], dataset):
             at, cells = runs[0].count, []
             for same in (runs, groups[kind]):
-                values = [_value_at(run, value, at) for run in same]
+                values = [run.final(key, at) for run in same]
                 cells.append(mean_text(values, 3) if values else "-")
             place = f"{runs[0].counter} {at:,}"
             rows.append([DATASETS[dataset], KINDS[kind].title, quantity, place, *cells])
@@ -149,12 +138,6 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
         "values are not comparable with them."
     )
     return [*_markdown(header, rows), "", text]
-
-
-def _value_at(run: StoredRun, value: Callable, at: int) -> float | None:
-    """A value as if the run had ended with its last line up to `at`; None if it ended before."""
-    history = [line for line in run.history if count_of([line]) <= at]
-    return value(history, run.results, count_of(history)) if run.count >= at else None
 
 
 def comparison(groups: Groups) -> list[str]:
@@ -191,7 +174,7 @@ def comparison(groups: Groups) -> list[str]:
     return [*_markdown(["", *columns], rows), "", text]
 
 
-def mean_text(values: list, digits: int, n: bool = True) -> str:
+def mean_text(values: Sequence, digits: int, n: bool = True) -> str:
     """'mean' of one value, 'mean ± standard deviation (n)' of several, '-' if one is None.
 
     Counts that are all the same get no decimals.
@@ -213,12 +196,17 @@ def _range(values: Iterable[float], form: str) -> str:
     return " to ".join(dict.fromkeys(format(value, form) for value in (ordered[0], ordered[-1])))
 
 
-def verdict(row: FilledRow) -> str:
+def verdict(graded: Graded) -> str:
     """The verdict over several seeds: 'pass' only if every seed passes."""
-    n, n_passing = len(row["values"]), row["n_passing"]
-    if row["verdict"] not in ("pass", "falls short") or n_passing == n:
-        return row["verdict"]
-    return "falls short" if n == 1 else f"falls short: {n_passing} of {n} seeds pass"
+    n, n_passing = len(graded.values), graded.n_passing
+    if graded.verdict not in (PASS, SHORT) or n_passing == n:
+        return graded.verdict
+    return SHORT if n == 1 else f"{SHORT}: {n_passing} of {n} seeds pass"
+
+
+def published() -> list[str]:
+    """Published values of other models, from `references.toml`."""
+    return [f"{entry['model']}, {entry['text']}" for entry in load()["published"]]
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,13 +1,13 @@
-"""Train the classifier of `harness.classifier`, and write `classifier.npz` and `classifier.json` beside it.
+"""Train the classifier of `harness.classifier`, and write `classifier.npz` and `.json` beside it.
 
     OMP_NUM_THREADS=1 python -m figures.train_classifier
 
 It trains on the 50,000 training images only. Its settings were chosen on the validation images.
 """
 
-import argparse
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -48,19 +48,18 @@ def train(
 
 
 def record_of(weights: bytes, command: str, torch_version: str) -> dict:
-    """The record `classifier.json` of packed weights, and of the command and PyTorch that made them."""
-    classifier = classifier.unpack(weights)
+    """The content of `classifier.json`: of packed weights, and the command and PyTorch of them."""
+    model = classifier.unpack(weights)
     images, labels, test_images, test_labels = labelled_images()
-    val, test = (images[N_TRAIN:], labels[N_TRAIN:]), (test_images, test_labels)
     return {
         "command": command,
         "torch": torch_version,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "validation_accuracy": classifier.accuracy(classifier, *val),
-        "test_accuracy": classifier.accuracy(classifier, *test),
+        "validation_accuracy": classifier.accuracy(model, images[N_TRAIN:], labels[N_TRAIN:]),
+        "test_accuracy": classifier.accuracy(model, test_images, test_labels),
         "floors": {
-            kind: sample_quality.floors(classifier, *sample_quality.real_images(kind))
-            for kind in sample_quality.PIXELS
+            pixels: sample_quality.floors(model, *sample_quality.real_images(pixels))
+            for pixels in sample_quality.PIXELS
         },
         "mean_distance_real": sample_quality.mean_distance(test_images),
     }
@@ -76,30 +75,36 @@ def labelled_images() -> tuple[torch.Tensor, ...]:
     return images, labels, test_images, test_labels
 
 
-def main(args: argparse.Namespace) -> None:
+@dataclass
+class Command:
+    """Train the classifier of the sample-quality metrics.
+
+    Example: OMP_NUM_THREADS=1 python -m figures.train_classifier
+    """
+
+    keep_weights: bool = False  # only write the record of the present weights again
+
+
+def parse(words: list[str] | None = None) -> Command:
+    """The command line; None is sys.argv's."""
+    return cli.parse(Command, words, "python -m figures.train_classifier")
+
+
+def main(command: Command) -> None:
     """Train the classifier unless its weights are kept, and write its files."""
-    if args.keep_weights:
+    if command.keep_weights:
         weights, known = classifier.WEIGHTS.read_bytes(), classifier.read_record(classifier.RECORD)
-        command, torch_version = known["command"], known["torch"]
+        made_by, torch_version = known["command"], known["torch"]
     else:
         images, labels, _, _ = labelled_images()
         weights = classifier.pack(train(images[:N_TRAIN], labels[:N_TRAIN]))
         threads = f"OMP_NUM_THREADS={torch.get_num_threads()}"
-        command, torch_version = f"{threads} python -m figures.train_classifier", torch.__version__
-    record = record_of(weights, command, torch_version)
+        made_by, torch_version = f"{threads} python -m figures.train_classifier", torch.__version__
+    record = record_of(weights, made_by, torch_version)
     files.write_whole(classifier.WEIGHTS, lambda file: file.write(weights))
     files.write_json(classifier.RECORD, record)
     print(f"test accuracy {record['test_accuracy']:.2%}, {len(weights):,} bytes")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = cli.ArgumentParser(__doc__.splitlines()[0], prog="python -m figures.train_classifier")
-    parser.add_argument(
-        "--keep_weights", action="store_true", help="only write the record of the weights again"
-    )
-    return parser.parse_args(argv)
-
-
 if __name__ == "__main__":
-    cli.run_script(main, parse_args)
+    cli.run(main, parse)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,10 +62,10 @@ class Training(NamedTuple):
         )
 
     def unfinished(self, found: Runs) -> StoredRun | None:
-        """The newest run that stopped on its way and can go on."""
+        """The newest interrupted run that can resume."""
         for run in reversed(found):
             same = self._fits(run) and run.n_epochs == self.n_epochs
-            if same and run.can_go_on:
+            if same and run.can_resume:
                 return run
         return None
 
@@ -78,13 +79,13 @@ class Training(NamedTuple):
         return folder, flags
 
     def _fits(self, run: StoredRun) -> bool:
-        return is_of_kind(run, self.kind, self.dataset) and run.args.seed == self.seed
+        return is_of_kind(run, self.kind, self.dataset) and run.seed == self.seed
 
 
 def missing_trainings(
-    found: Runs, kind_names: list[str], n_seeds: int, quick: bool, dataset: str
+    found: Runs, kind_names: Sequence[str], n_seeds: int, quick: bool, dataset: str
 ) -> list[Training]:
-    """What no finished run has done: seeds 0 to n_seeds - 1 of each kind, the longest first.
+    """Seeds 0 to n_seeds - 1 of each kind that no finished run has, the longest first.
 
     The short ones at the end fill the gaps, so that no core waits for a long one alone.
     """
@@ -95,12 +96,10 @@ def missing_trainings(
 
 
 def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int) -> None:
-    """Train `n_jobs` of the trainings at a time; those that stopped on their way go on.
+    """Train `n_jobs` of the trainings at a time; interrupted ones resume.
 
-    All get the same further `options` of the scripts.
-
-    Trainings side by side share the cores: threads of two trainings that wait for each other on
-    the same core are many times slower. A run that another process trains is waited for.
+    Each gets the same further `options` of the scripts, and an equal share of the cores, so that
+    the CPU is not oversubscribed. A run that another process trains is waited for.
 
     Raises:
         UserError: a training has failed. The others are stopped; the next call resumes them.
@@ -151,7 +150,7 @@ def _share(run: StoredRun | None) -> float:
         return 0.0
     epochs = run.count
     if run.counter == "batch":
-        epochs *= run.args.batch_size / N_IMAGES
+        epochs *= run.settings["batch_size"] / N_IMAGES
     return (1 - EVALUATION) * min(1.0, epochs / run.n_epochs)
 
 
@@ -159,7 +158,7 @@ class _Job:
     """A training in a process of its own. Its output goes to a file beside the run folder.
 
     `process` is None if another process trains in that folder already, say one that a killed
-    `--train` has left behind.
+    `train` has left behind.
     """
 
     def __init__(self, training: Training, folder: Path, flags: list[str], n_threads: int):

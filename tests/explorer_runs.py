@@ -1,7 +1,6 @@
 """Run folders for the tests of the page, with models that are small where a script allows it."""
 
 import json
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -9,7 +8,7 @@ import torch.nn as nn
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
-from harness import weights
+from harness import checkpoints
 
 
 def perturbed(model):
@@ -20,21 +19,21 @@ def perturbed(model):
     return model
 
 
-def write_run(folder, script, arguments, model, metrics, finished=True, started="2026"):
+def write_run(folder, script, settings, model, metrics, finished=True, started="2026"):
     """A run folder as the script leaves it, as far as the page reads it."""
     folder.mkdir(parents=True)
-    config = {"script": Path(script.__file__).name, "arguments": arguments, "started": started}
+    config = {"script": script.Config.SCRIPT, "settings": settings, "started": started}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
     if finished:
-        weights.save(folder, perturbed(model))
+        checkpoints.save_weights(folder, perturbed(model))
         (folder / "result.json").write_text(json.dumps({"graded": [], "finished": "now"}))
 
 
-def write_vae(folder, z_dim, finished=True, started="2026", **arguments):
-    arguments = {"zdim": z_dim, "hidden_dim": 16} | arguments
+def write_vae(folder, z_dim, finished=True, started="2026", **settings):
+    settings = {"zdim": z_dim, "hidden_dim": 16} | settings
     metrics = {"epoch": 7, "val_neg_elbo_nats": 123.4}
-    write_run(folder, vae, arguments, vae.VAE(16, z_dim), metrics, finished, started)
+    write_run(folder, vae, settings, vae.VAE(16, z_dim), metrics, finished, started)
 
 
 def write_runs(base):

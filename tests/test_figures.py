@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from figures.__main__ import main, parse_args
+from figures.__main__ import main, parse
 from figures.drawing import picture
 from figures.gallery import write_page
 from figures.kinds import KINDS, NEEDED
@@ -22,13 +22,13 @@ from tests.fake_runs import fake_run, fake_runs, unwrapped
 
 
 def draw(base, *flags, n_missing=0):
-    """Run `python -m figures` in this process; returns the text of the page."""
-    args = parse_args(["--runs", str(base), "--out", str(base.parent / "out"), *flags])
+    """Run `python -m figures draw` in this process; returns the text of the page."""
+    command = parse(["draw", "--runs", str(base), "--out", str(base.parent / "out"), *flags])
     if n_missing:
         with pytest.raises(UserError, match=f"{n_missing} reasons above"):
-            main(args)
+            main(command)
     else:
-        main(args)
+        main(command)
     return unwrapped((base.parent / "out" / "README.md").read_text())
 
 
@@ -67,7 +67,9 @@ def test_the_page_has_the_graded_table_and_the_evidence(full):
     _, text, _ = full
     row = "validation negative ELBO (nats) | epoch 40 | 100.000 | 100.600 | pass |"
     assert f"| VAE, 20 latent dimensions | {row}" in text
-    ends = "Counted its way, the 94.00 nats of the VAE with 20 dimensions become 79.00."
+    ends = (
+        "Its computation ends at 79.00 nats where the negative ELBO of the same weights is 100.00."
+    )
     assert ends in text and "one-sided losses average 0.95 (generator) and 1.10 nats" in text
     assert "needs a run" not in text
 
@@ -124,9 +126,9 @@ def test_a_missing_run_is_named_with_its_command_and_the_rest_is_drawn(tmp_path,
     text = draw(fake_runs(tmp_path / "runs", "gan"), n_missing=len(NEEDED) - 1)
     error = capsys.readouterr().err
     assert "fig14_bpd, fig15_nf_before_training" in error
-    command = f"python -m figures --train --kinds nf --runs {tmp_path / 'runs'}"
+    command = f"python -m figures train --kinds nf --runs {tmp_path / 'runs'}"
     assert command in error and command in text
-    assert "larochelle" not in error and "larochelle" not in text  # no figure needs it
+    assert "larochelle" not in error and "nf_report" not in error  # the report needs neither
     assert "(Evidence needs a run that is not there.)" in text
     report = tmp_path / "out" / "report"
     assert (report / "fig08_gan_loss.png").exists() and not (report / "fig14_bpd.png").exists()
@@ -152,12 +154,16 @@ def test_incomplete_metrics_and_results_cost_a_figure_and_not_the_gallery(tmp_pa
     base = fake_runs(tmp_path / "runs", "vae", "gan", "nf")
     metrics, result = base / "nf" / "metrics.jsonl", base / "gan" / "result.json"
     metrics.write_text(metrics.read_text().replace('"train_bpd": 1.8, ', "", 1))
+    (base / "nf" / "samples_000.png").unlink()
+    (base / "nf" / "samples_100.npz").write_bytes(b"damaged")
     content = json.loads(result.read_text())
     del content["quality"]["frechet_distance"]
     result.write_text(json.dumps(content))
-    text = draw(base, n_missing=4)  # and three runs
+    text = draw(base, n_missing=5)  # and three runs
     error = capsys.readouterr().err
-    assert "fig14_bpd: " in error and "has no 'train_bpd' in every line" in error
+    assert "fig15_nf_before_training: " in error and "is missing" in error
+    assert "strip: " in error and "samples_100.npz holds no samples" in error
+    assert "![Bits per dimension" in text  # the curves are of the lines that have a value
     assert "| | VAE, means | VAE, draws | flow |" in text
 
 
@@ -167,7 +173,7 @@ def test_nothing_is_written_over_where_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match="there is no folder .*typo"):
         draw(tmp_path / "typo")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no finished run under .*empty"):
+    with pytest.raises(UserError, match="no finished run in .*empty"):
         draw(tmp_path / "empty")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
@@ -204,26 +210,26 @@ def test_seeds_of_a_flow_are_compared_where_all_were_measured(tmp_path):
 def test_a_gallery_is_drawn_beside_its_runs_unless_a_folder_is_named(tmp_path):
     """The one in the repository is replaced only by whoever says so."""
     base = tmp_path / "runs"
-    assert parse_args([]).out == Path("runs/figures")
-    assert parse_args(["--quick"]).out == Path("runs/quick/figures")
-    assert parse_args(["--runs", str(base)]).out == base / "figures"
-    assert parse_args(["--runs", str(base), "--out", "figures"]).out == Path("figures")
+    assert parse(["draw"]).out == Path("runs/figures")
+    assert parse(["draw", "--quick"]).out == Path("runs/quick/figures")
+    assert parse(["draw", "--runs", str(base)]).out == base / "figures"
+    assert parse(["draw", "--runs", str(base), "--out", "figures"]).out == Path("figures")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--runs", "{file}"], "--runs .*mine is a file, not a folder"),
-        (["--runs", "{file}", "--train"], "--runs .*mine is a file, not a folder"),
-        (["--out", "{file}"], "--out .*mine is a file, not a folder"),
-        (["--vae", "{file}"], "mine is a file, not a run folder"),
+        (["draw", "--runs", "{file}"], "--runs .*mine is a file, not a folder"),
+        (["train", "--runs", "{file}"], "--runs .*mine is a file, not a folder"),
+        (["draw", "--out", "{file}"], "--out .*mine is a file, not a folder"),
+        (["draw", "--vae", "{file}"], "mine is a file, not a run folder"),
     ],
 )
 def test_a_file_in_place_of_a_folder_is_said_to_be_one(tmp_path, flags, words):
     (tmp_path / "mine").write_text("mine")
     flags = [flag.format(file=tmp_path / "mine") for flag in flags]
     with pytest.raises(UserError, match=words):
-        main(parse_args(flags))
+        main(parse(flags))
     assert (tmp_path / "mine").read_text() == "mine"
 
 
@@ -233,6 +239,37 @@ def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
     text = draw(base, "--manifold", str(chosen), n_missing=5)
     assert "\nmine,a3_vae_template.py" in (tmp_path / "out/report/results.csv").read_text()
     assert "run `mine`" in text and "run `manifold`" not in text
+
+
+def test_one_figure_of_a_run_given_by_hand_is_drawn_without_a_word_about_others(tmp_path, capsys):
+    """However short the run is, and whatever stands beside it."""
+    base = tmp_path / "runs"
+    (fake_run(base / "manifold", "manifold") / "result.json").unlink()
+    (fake_run(base / "vae", "vae") / "metrics.jsonl").write_text("nonsense\n")
+    short = fake_run(tmp_path / "mine", "manifold", "--epochs", "3")
+    flags = ["draw", "--only", "fig07", "--manifold", str(short), "--out", str(tmp_path / "out")]
+    for runs in (base, Path("runs")):  # there need not be any other run
+        main(parse([*flags, "--runs", str(runs)]))
+        assert capsys.readouterr().err == ""
+    drawn = tmp_path / "out" / "report" / "fig07_vae_manifold.png"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [drawn]
+    assert drawn.read_bytes() == (short / "manifold_100.png").read_bytes()
+
+
+def test_of_several_figures_those_with_a_run_are_drawn(tmp_path, capsys):
+    base = fake_runs(tmp_path / "runs", "vae")
+    main(parse(["draw", "--only", "fig02", "--runs", str(base)]))
+    assert capsys.readouterr().err == ""
+    drawn = {path.name for path in (base / "figures" / "report").iterdir()}
+    assert drawn == {"fig02_elbo.png", "fig02_elbo.pdf"}
+    with pytest.raises(UserError, match="no finished run"):
+        main(parse(["draw", "--only", "fig14", "--runs", str(base)]))
+    with pytest.raises(UserError, match="--only fig1_: the figures are fig02_elbo, "):
+        main(parse(["draw", "--only", "fig1_", "--runs", str(base)]))
+
+
+def test_a_run_of_every_kind_can_be_given_by_hand():
+    assert list(vars(parse(["draw"]).chosen)) == list(KINDS)
 
 
 def test_a_run_with_a_truncated_last_line_is_drawn_with_a_warning(tmp_path, capsys):
@@ -255,7 +292,7 @@ def test_a_run_in_training_is_not_to_be_resumed(tmp_path):
         " and has no checkpoint"
     )
     (folder / "checkpoint.pt").touch()
-    assert "; go on with: python a3_nf_template.py" in unfinished_message(read_run(folder))
+    assert "; resume with: python a3_nf_template.py" in unfinished_message(read_run(folder))
 
 
 def test_unfinished_foreign_and_damaged_runs_are_named(tmp_path, capsys):
@@ -268,7 +305,7 @@ def test_unfinished_foreign_and_damaged_runs_are_named(tmp_path, capsys):
     assert "run `manifold`" in draw(base, n_missing=4)
     error = capsys.readouterr().err
     for words in (
-        "nf is unfinished (epoch 100); go on with: python a3_nf_template.py --resume",
+        "nf is unfinished (epoch 100); resume with: python a3_nf_template.py --resume",
         "gan: metrics.jsonl holds no",
         "vae/metrics.jsonl: line 1 is damaged",
         "vae_report is not a run folder",

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from figures.__main__ import main, parse_args
+from figures.__main__ import main, parse
 from figures.export import latex
 from figures.kinds import KINDS
 from harness.errors import UsageError, UserError
@@ -26,7 +26,7 @@ def base(tmp_path):
 
 def exported(base, name):
     path = base.parent / name
-    main(parse_args(["--runs", str(base), "--export", str(path)]))
+    main(parse(["export", str(path), "--runs", str(base)]))
     return path.read_text()
 
 
@@ -112,17 +112,17 @@ def test_latex_compiles_the_table(base):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("runs.xlsx", "must end in .csv, .json, .jsonl, .tex, not '.*runs.xlsx'"),
-        ("nowhere/runs.csv", "'.*nowhere/runs.csv' cannot be written"),
-        ("folder.csv", "'.*folder.csv' cannot be written"),
-        ("file/runs.csv", "'.*file/runs.csv' cannot be written"),
+        ("runs.xlsx", "runs.xlsx must end in .csv, .json, .jsonl, .tex"),
+        ("nowhere/runs.csv", "nowhere/runs.csv cannot be written"),
+        ("folder.csv", "folder.csv cannot be written"),
+        ("file/runs.csv", "file/runs.csv cannot be written"),
     ],
 )
 def test_a_bad_name_is_refused_before_anything_is_read(tmp_path, name, words):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=words):
-        parse_args(["--export", str(tmp_path / name)])
+        parse(["export", str(tmp_path / name)])
 
 
 def test_no_runs_are_no_table(tmp_path):
@@ -130,5 +130,5 @@ def test_no_runs_are_no_table(tmp_path):
     for suffix in ("csv", "tex"):
         path = tmp_path / f"runs.{suffix}"
         with pytest.raises(UserError, match="no runs to export"):
-            main(parse_args(["--runs", str(tmp_path / "runs"), "--export", str(path)]))
+            main(parse(["export", str(path), "--runs", str(tmp_path / "runs")]))
         assert not path.exists()

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from figures.__main__ import chosen_run, main, parse_args
+from figures.__main__ import main, parse
 from figures.kinds import KINDS
-from figures.runs import find_runs, newest_of_kind, read_run
+from figures.runs import chosen_run, find_runs, newest_of_kind, read_run
 from figures.tables import other_data
 from harness.errors import UserError
 from tests.fake_runs import VALUES, fake_run, fake_runs
@@ -53,47 +53,13 @@ def test_a_chosen_run_must_be_a_finished_one_of_its_kind(tmp_path, name, folder,
     fake_runs(tmp_path, "vae", "manifold", "gan")
     (tmp_path / "gan" / "result.json").unlink()
     with pytest.raises(UserError, match=words):
-        chosen_run(name, tmp_path / folder)
-    assert chosen_run("vae", tmp_path / "vae").folder.name == "vae"
-
-
-# As the first version of this project wrote it.
-OLD_ARGUMENTS = {
-    "n_epochs": 1,
-    "latent_dim": 100,
-    "batch_size": 64,
-    "lr": 0.0002,
-    "save_interval": 500,
-    "protocol": "report",
-    "real_label": 0.9,
-    "n": 100,
-    "seed": 3,
-    "device": "cpu",
-    "no_graph": False,
-    "quality_samples": 0,
-    "fake_label": 0.1,
-    "generate": None,
-    "data_dir": None,
-    "out": "runs/gan-report-seed3",
-}
-
-
-def test_runs_of_the_first_version_are_read(tmp_path):
-    fake_run(tmp_path / "gan", "gan_report")
-    config = {"script": "a3_gan_template.py", "arguments": OLD_ARGUMENTS, "device": "an abacus"}
-    (tmp_path / "gan" / "config.json").write_text(json.dumps(config))
-    run = read_run(tmp_path / "gan")
-    assert run.args.dataset == "mnist" and not run.args.download
-    assert run.finished and run.args.seed == 3 and run.args.fake_label == 0.1
-    assert {row["verdict"] for row in run.graded()} == {"pass"}
-    (tmp_path / "gan" / "result.json").unlink()
-    run = read_run(tmp_path / "gan")
-    assert not run.finished and run.results == {} and run.n_epochs == 1
+        chosen_run(name, KINDS[name], tmp_path / folder)
+    assert chosen_run("vae", KINDS["vae"], tmp_path / "vae").folder.name == "vae"
 
 
 def check(base, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(parse_args(["--runs", str(base), "--check"]))
+        main(parse(["check", "--runs", str(base)]))
     captured = capsys.readouterr()
     return exit.value.code, captured.out, captured.err
 
@@ -102,13 +68,19 @@ def test_check_fails_if_a_run_falls_short_and_writes_nothing(tmp_path, capsys):
     fake_runs(tmp_path, *KINDS)
     before = sorted(tmp_path.rglob("*"))
     status, text, _ = check(tmp_path, capsys)
-    assert status == 0 and "falls short: 0, not reached: 0" in text
-    bad = fake_run(tmp_path / "bad", "nf", val_bpd=1.9)
+    assert status == 0 and "falls short: 0, not plausible: 0, not reached: 0" in text
+    bad = fake_run(tmp_path / "bad", "nf", val_bpd_shifted=1.9)
     status, text, _ = check(tmp_path, capsys)
-    assert status == 1 and "falls short: 3," in text
+    assert status == 1 and "falls short: 4," in text
     assert f"{bad}: a3_nf_template.py, seed 0, 100 epochs" in text
     shutil.rmtree(bad)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_fails_if_a_number_is_too_good(tmp_path, capsys):
+    fake_run(tmp_path / "nf", "nf", val_bpd_shifted=0.9)
+    status, text, _ = check(tmp_path, capsys)
+    assert status == 1 and "falls short: 0, not plausible: 5" in text
 
 
 def test_check_grades_the_mean_of_several_seeds_and_counts_those_that_pass(tmp_path, capsys):
@@ -126,7 +98,7 @@ def test_check_grades_the_mean_of_several_seeds_and_counts_those_that_pass(tmp_p
 
 def test_check_of_an_unfinished_or_short_gan_fails_no_row(tmp_path, capsys):
     """Its samples are no worse than they have to be."""
-    collapsed = {"samples": {"mean_distance": 1.0, "mean_distance_real": 10.0, "repeats": 99}}
+    collapsed = {"samples": {"spread": 0.1, "repeats": 99}}
     for name, result in (("short", collapsed), ("unfinished", None)):
         folder = fake_run(tmp_path / name, "gan", "--n_epochs", "20")
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -135,10 +107,10 @@ def test_check_of_an_unfinished_or_short_gan_fails_no_row(tmp_path, capsys):
         if result is not None:
             (folder / "result.json").write_text(json.dumps(result))
         rows = read_run(folder).graded()
-        assert len(rows) == 4 and {row["verdict"] for row in rows} == {"not reached"}
+        assert len(rows) == 4 and {row.verdict for row in rows} == {"not reached"}
     fake_run(tmp_path / "nf", "nf")
     status, text, _ = check(tmp_path, capsys)
-    assert status == 0 and "falls short: 0, not reached: 8" in text
+    assert status == 0 and "falls short: 0, not plausible: 0, not reached: 8" in text
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "1 epoch"), (2, "2 epochs")])
@@ -163,7 +135,7 @@ def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
     assert f"{row[:-4]} 100 | 3.000 | 1.653 ± 0.071 (2) |" in other_data(found, groups)
     assert other_data([run for run in found if run.dataset == "mnist"], groups) == []
     with pytest.raises(UserError, match="--nf .*long: its dataset is fashion, not mnist"):
-        chosen_run("nf", tmp_path / "long")
+        chosen_run("nf", KINDS["nf"], tmp_path / "long")
 
 
 def test_losses_of_a_gan_on_other_data_are_means_of_its_last_tenth(tmp_path):
@@ -180,11 +152,14 @@ def test_losses_of_a_gan_on_other_data_are_means_of_its_last_tenth(tmp_path):
     assert f"{row} 17.950 | 177.500 |" in other_data(found, groups)
 
 
-def test_check_grades_only_chosen_runs(tmp_path, capsys):
-    good, bad = fake_run(tmp_path / "good", "nf"), fake_run(tmp_path / "bad", "nf", val_bpd=1.9)
+def test_check_grades_one_run_of_many(tmp_path, capsys):
+    good, bad = (
+        fake_run(tmp_path / "good", "nf"),
+        fake_run(tmp_path / "bad", "nf", val_bpd_shifted=1.9),
+    )
     for folder, status in ((good, 0), (bad, 1)):
         with pytest.raises(SystemExit) as exit:
-            main(parse_args(["--runs", str(tmp_path), "--check", "--nf", str(folder)]))
+            main(parse(["check", "--runs", str(folder)]))
         assert exit.value.code == status and str(folder) in capsys.readouterr().out
 
 
@@ -202,7 +177,7 @@ def test_check_grades_any_metrics_of_the_same_form(tmp_path, capsys):
 
 def test_check_of_nothing_or_of_damaged_runs_does_not_pass(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing could be graded"):
-        main(parse_args(["--runs", str(tmp_path), "--check"]))
+        main(parse(["check", "--runs", str(tmp_path)]))
     fake_run(tmp_path / "good", "vae")
     fake_run(tmp_path / "bad", "vae")
     (tmp_path / "bad" / "metrics.jsonl").write_text("nonsense\n")

@@ -1,55 +1,56 @@
-"""The strip reads back the digits of a sample grid."""
-
-from argparse import Namespace
+"""The strip shows the arrays beside the last sample grids."""
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread, imsave
+from matplotlib.image import imread
 
 from datasets import mnist
 from figures import strip
+from figures.runs import find_runs
 from harness import plots
 from harness.errors import UserError
+from tests.fake_runs import fake_runs
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return mnist()[1].images[:100].float() / 255
+@pytest.fixture
+def groups(tmp_path):
+    """A run of each model; the last grids show the first validation images, bright to dark."""
+    digits = mnist()[1].images[:100].float() / 255
+    for kind, n in (("vae", 100), ("gan", 25), ("nf", 25)):
+        (folder,) = fake_runs(tmp_path, kind).glob(kind)
+        names = ("means", "draws") if kind == "vae" else ("samples",)
+        panels = {name: digits[:n] / (1 + at) for at, name in enumerate(names)}
+        plots.save_grid(folder / "samples_200000.png", panels, "the last")
+        (folder / "samples_fresh.npz").touch()
+    found, _ = find_runs(tmp_path)
+    return {run.folder.name: [run] for run in found}
 
 
-@pytest.mark.parametrize("n_columns, n_panels", [(5, 1), (10, 2)])
-def test_digits_of_a_grid_are_read_back(tmp_path, digits, n_columns, n_panels):
-    images = digits[: n_columns**2]
-    panels = {f"panel {n}": images if n == 0 else 1 - images for n in range(n_panels)}
-    plots.save_grid(tmp_path / "grid.png", panels)
-    read = strip.digits_of(tmp_path / "grid.png", n_columns)
-    expected = images.view(n_columns, n_columns, 784)[:5, :5].reshape(25, 784)
-    assert read.shape == (25, 784) and np.abs(read - expected.numpy()).max() < 0.01
+def test_a_strip_has_the_three_models_and_real_digits(tmp_path, groups):
+    panels = strip.panels_of(groups)
+    assert list(panels) == ["VAE", "GAN", "flow", "real digits"]
+    _, val, test = mnist()
+    for title, images in (("VAE", val.images), ("flow", val.images), ("real digits", test.images)):
+        expected = images[:25].float() / 255
+        torch.testing.assert_close(torch.tensor(panels[title]).float(), expected)
+    strip.save_strip(tmp_path / "strip.png", panels)
+    height, width, _ = imread(tmp_path / "strip.png").shape
+    assert 3 * height < width < 4 * height
 
 
-def test_a_picture_without_a_grid_is_refused(tmp_path):
-    imsave(tmp_path / "white.png", np.ones((60, 60, 3)))
-    with pytest.raises(UserError, match="white.png is no grid of samples"):
-        strip.digits_of(tmp_path / "white.png", 5)
+def test_no_strip_is_drawn_without_a_run_of_each_model(groups):
+    assert strip.panels_of(groups | {"nf": []}) is None
+    recorded = groups["gan"][0]._replace(recorded=True)
+    assert strip.panels_of(groups | {"gan": [recorded]}) is None
 
 
-def test_a_strip_has_the_three_models_and_real_digits(tmp_path, monkeypatch, digits):
-    pictures, saved = {}, {}
-    for kind, (_, n_columns) in strip.PANELS.items():
-        pictures[kind] = tmp_path / f"{kind}.png"
-        plots.save_grid(pictures[kind], {kind: digits[: n_columns**2]})
-    strip.save_strip(tmp_path / "strip.png", pictures)
-    assert imread(tmp_path / "strip.png").shape[1] > 3 * imread(tmp_path / "strip.png").shape[0]
-    monkeypatch.setattr(strip.plots, "save_grid", lambda _, panels: saved.update(panels))
-    strip.save_strip(tmp_path / "strip.png", pictures)
-    assert list(saved) == ["VAE", "GAN", "flow", "real digits"]
-    assert torch.equal(saved["real digits"], mnist()[2].images[:25].float() / 255)
-
-
-def test_the_last_grid_is_that_of_the_highest_epoch(tmp_path):
-    for name in ("samples_980", "samples_1000", "samples_fresh"):
-        (tmp_path / f"{name}.png").touch()
-    groups = dict.fromkeys(strip.PANELS, [Namespace(folder=tmp_path, recorded=False)])
-    assert {path.name for path in strip.last_pictures(groups).values()} == {"samples_1000.png"}
-    assert strip.last_pictures(groups | {"nf": []}) is None
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_damaged_arrays_are_named(groups, content):
+    path = groups["nf"][0].folder / "samples_200000.npz"
+    if content is None:
+        np.savez(path, other=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="samples_200000.npz holds no samples"):
+        strip.panels_of(groups)

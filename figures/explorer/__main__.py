@@ -1,7 +1,7 @@
 """The command line of the page: see the package's docstring."""
 
 import sys
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from figures.explorer import models, page
@@ -11,24 +11,31 @@ from harness.errors import UserError
 from harness.files import write_whole
 
 
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    """The command line."""
-    parser = cli.ArgumentParser(
-        "Write one HTML file to play with the trained models: VAEs with --zdim 20 and 2, a GAN, "
-        f"and a flow with --n_hidden of at most {models.MAX_FLOW_WIDTH}.",
-        prog="python -m figures.explorer",
-    )
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="holds the run folders")
-    parser.add_optional_argument(
-        "--out", metavar="FILE", help="the page to write (default: explorer.html in --runs)"
-    )
-    return parser.parse_args(argv)
+@dataclass
+class Command:
+    """Write one HTML file to play with the trained models.
+
+    It shows VAEs with --zdim 20 and 2, a GAN, and a flow with --n_hidden of at most 320.
+
+    Example: python -m figures.explorer --runs runs --out page.html
+    """
+
+    runs: Path = Path("runs")  # holds the run folders
+    out: Path | None = None  # the page to write (None: explorer.html in --runs)
 
 
-def main(args: Namespace) -> None:
-    """Write the page from the runs that are there; say what is missing."""
-    base = Path(args.runs)
-    out = Path(args.out) if args.out else base / "explorer.html"
+def parse(words: list[str] | None = None) -> Command:
+    """The command line; None is sys.argv's."""
+    return cli.parse(Command, words, "python -m figures.explorer")
+
+
+def main(command: Command) -> None:
+    """Write the page from the runs that are there; say what is missing.
+
+    Raises:
+        UserError: there is no folder of runs, or no run in it that the page can show.
+    """
+    base, out = command.runs, command.out or command.runs / "explorer.html"
     if not base.is_dir():
         raise UserError(f"there is no folder {base}: name the one of the run folders with --runs")
     runs, messages = find_runs(base)
@@ -38,10 +45,10 @@ def main(args: Namespace) -> None:
     if not found:
         raise UserError(
             f"no finished run under {base} that the page can show; make one, with "
-            f"{models.KINDS['vae2'].command}, say, or name another folder with --runs"
+            f"{models.WANTED['vae2'].command}, say, or name another folder with --runs"
         )
-    for name, (reason, command) in missing.items():
-        print(f"{models.KINDS[name].title}: {reason}; {command} makes one", file=sys.stderr)
+    for name, (reason, make) in missing.items():
+        print(f"{models.WANTED[name].title}: {reason}; {make} makes one", file=sys.stderr)
     text = page.build(found, missing).encode()
     write_whole(out, lambda file: file.write(text))
     folders = ", ".join(str(trained.run.folder) for trained in found.values())
@@ -49,4 +56,4 @@ def main(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_script(main, parse_args)
+    cli.run(main, parse)

@@ -1,34 +1,32 @@
 """The runs that the page shows: which are wanted, which are there, and their trained models."""
 
 import shlex
-from argparse import Namespace
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn as nn
 
-from a3_gan_template import Discriminator, Generator
+import a3_gan_template as gan
 from figures.kinds import GAN, NF, SCRIPTS, VAE, epochs_of
 from figures.runs import Runs, StoredRun, newest
-from harness import weights
 from harness.errors import UserError
 
 MAX_FLOW_WIDTH = 320  # the weights of a wider flow don't fit in 10 MB
 
 
-class Kind(NamedTuple):
-    """A model of the page.
+class Wanted(NamedTuple):
+    """A model that the page shows.
 
     Attributes:
         title: what the page calls it.
         script: the file name of the script that trains it.
-        fits: whether a run with these arguments can be shown.
+        fits: whether a run with these settings can be shown.
         flags: options of the script for a run that can.
     """
 
     title: str
     script: str
-    fits: Callable[[Namespace], bool]
+    fits: Callable[[dict[str, Any]], bool]
     flags: str = ""
 
     @property
@@ -39,25 +37,31 @@ class Kind(NamedTuple):
     @property
     def n_epochs(self) -> int:
         """The epochs of such a training."""
-        return epochs_of(SCRIPTS[self.script].parse_args(self.flags.split()))
+        return epochs_of(SCRIPTS[self.script].Config.parse(self.flags.split()).flat())
 
 
-def _is_plain_vae(args: Namespace, z_dim: int) -> bool:
-    return (args.zdim, args.protocol, args.binarize) == (z_dim, "standard", "static")
+def _is_plain_vae(settings: dict[str, Any], z_dim: int) -> bool:
+    plain = {"zdim": z_dim, "protocol": "standard", "binarize": "static"}
+    return settings | plain == settings
 
 
-KINDS = {
-    "vae20": Kind(
-        "VAE, 20 dimensions", VAE, lambda args: _is_plain_vae(args, z_dim=20), "--zdim 20"
+def _is_plain_gan(settings: dict[str, Any]) -> bool:
+    return settings["protocol"] == "standard" and settings["latent_dim"] == 100
+
+
+def _is_small_flow(settings: dict[str, Any]) -> bool:
+    return settings["n_flows"] == 4 and settings["n_hidden"] <= MAX_FLOW_WIDTH
+
+
+WANTED = {
+    "vae20": Wanted(
+        "VAE, 20 dimensions", VAE, lambda settings: _is_plain_vae(settings, 20), "--zdim 20"
     ),
-    "vae2": Kind("VAE, 2 dimensions", VAE, lambda args: _is_plain_vae(args, z_dim=2), "--zdim 2"),
-    "gan": Kind("GAN", GAN, lambda args: (args.protocol, args.latent_dim) == ("standard", 100)),
-    "flow": Kind(
-        "Flow",
-        NF,
-        lambda args: args.n_flows == 4 and args.n_hidden <= MAX_FLOW_WIDTH,
-        "--n_hidden 256 --out runs/nf-narrow-seed0",
+    "vae2": Wanted(
+        "VAE, 2 dimensions", VAE, lambda settings: _is_plain_vae(settings, 2), "--zdim 2"
     ),
+    "gan": Wanted("GAN", GAN, _is_plain_gan),
+    "flow": Wanted("Flow", NF, _is_small_flow, "--n_hidden 256 --out runs/nf-narrow-seed0"),
 }
 
 
@@ -69,32 +73,32 @@ class Trained(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """Why there is no model of a kind, and the command that makes one."""
+    """Why a wanted model is not there, and the command that makes one."""
 
     reason: str
     command: str
 
 
 def find_models(found: Runs) -> tuple[dict[str, Trained], dict[str, Missing]]:
-    """The trained model of each kind, and why every other kind is missing.
+    """The wanted models that are there, and why the others are missing.
 
     Of the runs that fit, the `newest` is shown, and of its seeds the lowest, as in the gallery.
     """
     models, missing = {}, {}
-    for name, kind in KINDS.items():
-        candidates = [run for run in found if _is_of_kind(run, kind)]
-        finished = newest(candidates, kind.n_epochs)
+    for name, wanted in WANTED.items():
+        candidates = [run for run in found if _can_be_shown(run, wanted)]
+        finished = newest(candidates, wanted.n_epochs)
         try:
             if finished:
                 models[name] = load(finished[0])
             elif candidates:
                 folder = candidates[-1].folder
-                command = shlex.join(["python", kind.script, "--resume", str(folder)])
+                command = shlex.join(["python", wanted.script, "--resume", str(folder)])
                 missing[name] = Missing(f"{folder} is unfinished", command)
             else:
-                missing[name] = Missing("there is no run that fits", kind.command)
+                missing[name] = Missing("there is no run that fits", wanted.command)
         except UserError as error:
-            missing[name] = Missing(str(error), kind.command)
+            missing[name] = Missing(str(error), wanted.command)
     return models, missing
 
 
@@ -104,12 +108,10 @@ def load(run: StoredRun) -> Trained:
     Raises:
         UserError: its weights are missing or damaged.
     """
-    if run.script != GAN:
-        return Trained(run, SCRIPTS[run.script].load_model(run.folder))
-    # The script's `load_model` is the generator alone.
-    networks = {"generator": Generator(run.args.latent_dim), "discriminator": Discriminator()}
-    return Trained(run, weights.load(run.folder, nn.ModuleDict(networks)))
+    if run.script == GAN:  # the script's `load_model` is the generator alone
+        return Trained(run, gan.load_networks(run.folder))
+    return Trained(run, SCRIPTS[run.script].load_model(run.folder))
 
 
-def _is_of_kind(run: StoredRun, kind: Kind) -> bool:
-    return run.script == kind.script and run.dataset == "mnist" and kind.fits(run.args)
+def _can_be_shown(run: StoredRun, wanted: Wanted) -> bool:
+    return run.script == wanted.script and run.dataset == "mnist" and wanted.fits(run.settings)

@@ -16,8 +16,9 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import read_mnist
 from figures.explorer import measure, networks
-from figures.explorer.models import KINDS, Missing, Trained
-from harness import latent
+from figures.explorer.models import WANTED, Missing, Trained
+from figures.kinds import NF
+from harness import latent, references
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -48,16 +49,16 @@ def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
     """The page.
 
     Args:
-        found: the trained models, by kind.
-        missing: why every other kind is missing.
+        found: the trained models, by their names in WANTED.
+        missing: why the others are missing.
     """
     models, blobs = {}, {}
-    for name, kind in KINDS.items():
+    for name, wanted in WANTED.items():
         if name in found:
             models[name], blobs[name] = describe(name, found[name])
-            models[name]["title"] = kind.title
+            models[name]["title"] = wanted.title
         else:
-            models[name] = {"title": kind.title, "missing": missing[name]._asdict()}
+            models[name] = {"title": wanted.title, "missing": missing[name]._asdict()}
     positions = _positions(found["vae2"].model) if "vae2" in found else torch.zeros(0)
     blobs["digits"] = b"".join(
         [
@@ -100,6 +101,7 @@ def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
         packed = networks.flow_networks(rounded)
         description = measure.measure_flow(trained.model, rounded)
         description["kept"] = [layer.kept.tolist() for layer in rounded.flow.layers]
+        description["report"] = _report_of_flow()
     else:
         packed = networks.vae_networks(rounded)
         description = measure.measure_vae(trained.model, rounded)
@@ -114,7 +116,7 @@ def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
         "shifted": last.get("val_bpd_shifted"),
         "length": trained.run.length,
         "script": trained.run.script,
-        "width": getattr(trained.run.args, "n_hidden", None),
+        "width": trained.run.settings.get("n_hidden"),
     }
     return description, blob
 
@@ -123,6 +125,12 @@ def describe(name: str, trained: Trained) -> tuple[dict, bytes]:
 def _positions(model: vae.VAE) -> torch.Tensor:
     """The mean of q(z|x) of each test image of the page, [1000, 2]."""
     return networks.quantised(model).encoder(measure.binary_images().float())[0]
+
+
+def _report_of_flow() -> dict:
+    """The width of the report's flow, and where its published curve ends, in bits/dim."""
+    table = references.protocol_of(NF, {"protocol": "standard"})
+    return {"width": table["settings"]["n_hidden"], "bpd": table["curve"]["values"][-1]}
 
 
 def _n_weights(model: nn.Module) -> int:

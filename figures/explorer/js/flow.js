@@ -128,12 +128,13 @@ export function setUpFlow({ flow }, digits) {
     if (!isSample) showDigit();
   });
 
-  const { width, value, length, shifted } = flow.about;
+  const { width, value, length, shifted, report } = flow.about;
   byId("flow-width").textContent =
     `This flow's couplings are ${width} units wide: after ${length} it reaches ` +
     `${value.toFixed(3)} bits per dimension on validation digits` +
     (shifted ? `, and ${shifted.toFixed(3)} on shifted ones. ` : ". ") +
-    "The report's flow, 1,024 wide and too large for a page, reaches 1.804 on shifted ones.";
+    `The report's flow, ${report.width.toLocaleString("en")} wide and too large for a page, ` +
+    `reaches ${report.bpd.toFixed(3)} on shifted ones.`;
   sample();
   return sendDigit;
 }

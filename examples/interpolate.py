@@ -1,0 +1,89 @@
+"""Walk through the latent spaces of finished runs, on straight lines between two latents.
+
+    python -m examples.interpolate runs/vae-z20-seed0 runs/gan-seed0 runs/nf-seed0 --out pictures
+
+For each run it writes RUN_interpolation.png and the arrays. The ends of a line are the latents of
+two test images for the VAE and the flow, random ones for the GAN. The test images are those of the
+run's data set, for the VAE with the run's kind of bits.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import a3_gan_template as gan
+import a3_nf_template as nf
+import a3_vae_template as vae
+from datasets import bmnist, mnist
+from examples.sample import Runs
+from harness import cli
+from harness.latent import interpolate
+from harness.plots import save_grid
+
+N_LINES = 6
+
+
+@dataclass
+class Command(Runs):
+    """Walk through the latent spaces of finished runs, on straight lines between two latents.
+
+    Example: python -m examples.interpolate runs/vae-z20-seed0
+    """
+
+
+def parse(words: list[str] | None = None) -> Command:
+    """The command line; None is sys.argv's."""
+    return cli.parse(Command, words, "python -m examples.interpolate")
+
+
+def vae_images(folder: Path) -> torch.Tensor:
+    """Bernoulli means on lines between the posterior means of test images: [54, 784]."""
+    model, config = vae.load_model(folder), vae.Config.of(folder)
+    _, _, test = bmnist(config.data, 2 * N_LINES, binarize=config.binarize)
+    z, _ = model.encoder(next(iter(test)))
+    return model.decoder(lines_between(z))
+
+
+def gan_images(folder: Path) -> torch.Tensor:
+    """Images on lines between random latents: [54, 784] in [0, 1]."""
+    generator = gan.load_model(folder)
+    z = gan.sample_latents(2 * N_LINES, generator.latent_dim)
+    return gan.generate(generator, lines_between(z))
+
+
+def flow_images(folder: Path) -> torch.Tensor:
+    """Images on lines between the latents of test images: [54, 784] in [0, 1]."""
+    model, config = nf.load_model(folder), nf.Config.of(folder)
+    _, _, test = mnist(config.data, 2 * N_LINES)
+    ldj = torch.zeros(2 * N_LINES)
+    z, _ = model.flow(*model.logit_normalize(model.dequantize(next(iter(test))), ldj))
+    z = lines_between(z)
+    logits, ldj = model.flow(z, torch.zeros(len(z)), reverse=True)
+    images, _ = model.logit_normalize(logits, ldj, reverse=True)
+    return images / 256
+
+
+def lines_between(z: torch.Tensor) -> torch.Tensor:
+    """Lines of 9 points from each latent in the first half of z to its partner in the second."""
+    return torch.cat([interpolate(first, last) for first, last in zip(*z.chunk(2))])
+
+
+IMAGES = {vae: vae_images, gan: gan_images, nf: flow_images}
+
+
+@torch.no_grad()
+def main(command: Command) -> None:
+    """Write lines through the latent space of each run.
+
+    Raises:
+        DataError: a run's data set is not where the run found it.
+    """
+    for script, folder, start in command.each():
+        picture = Path(f"{start}_interpolation.png")
+        save_grid(picture, {"lines": IMAGES[script](folder)}, "lines between two latents", 9)
+        print(picture)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse)
