@@ -53,7 +53,8 @@ def parse(
     # tyro frames its message. Its first part, above a rule, says what is wrong.
     framed = [line.strip("│ ") for line in errors.getvalue().splitlines() if line.startswith("│")]
     message = " ".join(framed).partition("──")[0]
-    message = re.sub(r"^Error parsing [A-Z]\w*: ", "", " ".join(message.split()))
+    # It names the class or group whose bounds are broken; the message names the option.
+    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message.split()))
     raise UsageError(f"{message} (--help lists the options)")
 
 

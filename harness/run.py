@@ -171,7 +171,6 @@ class Run:
         self.history.append(line)
         if self._events is not None:
             self._events.add_line(line)
-            self._events.add_grids(self.count)
         if self._warn_of_load and _oversubscribed():
             self._warn_of_load = False  # one line is enough
             print(OVERSUBSCRIBED, file=sys.stderr)
@@ -188,14 +187,16 @@ class Run:
     def checkpoint(self) -> None:
         """Write a checkpoint, the curves and the live page, each if enough time has passed.
 
-        After the last epoch or batch all are written. The time that this takes is no time of
-        training.
+        After the last epoch or batch all are written. Call it after `log`, with nothing trained
+        in between.
         """
         last = self.count == self._total
         if last or self._checkpoint_pace.due():
             with self._checkpoint_pace.timed():
                 checkpoints.save(self.folder, self._parts, self.history)
         self._page.update(self.history, last)
+        if self._events is not None:
+            self._events.add_grids(self.count)
         self._interval_started = time.perf_counter()
 
     def finish(self, results: dict[str, dict], model: torch.nn.Module) -> None:

@@ -19,17 +19,17 @@ def test_separate_random_numbers_leave_the_stream_alone():
     expected = torch.rand(4)
     torch.manual_seed(1)
     first = torch.rand(2)
-    with separate_random_numbers(7, CPU):
+    with separate_random_numbers(7):
         inside = torch.rand(2)
     assert torch.equal(torch.cat([first, torch.rand(2)]), expected)
-    with separate_random_numbers(7, CPU):
+    with separate_random_numbers(7):
         assert torch.equal(torch.rand(2), inside)
 
 
 def test_separate_random_numbers_end_with_an_error_too():
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt), separate_random_numbers(7, CPU):
+    with pytest.raises(KeyboardInterrupt), separate_random_numbers(7):
         torch.rand(2)
         raise KeyboardInterrupt
     assert torch.equal(torch.get_rng_state(), state)
@@ -65,14 +65,6 @@ def test_tf32_ends_with_its_block_also_by_an_error():
         assert torch.get_float32_matmul_precision() == "high"
         raise KeyboardInterrupt
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_eager_holds_until_the_next_choice(monkeypatch):
-    monkeypatch.setattr(devices, "no_graph", False)
-    select_device("cpu", eager=True)
-    assert devices.no_graph
-    select_device("cpu")
-    assert not devices.no_graph
 
 
 def test_the_device_of_a_module_is_that_of_its_parameters():

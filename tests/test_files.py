@@ -12,6 +12,7 @@ import torch
 
 from harness import files
 from harness.errors import Interrupted
+from harness.interrupts import STOP_SIGNALS
 from tests.conftest import ROOT
 
 
@@ -76,12 +77,12 @@ def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path
     assert raised.value.filename == str(tmp_path / "x.pt") and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("signum", files.STOP_SIGNALS)
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_waits_until_a_file_is_written(tmp_path, signum):
     def interrupt(signum, _):
         raise Interrupted(signum)
 
-    before = {each: signal.signal(each, interrupt) for each in files.STOP_SIGNALS}
+    before = {each: signal.signal(each, interrupt) for each in STOP_SIGNALS}
     try:
         with pytest.raises(Interrupted) as raised:
             save_watched(tmp_path / "x.pt", lambda: signal.raise_signal(signum))

@@ -5,20 +5,22 @@ import torch
 import torch.nn as nn
 
 from harness import linear
-from harness.linear import Linear
+from harness.linear import OneDnnLinear, fast_on_cpu
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-@pytest.fixture(params=[False, True], ids=["pytorch", "onednn"])
+needs_onednn = pytest.mark.skipif(not ONEDNN, reason="PyTorch has no oneDNN here")
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=needs_onednn)], ids=["pytorch", "onednn"])
 def pair(request, monkeypatch):
-    """(our layer, the same nn.Linear), with either product."""
-    if request.param and not ONEDNN:
-        pytest.skip("PyTorch has no oneDNN here")
-    monkeypatch.setattr(linear, "USE_ONEDNN", request.param)
+    """(a layer after `fast_on_cpu`, the same nn.Linear), with either product."""
+    monkeypatch.setattr(linear, "PREFERS_ONEDNN", request.param)
     torch.manual_seed(0)
-    ours, reference = Linear(40, 30), nn.Linear(40, 30)
+    ours, reference = nn.Linear(40, 30), nn.Linear(40, 30)
     reference.load_state_dict(ours.state_dict())
+    assert fast_on_cpu(ours) is ours and isinstance(ours, OneDnnLinear) == request.param
     return ours, reference
 
 
@@ -70,16 +72,21 @@ def test_float64_and_torch_func_work(pair):
     assert torch.allclose(ours.double()(x.double()), reference.double()(x.double()), rtol=1e-12)
 
 
-def test_initial_weights_are_those_of_nn_linear():
-    layers = []
-    for kind in (Linear, nn.Linear):
-        torch.manual_seed(0)
-        layers.append(kind(40, 30))
-    assert all(torch.equal(*pair) for pair in zip(*(layer.parameters() for layer in layers)))
-    assert layers[0].state_dict().keys() == layers[1].state_dict().keys()
+def test_weights_names_and_other_layers_stay_as_they_are(monkeypatch):
+    class Mine(nn.Linear):
+        pass
+
+    monkeypatch.setattr(linear, "PREFERS_ONEDNN", True)
+    layers = nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3, bias=False), Mine(3, 2)
+    model = nn.Sequential(*layers)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast_on_cpu(model)
+    assert [type(layer) for layer in model] == [OneDnnLinear, nn.ReLU, nn.Linear, Mine]
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.skipif(not ONEDNN, reason="PyTorch has no oneDNN here")
+@needs_onednn
 def test_the_choice_is_by_processor(monkeypatch, tmp_path):
     for vendor, family, flags, expected in (
         ("AuthenticAMD", 26, "avx2 avx512f", True),

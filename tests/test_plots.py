@@ -1,7 +1,5 @@
 """Grids and curves show the data they are given."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -43,7 +41,7 @@ def test_an_image_keeps_its_orientation():
 
 def test_a_grid_has_a_panel_for_each_title_on_one_grey_scale(tmp_path):
     panels = {"dark": torch.full((4, 784), 0.2), "light": torch.full((4, 784), 0.8)}
-    plots.save_grid(tmp_path / "grid.png", panels, n_columns=2)
+    plots.save_grid(tmp_path / "grid.png", panels, "a caption", n_columns=2)
     grey = imread(tmp_path / "grid.png")[..., 0]
     height, width = grey.shape
     middle = grey[height // 2]
@@ -51,21 +49,85 @@ def test_a_grid_has_a_panel_for_each_title_on_one_grey_scale(tmp_path):
     assert np.isclose(middle[3 * width // 4], 0.8, atol=0.01)
 
 
+def test_a_grid_s_arrays_are_beside_it_in_8_bits(tmp_path):
+    means, draws = torch.rand(7, 784), torch.bernoulli(torch.full((3, 784), 0.5))
+    plots.save_grid(tmp_path / "samples_010.png", {"means": means, "draws": draws}, "epoch 10")
+    with np.load(tmp_path / "samples_010.npz", allow_pickle=False) as arrays:
+        assert list(arrays) == ["means", "draws"]
+        assert arrays["means"].dtype == arrays["draws"].dtype == np.uint8
+        assert np.array_equal(arrays["draws"], 255 * draws.numpy())
+        assert np.abs(arrays["means"] / 255 - means.numpy()).max() <= 0.5 / 255 + 1e-6
+    assert {path.name for path in tmp_path.iterdir()} == {"samples_010.png", "samples_010.npz"}
+
+
+@pytest.mark.parametrize(
+    "names, titles", [(["a"], ["epoch 3"]), (["a", "b"], ["epoch 3: a", "epoch 3: b"])]
+)
+def test_the_caption_is_above_each_panel(figures, tmp_path, names, titles):
+    panels = {name: torch.zeros(4, 784) for name in names}
+    plots.save_grid(tmp_path / "grid.png", panels, "epoch 3")
+    assert [axes.get_title() for axes in figures[".png"].axes] == titles
+
+
 @pytest.mark.parametrize("n, n_columns", [(25, 5), (100, 10), (7, 3), (1, 1)])
-def test_a_grid_is_square_unless_told_otherwise(monkeypatch, figures, n, n_columns):
+def test_a_grid_is_square_unless_told_otherwise(monkeypatch, figures, tmp_path, n, n_columns):
     seen = []
     tile = plots.tile
     monkeypatch.setattr(plots, "tile", lambda *args: seen.append(args[1]) or tile(*args))
-    plots.save_grid(Path("grid.png"), {"title": torch.zeros(n, 784)})
-    plots.save_grid(Path("grid.png"), {"title": torch.zeros(n, 784)}, n_columns=2)
+    plots.save_grid(tmp_path / "grid.png", {"a": torch.zeros(n, 784)}, "")
+    plots.save_grid(tmp_path / "grid.png", {"a": torch.zeros(n, 784)}, "", n_columns=2)
     assert seen == [n_columns, 2]
 
 
+CURVES = plots.Curves("loss", "nats", {"train": "training", "val": "validation"})
+
+
+def history(counter="epoch", **columns):
+    """Lines of metrics from columns of values; None leaves a value out."""
+    lines = zip(*columns.values())
+    return [
+        {counter: n} | {key: v for key, v in zip(columns, values) if v is not None}
+        for n, values in enumerate(lines, start=1)
+    ]
+
+
+def draw(path, *histories, curves=CURVES, **options):
+    plots.draw_curves(curves, histories, path / "a.png", **options)
+
+
 def test_curves_are_a_png_and_a_pdf(tmp_path):
-    curves = {"a": ("k", [1, 2], [2.0, 1.0])}
-    plots.save_curves(tmp_path / "a.png", curves, "x", "y", [(1, 1.5, "theirs")])
+    draw(tmp_path, history(train=[2.0, 1.0]), references=[(1, 1.5, "theirs")])
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     assert imread(tmp_path / "a.png").ndim == 3
+
+
+def test_one_run_s_columns_are_drawn_by_number(figures, tmp_path):
+    CURVES.save(tmp_path / "a.png", train=[3.0, 2.0], val=[4.0, 3.5])
+    lines = lines_of(figures[".png"].axes[0])
+    assert lines["training"].get_xydata().tolist() == [[1, 3], [2, 2]]
+    assert lines["validation"].get_xydata().tolist() == [[1, 4], [2, 3.5]]
+    with pytest.raises(ValueError):
+        CURVES.save(tmp_path / "a.png", train=[3.0, 2.0], val=[4.0])
+
+
+def test_a_column_that_a_run_lacks_is_left_out_and_the_others_keep_their_colour(figures, tmp_path):
+    draw(tmp_path, history(other=[1.0, 1.0], val=[2.0, 1.0]), title="a title")
+    axes = figures[".png"].axes[0]
+    lines = lines_of(axes)
+    assert lines.keys() == {"validation"} and axes.get_title() == "a title"
+    assert lines["validation"].get_color() == plots.COLOURS[1]
+
+
+def test_a_value_that_only_some_lines_have_is_drawn_where_it_is(figures, tmp_path):
+    draw(tmp_path, history(train=[3.0, 2.0, 1.0], val=[4.0, None, 2.0]))
+    lines = lines_of(figures[".png"].axes[0])
+    assert lines["validation"].get_xydata().tolist() == [[1, 4], [3, 2]]
+
+
+def test_without_a_value_nothing_is_drawn(tmp_path):
+    for histories in ([[]], [history(other=[1.0])], [history(train=[1.0]), []]):
+        draw(tmp_path, *histories)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bands_are_one_standard_deviation_of_the_seeds(figures, monkeypatch, tmp_path):
@@ -75,48 +137,52 @@ def test_bands_are_one_standard_deviation_of_the_seeds(figures, monkeypatch, tmp
         seen.append((np.asarray(x), low, high))
 
     monkeypatch.setattr(Axes, "fill_between", fill_between)
-    curves = {"a": ("k", [1, 2], [[1.0, 2.0], [3.0, 2.0]]), "b": ("r", [1, 2], [1.0, 1.0])}
-    plots.save_curves(tmp_path / "a.png", curves, "x", "y")
+    # The second run is longer; the third lacks a validation.
+    seeds = [history(train=[1.0, 2.0]), history(train=[3.0, 2.0, 9.0], val=[1.0, 1.0, 1.0])]
+    draw(tmp_path, *seeds)
     ((x, low, high),) = seen
     assert np.allclose(x, [1, 2])
     assert np.allclose(low, [2 - 2**0.5, 2]) and np.allclose(high, [2 + 2**0.5, 2])
     lines = lines_of(figures[".png"].axes[0])
-    assert np.allclose(lines["a"].get_ydata(), [2, 2])
+    assert lines.keys() == {"training"}
+    assert np.allclose(lines["training"].get_ydata(), [2, 2])
 
 
 def test_references_beyond_the_end_of_a_run_are_left_out(figures, tmp_path):
-    curves = {"a": ("k", [1, 2, 3], [3.0, 2.0, 1.0])}
     references = [(2, 1.5, "theirs at 2"), (40, 1.0, "theirs at 40")]
-    levels = [(0.5, "r", "a level")]
-    plots.save_curves(tmp_path / "a.png", curves, "epoch", "nats", references, levels)
+    curves = plots.Curves("a", "nats", {"train": "a"}, levels=((0.7, "a level"),))
+    lines = history(train=[3.0, 2.0, 1.0])
+    draw(tmp_path, lines, curves=curves, references=references, levels=[(0.5, "published")])
     axes = figures[".pdf"].axes[0]
     lines = lines_of(axes)
-    assert lines.keys() == {"a", "theirs at 2", "a level"}
+    assert lines.keys() == {"a", "theirs at 2", "a level", "published"}
     assert lines["theirs at 2"].get_xydata().tolist() == [[2, 1.5]]
+    assert lines["a level"].get_color() == plots.COLOURS[0]
+    assert lines["published"].get_color() == plots.REFERENCE
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "nats")
 
 
 @pytest.mark.parametrize("n, inset, n_views", [(19, True, 1), (20, True, 2), (20, False, 1)])
 def test_long_curves_are_magnified_without_their_first_tenth(figures, tmp_path, n, inset, n_views):
-    y = [1000.0, *np.linspace(2, 1, n - 1)]
-    curves = {"a": ("k", np.arange(1, n + 1), y)}
-    plots.save_curves(tmp_path / "a.png", curves, "x", "y", inset=inset)
+    curves = plots.Curves("a", "nats", {"train": "a"}, counter="batch", inset=inset)
+    draw(tmp_path, history("batch", train=[1000.0, *np.linspace(2, 1, n - 1)]), curves=curves)
     views = [figures[".png"].axes[0], *figures[".png"].axes[0].child_axes]
-    assert len(views) == n_views
+    assert len(views) == n_views and views[0].get_xlabel() == "batch"
     if n_views == 2:
         assert views[1].get_ylim()[1] < 3
 
 
-def test_epochs_count_from_one_and_chosen_epochs_are_points(figures, tmp_path):
-    curves = {"train": [3.0, 2.0], "val": None, "chosen": ([2], [2.5])}
-    plots.save_epochs(tmp_path / "a.png", curves, "nats", title="a title")
-    axes = figures[".png"].axes[0]
-    lines = lines_of(axes)
-    assert lines.keys() == {"train", "chosen"} and axes.get_title() == "a title"
-    assert lines["train"].get_xydata().tolist() == [[1, 3], [2, 2]]
-    assert lines["chosen"].get_xydata().tolist() == [[2, 2.5]]
-    assert lines["train"].get_color() == plots.TRAIN
-    assert lines["chosen"].get_color() == plots.THIRD
+def test_a_constant_curve_can_be_magnified(figures, tmp_path):
+    draw(tmp_path, history(train=30 * [2.0]))
+    low, high = figures[".png"].axes[0].child_axes[0].get_ylim()
+    assert low < 2 < high
+
+
+def test_every_column_has_a_colour(figures, tmp_path):
+    names = [f"column {n}" for n in range(len(plots.COLOURS) + 1)]
+    curves = plots.Curves("a", "nats", {name: name for name in names})
+    draw(tmp_path, history(**{name: [1.0] for name in names}), curves=curves)
+    assert list(lines_of(figures[".png"].axes[0])) == names
 
 
 def test_an_annotated_copy_keeps_every_pixel(tmp_path):
@@ -134,7 +200,7 @@ def test_points_that_stand_apart_have_bars_and_curves_have_a_band(x, shape):
     """A band between four points would show what nobody measured."""
     axes = Figure().subplots()
     y = np.array([[1.0, 2.0, 4.0]]).T + np.zeros(len(x))
-    plots._draw_curve(axes, "label", plots.TRAIN, np.array(x), y, x[-1])
+    plots._draw_curve(axes, "label", plots.COLOURS[0], np.array(x), y, x[-1])
     (spread,) = axes.collections
     assert type(spread).__mro__.index(shape) < 2
     heights = np.ptp(spread.get_paths()[0].vertices[:, 1])

@@ -31,12 +31,13 @@ def read_back(folder):
 
 def train(run, last, until):
     """Train to the epoch `until` of a run of `last`; each epoch draws a grid after its line."""
-    for epoch in run.count_to(last):
+    for epoch in run.remaining(last):
         run.log(epoch=epoch, loss=1 / epoch, val_loss=epoch / 3)
         picture = np.full((2, 2), epoch / 10)
         imsave(run.folder / f"samples_{epoch:03d}.png", picture, cmap="gray", vmin=0, vmax=1)
         if epoch == until and until != last:
             return
+        run.checkpoint()
 
 
 def expected_scalars(folder):
@@ -69,7 +70,7 @@ def test_a_killed_and_resumed_run_has_every_step_once(tmp_path, flushed):
         run._events._writer.flush()
         assert read_back(run.folder)[0]["loss"].keys() == {1, 2, 3}
     run.close()
-    resumed = make_run(None, resume=run.folder, tensorboard=True)
+    resumed = make_run(resume=run.folder, tensorboard=True)
     assert resumed.count < 3
     with resumed:
         train(resumed, 5, 5)
@@ -83,7 +84,7 @@ def test_a_run_can_get_its_event_file_when_it_is_resumed(tmp_path):
     train(run, 2, 2)
     assert not list(run.folder.glob("events*"))
     run.close()
-    with make_run(None, resume=run.folder, tensorboard=True) as resumed:
+    with make_run(resume=run.folder, tensorboard=True) as resumed:
         train(resumed, 4, 4)
     assert read_back(run.folder)[0] == expected_scalars(run.folder)
 
@@ -93,4 +94,4 @@ def test_an_absent_package_is_named_before_anything_is_written(tmp_path, monkeyp
     with pytest.raises(UserError, match="needs the package tensorboard: pip install"):
         make_run(tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()
-    make_run(tmp_path / "run", tensorboard=False)
+    make_run(tmp_path / "run")
