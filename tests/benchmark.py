@@ -19,10 +19,13 @@ import multiprocessing
 import resource
 import statistics
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
 from torch.profiler import ProfilerActivity, profile
 
 import a3_gan_template as gan
@@ -32,10 +35,33 @@ from datasets import MNIST, N_PIXELS, Source, Stream, bmnist, mnist, read_mnist
 from harness import cli
 from harness.average import WeightAverage
 from harness.devices import select_device
-from harness.run import device_name
+from harness.linear import fast_on_cpu
+from harness.provenance import device_name
 from harness.steps import adam, captured
 from tests import plain
 from tests.products import SQUARE, bare_products, gflop, products_of, ways_to_multiply
+
+
+@dataclass
+class Options:
+    """Time per training step of this project and of the plain loop on this machine."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # where to train
+    workers: int = 0  # of the plain loop's DataLoader
+    epoch: bool = False  # time a whole VAE epoch as well
+    scaling: bool = False  # by batch size and width as well
+    json: Path | None = None  # write the figures to this file
+    data: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError("--workers must be at least 0")
+
+
+def parse(words=None):
+    """The options on a command line."""
+    return cli.parse(Options, words, "benchmark.py")
+
 
 ROUNDS = 4
 STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
@@ -53,7 +79,7 @@ def one_of_each_shape(batches):
 
 def ours_vae(device, source=MNIST, batch_size=128, hidden_dim=500):
     train, val, _ = bmnist(source, batch_size, device)
-    model = vae.VAE(hidden_dim).to(device).train()
+    model = fast_on_cpu(vae.VAE(hidden_dim).to(device)).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     vae.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
@@ -66,7 +92,7 @@ def ours_vae(device, source=MNIST, batch_size=128, hidden_dim=500):
 
 def ours_nf(device, source=MNIST, batch_size=128, n_hidden=1024):
     train, _, _ = mnist(source, batch_size, device, nf.MAX_SHIFT)
-    model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
+    model = fast_on_cpu(nf.Model([N_PIXELS], n_hidden=n_hidden).to(device)).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     nf.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
@@ -78,7 +104,7 @@ def ours_nf(device, source=MNIST, batch_size=128, n_hidden=1024):
 
 def ours_gan(device, source=MNIST):
     train, _, _ = mnist(source, device=device)
-    networks = gan.Generator().to(device), gan.Discriminator().to(device)
+    networks = [fast_on_cpu(made.to(device)) for made in (gan.Generator(), gan.Discriminator())]
     arguments = *networks, tuple(adam(network, 2e-4) for network in networks), (0.9, 0.0)
     step = captured(gan.train_step, *arguments)
     batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))
@@ -187,14 +213,14 @@ def compare(turns, rounds):
     return [statistics.median(column) for column in zip(*times)]
 
 
-def compare_step(name, make_ours, make_plain, args, device):
+def compare_step(name, make_ours, make_plain, options, device):
     """The figures of one model, printed as a line; with --epoch those of the VAE's epoch, too."""
-    source = Source.of(args)
+    source = options.data
     n, many = STEPS[name], 20 if device.type == "cuda" else 1  # a launch or two measure nothing
     results = {}
     with (
         Trainee(make_ours, device, source) as ours,
-        Trainee(make_plain, device, source, args.workers) as theirs,
+        Trainee(make_plain, device, source, options.workers) as theirs,
         Trainee(bare_products, device, products := ours.ask("products")) as bare,
     ):
         turns = [(theirs, "step", n), (ours, "step", many * n), (bare, "all", many * n)]
@@ -211,7 +237,7 @@ def compare_step(name, make_ours, make_plain, args, device):
             f"{row['fraction_of_peak']:.2f} of {peak:.0f} GFLOP/s   "
             f"products alone {products_ms:6.2f} ms   peak memory {row['peak_memory_mb']:.0f} MB"
         )
-        if name == "vae" and args.epoch:
+        if name == "vae" and options.epoch:
             turns = [(theirs, "epoch", 1), (ours, "epoch", 1)]
             plain_s, ours_s = (milliseconds / 1000 for milliseconds in compare(turns, 3))
             ratio = plain_s / ours_s
@@ -246,32 +272,20 @@ def scaling(device, source):
     return rows
 
 
-def main(args):
-    device = select_device(args.device)
-    read_mnist(Source.of(args))  # before the processes start: they would all download it
+def main(options):
+    device = select_device(options.device)
+    read_mnist(options.data)  # before the processes start: they would all download it
     print(device_name(device))
-    results = {"device": device_name(device), "dataset": args.dataset, "workers": args.workers}
+    results = {"device": device_name(device), "dataset": options.data.dataset}
+    results["workers"] = options.workers
     models = ("vae", ours_vae, plain_vae), ("nf", ours_nf, plain_nf), ("gan", ours_gan, plain_gan)
     for name, ours, theirs in models:
-        results |= compare_step(name, ours, theirs, args, device)
-    if args.scaling:
-        results["scaling"] = scaling(device, Source.of(args))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def parse_args(argv=None):
-    parser = cli.ArgumentParser(__doc__.splitlines()[0])
-    parser.add_choice("--device", ("auto", "cuda", "mps", "cpu"), "where to train")
-    parser.add_number("--workers", 0, "of the plain loop's DataLoader", at_least=0)
-    parser.add_argument("--epoch", action="store_true", help="time a whole VAE epoch as well")
-    parser.add_argument("--scaling", action="store_true", help="by batch size and width as well")
-    parser.add_optional_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE"
-    )
-    parser.add_data_arguments()
-    return parser.parse_args(argv)
+        results |= compare_step(name, ours, theirs, options, device)
+    if options.scaling:
+        results["scaling"] = scaling(device, options.data)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    cli.run_script(main, parse_args)
+    cli.run(main, parse)

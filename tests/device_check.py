@@ -28,10 +28,10 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import N_PIXELS, mnist
-from harness import devices, records
+from harness import records, steps
 from harness.devices import select_device, to_host
 from harness.errors import UserError
-from harness.run import device_name
+from harness.provenance import device_name
 from harness.steps import adam, captured
 
 ROOT = Path(__file__).parent.parent
@@ -151,15 +151,15 @@ def check_steps(device):
             yield Line(check, error, f"at most {STEP:.0e}", error <= STEP)
 
 
-def train(name, device, no_graph):
+def train(name, device, use_graphs):
     """(the results of 12 steps, a short batch among them; the weights after them)."""
-    devices.no_graph = no_graph
+    steps.use_graphs = use_graphs
     models, _, (step, *arguments), to_batch = training(name, device)
     step = captured(step, *arguments)
     torch.manual_seed(1)
     losses = [step(to_batch(batch)) for batch in grey_images(device).split(64)]
-    if devices.no_graph != no_graph:
-        raise RuntimeError("the capture failed")
+    if steps.use_graphs != use_graphs:
+        raise RuntimeError("the capture failed, or its replay disagrees with the step")
     return losses, [parameter for model in models for parameter in model.parameters()]
 
 
@@ -168,12 +168,12 @@ def check_captured(device):
     if device.type != "cuda":
         return
     for name in SHORT:
-        pairs = zip(train(name, device, False), train(name, device, True))
+        pairs = zip(train(name, device, use_graphs=True), train(name, device, use_graphs=False))
         for what, bar, (found, expected) in zip(("losses", "weights"), (STEP, 1e-2), pairs):
             error = relative_error(found, expected)
             check = f"{name}: {what} of 12 captured steps, relative error to eager"
             yield Line(check, error, f"at most {bar:.0e}", error <= bar)
-    devices.no_graph = False
+    steps.use_graphs = True
 
 
 def start(name, device, *flags):

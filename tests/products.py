@@ -77,7 +77,10 @@ def bare_products(device, products):
         return result[:1, :1]
 
     # On CUDA a graph, as the step itself.
-    all_products = CapturedStep(multiply_all, []) if device.type == "cuda" else multiply_all
+    all_products = multiply_all
+    if device.type == "cuda":
+        unchanged = torch.nn.Linear(1, 1, device=device)  # a captured step has a module
+        all_products = CapturedStep(multiply_all, [unchanged])
     square = torch.randn(2, SQUARE, SQUARE, device=device)
     functions = {name: partial(way, *square) for name, way in ways_to_multiply(device).items()}
     functions["all"] = partial(all_products, torch.zeros(1, device=device))

@@ -171,7 +171,7 @@ def test_the_json_file_has_its_keys(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: None)
     file = tmp_path / "figures.json"
     flags = f"--device cpu --epoch --scaling --json {file}".split()
-    benchmark.main(benchmark.parse_args(flags))
+    benchmark.main(benchmark.parse(flags))
     content = json.loads(file.read_text())
     keys = {"device", "dataset", "workers", "vae", "nf", "gan", "vae_epoch", "scaling"}
     assert content.keys() == keys
