@@ -90,7 +90,7 @@ def test_of_a_run_that_goes_on_the_finished_record_counts(recorded, tmp_path):
 def test_runs_without_a_start_are_never_taken_for_the_same(tmp_path):
     path = tmp_path / "runs.jsonl"
     for person, bpd in (("ada", 1.79), ("bob", 1.95)):
-        folder = fake_run(tmp_path / "class" / person / "nf", "nf", val_bpd=bpd)
+        folder = fake_run(tmp_path / "class" / person / "nf", "nf", val_bpd_shifted=bpd)
         (folder / "config.json").unlink()  # as another program may have written it
     figures("export", path, "--runs", tmp_path / "class")
     assert len(path.read_text().splitlines()) == 2

@@ -164,9 +164,9 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
     ("flags", "words"),
     [
         ([], "Expected one of {draw, train, check, export}"),
-        (["draw", "--jobs", "2"], "Unrecognized options: --jobs"),
-        (["check", "--device", "cpu"], "Unrecognized options: --device"),
-        (["export", "runs.csv", "--out", "here"], "Unrecognized options: --out"),
+        (["draw", "--jobs", "2"], "Unrecognized or misplaced options: --jobs"),
+        (["check", "--device", "cpu"], "Unrecognized or misplaced options: --device"),
+        (["export", "runs.csv", "--out", "here"], "Unrecognized or misplaced options: --out"),
         (["train", "--seeds", "0"], "at least 1"),
         (["train", "--jobs", "0"], "at least 1"),
         (["train", "--jobs", "2", "--slurm"], "--slurm has array_parallelism"),
