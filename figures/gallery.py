@@ -79,30 +79,28 @@ def write_page(
     out: Path, drawn: Drawn, groups: Groups, found: Runs, missing: list[str], quick: bool
 ) -> None:
     """Write the gallery to out/README.md, with messages about what is `missing`, and its tables."""
-    lines = ["# Gallery" + (": a quick run, a small fraction of the full length" if quick else "")]
     command = f"python -m figures draw{' --quick' * quick}"
-    lines += ["", f"The figures of the report, drawn by `{command}`, which also wrote this page."]
+    blocks = [  # of lines; a blank line stands between two blocks
+        ["# Gallery" + ": a quick run, a small fraction of the full length" * quick],
+        [f"The figures of the report, drawn by `{command}`, which also wrote this page."],
+    ]
     if missing:
-        lines += ["", "Not here yet:", "", *(f"- {message}" for message in missing)]
+        blocks += [["Not here yet:"], [f"- {message}" for message in missing]]
     if table := graded_table(groups):
-        lines += ["", "## Graded", "", *table, "", _save_tables(out, groups, found)]
-        lines += [
-            "",
-            "Published values to compare with:",
-            "",
-            *(f"- {text}" for text in published()),
-        ]
+        blocks += [["## Graded"], table, [_save_tables(out, groups, found)]]
+        blocks += [["Published values to compare with:"], published()]
     if others := other_data(found, groups):
-        lines += ["", "## Other data sets", "", *others]
+        blocks += [["## Other data sets"], others]
     if compared := comparison(groups):
-        lines += ["", "## The three models' samples", "", *compared]
-    lines += ["", "## Figures"] if drawn else []
+        blocks += [["## The three models' samples"], compared]
+    if drawn:
+        blocks.append(["## Figures"])
     for figure, name, caption in drawn:
-        lines += ["", f"![{figure.caption}](report/{name}.png)", "", caption]
-    lines += ["", "## Where this project departs from the report"]
-    lines += ["", "The numbers of several seeds are means.", "", *departures(groups), ""]
-    content = "\n".join(map(_wrapped, lines)).encode()
-    write_whole(out / "README.md", lambda file: file.write(content))
+        blocks += [[f"![{figure.caption}](report/{name}.png)"], [caption]]
+    blocks.append(["## Where this project departs from the report"])
+    blocks += [["The numbers of several seeds are means."], departures(groups)]
+    page = "\n\n".join("\n".join(map(_wrapped, block)) for block in blocks) + "\n"
+    write_whole(out / "README.md", lambda file: file.write(page.encode()))
 
 
 def _save_tables(out: Path, groups: Groups, found: Runs) -> str:

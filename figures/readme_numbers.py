@@ -56,7 +56,9 @@ def known_numbers() -> list[float]:
     records = run_records(read_recorded(MEASURED / "runs.jsonl"))
     for path in sorted(MEASURED.glob("*.json")):
         numbers += _leaves(json.loads(path.read_bytes()))
-    return [*numbers, *_leaves(records), *over_seeds(records)]
+    numbers += _leaves(records)
+    numbers += over_seeds(records)
+    return numbers
 
 
 def over_seeds(records: list[dict]) -> Iterator[float]:

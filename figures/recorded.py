@@ -3,6 +3,7 @@
 Without weights and pictures a run takes tens of kilobytes, so that it can be kept and passed on.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -71,7 +72,7 @@ def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
 
 def _check(history: list[dict], results: dict[str, dict]) -> None:
     """Raise one of DAMAGE unless all values are finite numbers and the counts rise."""
-    for values in (*history, *results.values()):
+    for values in itertools.chain(history, results.values()):
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError("a value is not finite")
     counts = [count_of([line]) for line in history]

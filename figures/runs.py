@@ -177,7 +177,7 @@ def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
 def find_runs(base: Path) -> tuple[Runs, list[str]]:
     """All readable runs in or under `base`, oldest first, and messages about the others."""
     found, messages = [], []
-    files = {*base.rglob("metrics.jsonl"), *base.rglob("config.json")}
+    files = set(base.rglob("metrics.jsonl")) | set(base.rglob("config.json"))
     for folder in sorted({file.parent for file in files}):
         try:
             found.append(read_run(folder))

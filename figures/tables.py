@@ -107,7 +107,7 @@ def graded_table(groups: Groups) -> list[str]:
         "Several seeds: mean ± standard deviation (number of seeds). A value without ± is of one "
         "seed. A pass is a pass of every seed."
     )
-    return [*_markdown(header, lines), "", text]
+    return _markdown(header, lines) + ["", text]
 
 
 def other_data(found: Runs, groups: Groups) -> list[str]:
@@ -137,7 +137,7 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
         "the same epoch, or at the last logged batch before. The references are of MNIST, so these "
         "values are not comparable with them."
     )
-    return [*_markdown(header, rows), "", text]
+    return _markdown(header, rows) + ["", text]
 
 
 def comparison(groups: Groups) -> list[str]:
@@ -171,7 +171,7 @@ def comparison(groups: Groups) -> list[str]:
         "digits to real ones; they are here to compare with Goodfellow et al. (2014). The VAE's "
         "draws are bits and are compared with binary digits, all others with grey ones."
     )
-    return [*_markdown(["", *columns], rows), "", text]
+    return _markdown(["", *columns], rows) + ["", text]
 
 
 def mean_text(values: Sequence, digits: int, n: bool = True) -> str:
@@ -205,10 +205,14 @@ def verdict(graded: Graded) -> str:
 
 
 def published() -> list[str]:
-    """Published values of other models, from `references.toml`."""
-    return [f"{entry['model']}, {entry['text']}" for entry in load()["published"]]
+    """Published values of other models, from `references.toml`, as Markdown items."""
+    return [f"- {entry['model']}, {entry['text']}" for entry in load()["published"]]
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [" ".join(["|", *(f"{cell} |".strip() for cell in cells)]) for cells in (header, *rows)]
-    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
+    lines = [_row(header), "|" + "---|" * len(header)]
+    return lines + [_row(cells) for cells in rows]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " ".join(f"| {cell}".strip() for cell in cells) + " |"

@@ -10,10 +10,10 @@ import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import bmnist, mnist
 from figures.explorer import measure, models, networks, page
-from figures.explorer.__main__ import main, parse_args
+from figures.explorer.__main__ import main, parse
 from figures.kinds import SCRIPTS
 from figures.runs import find_runs
-from harness import cli, weights
+from harness import checkpoints, cli, references
 from harness.errors import UserError
 from tests.conftest import ROOT
 from tests.explorer_runs import write_runs, write_vae
@@ -110,6 +110,14 @@ def test_code_is_cited_by_its_file_and_line(part):
     assert f" {part.__name__}(" in cited["source"]
 
 
+def test_the_page_states_where_the_report_s_flow_ends(runs):
+    found, _ = find_models(runs)
+    description, _ = page.describe("flow", found["flow"])
+    rows = references.rows("a3_nf_template.py", {"protocol": "standard"})
+    (end,) = [row.value for row in rows if row.at == 100]
+    assert description["report"] == {"width": 1024, "bpd": end}
+
+
 # --- Which runs
 def find_models(base):
     return models.find_models(find_runs(base)[0])
@@ -123,10 +131,10 @@ def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     config = json.loads((base / "new" / "config.json").read_text())
     (base / "new" / "config.json").write_text(json.dumps(config | {"started": "2027"}))
     shutil.copytree(base / "new", base / "wide")
-    config["arguments"]["n_hidden"] = 1024
+    config["settings"]["n_hidden"] = 1024
     (base / "wide" / "config.json").write_text(json.dumps(config | {"started": "2028"}))
-    fashion = config | {"started": "2029", "arguments": config["arguments"] | {"n_hidden": 8}}
-    fashion["arguments"]["dataset"] = "fashion"
+    fashion = config | {"started": "2029", "settings": config["settings"] | {"n_hidden": 8}}
+    fashion["settings"]["dataset"] = "fashion"
     shutil.copytree(base / "new", base / "fashion")
     (base / "fashion" / "config.json").write_text(json.dumps(fashion))
     (base / "foreign").mkdir()
@@ -146,15 +154,15 @@ def test_a_full_length_run_on_static_bits_with_the_lowest_seed_is_shown(tmp_path
 
 
 def test_commands_for_missing_models_make_runs_that_fit():
-    for kind in models.KINDS.values():
-        _, script, *flags = kind.command.split()
-        assert kind.fits(SCRIPTS[script].parse_args(flags))
+    for wanted in models.WANTED.values():
+        _, script, *flags = wanted.command.split()
+        assert wanted.fits(SCRIPTS[script].Config.parse(flags).flat())
 
 
 def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):
     shutil.copytree(runs / "vae2", tmp_path / "vae2")
     shutil.copytree(runs / "flow", tmp_path / "flow")
-    (tmp_path / "vae2" / weights.FILE).write_bytes(b"nothing")
+    (tmp_path / "vae2" / checkpoints.WEIGHTS).write_bytes(b"nothing")
     found, missing = find_models(tmp_path)
     assert list(found) == ["flow"]
     assert "is damaged" in missing["vae2"].reason
@@ -162,7 +170,7 @@ def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):
 
 def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(main, lambda: parse_args(["--runs", str(tmp_path)]))
+        cli.run(main, lambda: parse(["--runs", str(tmp_path)]))
     assert stopped.value.code == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "no finished run" in message
@@ -170,4 +178,4 @@ def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
 
 def test_no_folder_of_runs_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
-        main(parse_args(["--runs", str(tmp_path / "none")]))
+        main(parse(["--runs", str(tmp_path / "none")]))

@@ -12,7 +12,7 @@ import torch
 import a3_gan_template as gan
 import a3_nf_template as nf
 from figures.explorer import measure, models, networks
-from figures.explorer.__main__ import main, parse_args
+from figures.explorer.__main__ import main, parse
 from figures.runs import find_runs
 from tests.explorer_runs import write_runs
 
@@ -38,7 +38,7 @@ def rounded(runs):
 def address(runs, tmp_path_factory):
     """The address of the page with all models."""
     out = tmp_path_factory.mktemp("page") / "page.html"
-    main(parse_args(["--runs", str(runs), "--out", str(out)]))
+    main(parse(["--runs", str(runs), "--out", str(out)]))
     return out.as_uri()
 
 
@@ -150,7 +150,7 @@ def test_javascript_agrees_with_pytorch_on_likelihoods(browser, rounded, monkeyp
     nats = compute(browser, "n.map((k) => models.vae20.negElbo(digits.bits(k)))", n=n)
     draws = [rounded["vae20"].terms(bits) for _ in range(200)]
     for name, key in (("kl", "kl"), ("recon", "recon"), ("neg_elbo", "negElbo")):
-        expected = torch.stack([getattr(draw, name) for draw in draws]).mean().item()
+        expected = torch.stack([draw[name] for draw in draws]).mean().item()
         # Both average over draws of z, the page over 10 for each digit.
         assert np.mean([row[key] for row in nats]) == pytest.approx(expected, rel=0.01)
     noise = torch.rand(784)
@@ -284,7 +284,7 @@ def test_code_of_the_scripts_is_shown(browser):
 
 def test_the_page_says_what_is_missing(new_browser, runs, tmp_path):
     shutil.copytree(runs / "flow", tmp_path / "runs" / "flow")
-    main(parse_args(["--runs", str(tmp_path / "runs")]))
+    main(parse(["--runs", str(tmp_path / "runs")]))
     open_page(new_browser, (tmp_path / "runs" / "explorer.html").as_uri())
     for tab, command in (
         ("plane", "python a3_vae_template.py --zdim 2"),

@@ -10,7 +10,7 @@ import pytest
 import a3_vae_template as vae
 from datasets import Batches
 from figures import cluster
-from figures.__main__ import main, parse_args
+from figures.__main__ import main, parse
 from figures.runs import read_run
 from figures.trainings import Training
 from harness.errors import UserError
@@ -67,8 +67,8 @@ def here(monkeypatch):
 
 
 def call(base, *flags):
-    fixed = ["--train", "--quick", "--device", "cpu", "--kinds", "manifold", "--runs", str(base)]
-    main(parse_args([*fixed, "--seeds", "2", "--slurm", *flags]))
+    fixed = ["train", "--quick", "--device", "cpu", "--kinds", "manifold", "--runs", str(base)]
+    main(parse([*fixed, "--seeds", "2", "--slurm", *flags]))
 
 
 def test_trainings_are_submitted_once_and_collected(tmp_path, here, capsys):
@@ -84,8 +84,10 @@ def test_trainings_are_submitted_once_and_collected(tmp_path, here, capsys):
     (job,) = here
     job.results()  # waits
     run = read_run(base / "manifold-seed0")
-    assert run.finished and run.args.seed == 0 and run.count == 2
-    call(base)  # collects both
+    assert run.finished and run.seed == 0 and run.count == 2
+    call(base)  # nothing is missing any more
+    with pytest.raises(UserError, match="not all figures could be drawn"):
+        main(parse(["draw", "--quick", "--runs", str(base)]))
     page = unwrapped((base / "figures" / "README.md").read_text())
     row = re.search(r"2 latent dimensions \| test negative ELBO \(nats\) \| end \| (.*?) \|", page)
     assert len(here) == 1 and row[1].endswith(" (2)")
@@ -155,16 +157,16 @@ def test_a_requeued_job_goes_on_and_ends_like_one_that_was_never_stopped(tmp_pat
     )
     whole()
     job = cluster.Job(Training("manifold", 3, quick=True), tmp_path / "cut", ["--device", "cpu"])
-    run_epoch, epochs = vae.run_epoch, []
+    epoch_iter, epochs = vae.epoch_iter, []
 
-    def stopped(*args):
-        if len(epochs) == 1:
+    def stopped(model, *args):
+        if len(epochs) == 2:  # training and validation
             raise SystemExit(-1)  # as submitit does when the time is up
         epochs.append(1)
-        return run_epoch(*args)
+        return epoch_iter(model, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vae, "run_epoch", stopped)
+        patch.setattr(vae, "epoch_iter", stopped)
         with pytest.raises(SystemExit):
             job()
     folder = tmp_path / "cut" / "manifold-seed3"

@@ -11,7 +11,7 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from figures import kinds, trainings
-from figures.__main__ import main, parse_args, train_missing
+from figures.__main__ import main, parse
 from figures.kinds import KINDS, NEEDED, SCRIPTS, VAE
 from figures.report import FIGURES
 from harness import plots
@@ -59,7 +59,7 @@ def quick_runs(tmp_path, monkeypatch):
             script, flags = KINDS[name].script, KINDS[name].options(quick=True)
             flags += ["--device", "cpu", "--out", str(base / name)]
             patch.setattr(sys, "argv", [script, *flags])
-            SCRIPTS[script].main(SCRIPTS[script].parse_args(flags))
+            SCRIPTS[script].main(SCRIPTS[script].Config.parse(flags))
     for name in ("vae_report", "gan_report"):
         fake_run(base / name, name, *kinds.QUICK[KINDS[name].script].split())
     return base
@@ -88,27 +88,29 @@ def test_the_quick_report_trains_what_is_missing_and_draws_every_figure(
     (tmp_path / VAE).write_text(SMALL)
     monkeypatch.setattr(trainings, "ROOT", tmp_path)
     before = written(quick_runs)
-    args = parse_args(["--train", "--quick", "--device", "cpu", "--runs", str(quick_runs)])
-    main(args)
+    runs = ["--quick", "--runs", str(quick_runs)]
+    train = parse(["train", "--device", "cpu", *runs])
+    main(train)
+    main(parse(["draw", *runs]))
     check_quick_report(quick_runs)
     after = written(quick_runs)
     assert before.items() < after.items()
     assert after.keys() - before.keys() == {quick_runs / "vae-seed0" / "metrics.jsonl"}
-    assert train_missing(args, NEEDED)  # nothing is missing any more
+    main(train)  # nothing is missing any more
     assert written(quick_runs) == after
 
 
 def train_and_draw_quickly(base):
-    """Run `python -m figures --train --quick` as a user does."""
-    flags = ["--train", "--quick", "--device", "cpu", "--runs", str(base)]
-    process = subprocess.run(
-        [sys.executable, "-m", "figures", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert process.returncode == 0, process.stderr
+    """Run `python -m figures train --quick`, then `draw --quick`, as a user does."""
+    for command in (["train", "--device", "cpu"], ["draw"]):
+        process = subprocess.run(
+            [sys.executable, "-m", "figures", *command, "--quick", "--runs", str(base)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.slow
@@ -123,7 +125,7 @@ def test_the_quick_report_from_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_trainings_in_order(tmp_path):
-    flags = ["--train", "--quick", "--kinds", "manifold", "--device", "cpu", "--runs", tmp_path]
+    flags = ["train", "--quick", "--kinds", "manifold", "--device", "cpu", "--runs", tmp_path]
     command = [sys.executable, "-m", "figures", *flags]
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -133,7 +135,7 @@ def test_ctrl_c_stops_the_trainings_in_order(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the job
     _, output = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert output.endswith(f"the runs are in {tmp_path}; the same command goes on with them\n")
+    assert output.endswith(f"the runs are in {tmp_path}; the same command resumes them\n")
     assert f"--resume {folder}" in (tmp_path / "manifold-seed0.log").read_text()
     page = (folder / "index.html").read_text()
     assert "Stopped at epoch 1 of 2" in page and f"--resume {folder}" in page

@@ -5,18 +5,18 @@ import re
 
 import pytest
 
-from figures.__main__ import all_runs, main, parse_args
+from figures.__main__ import main, parse
 from figures.kinds import KINDS, NEEDED
 from figures.recorded import read_recorded
 from figures.report import FIGURES
-from figures.runs import find_runs
-from harness.errors import UsageError, UserError
+from figures.runs import chosen_run, find_runs
+from harness.errors import UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
 
 
 def figures(*flags):
     """Run `python -m figures` in this process."""
-    main(parse_args([str(flag) for flag in flags]))
+    main(parse([str(flag) for flag in flags]))
 
 
 def empty(tmp_path):
@@ -28,7 +28,7 @@ def empty(tmp_path):
 def contents(runs):
     """What tables and curves show of the runs."""
     return [
-        (run.folder.name, run.script, run.args.seed, run.history, run.results, run.graded())
+        (run.folder.name, run.script, run.seed, run.history, run.results, run.graded())
         for run in runs
     ]
 
@@ -45,7 +45,7 @@ def recorded(tmp_path):
     content |= {"resumed": [{"from": 9, "command": "python a3.py --resume /home/ada/flow"}]}
     config.write_text(json.dumps(content))
     (fake_run(base / "gan", "gan", started="2027") / "result.json").unlink()
-    figures("--runs", base, "--export", path)
+    figures("export", path, "--runs", base)
     return base, path
 
 
@@ -53,7 +53,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
     base, path = recorded
     text = path.read_text()
     again = tmp_path / "again.jsonl"
-    figures("--runs", empty(tmp_path), "--recorded", path, "--export", again)
+    figures("export", again, "--runs", empty(tmp_path), "--recorded", path)
     assert again.read_text() == text
     names = [json.loads(line)["run"] for line in text.splitlines()]
     assert names == ["vae1", "flow"]  # the finished ones, oldest first
@@ -65,7 +65,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
 def test_recorded_runs_are_checked_without_any_folder(recorded, tmp_path, capsys):
     _, path = recorded
     with pytest.raises(SystemExit) as caught:
-        figures("--check", "--runs", empty(tmp_path), "--recorded", path)
+        figures("check", "--runs", empty(tmp_path), "--recorded", path)
     assert caught.value.code == 0
     assert "vae1: a3_vae_template.py, seed 1, 100 epochs" in capsys.readouterr().out
 
@@ -73,7 +73,7 @@ def test_recorded_runs_are_checked_without_any_folder(recorded, tmp_path, capsys
 def test_a_run_in_both_counts_once(recorded, tmp_path):
     base, path = recorded
     both = tmp_path / "both.csv"
-    figures("--runs", base, "--recorded", path, "--export", both)
+    figures("export", both, "--runs", base, "--recorded", path)
     names = [line.split(",")[0] for line in both.read_text().splitlines()]
     assert names == ["run", "vae1", "flow", "gan"]
 
@@ -81,7 +81,7 @@ def test_a_run_in_both_counts_once(recorded, tmp_path):
 def test_of_a_run_that_goes_on_the_finished_record_counts(recorded, tmp_path):
     base, path = recorded
     (base / "flow" / "result.json").unlink()
-    figures("--runs", base, "--recorded", path, "--export", tmp_path / "both.json")
+    figures("export", tmp_path / "both.json", "--runs", base, "--recorded", path)
     both = json.loads((tmp_path / "both.json").read_text())
     flows = [(run["run"], run["finished"]) for run in both if run["run"] == "flow"]
     assert sorted(flows) == [("flow", False), ("flow", True)]
@@ -90,35 +90,29 @@ def test_of_a_run_that_goes_on_the_finished_record_counts(recorded, tmp_path):
 def test_runs_without_a_start_are_never_taken_for_the_same(tmp_path):
     path = tmp_path / "runs.jsonl"
     for person, bpd in (("ada", 1.79), ("bob", 1.95)):
-        folder = fake_run(tmp_path / "class" / person / "nf", "nf", val_bpd=bpd)
+        folder = fake_run(tmp_path / "class" / person / "nf", "nf", val_bpd_shifted=bpd)
         (folder / "config.json").unlink()  # as another program may have written it
-    figures("--runs", tmp_path / "class", "--export", path)
+    figures("export", path, "--runs", tmp_path / "class")
     assert len(path.read_text().splitlines()) == 2
     with pytest.raises(SystemExit) as caught:  # Bob's falls short
-        figures("--check", "--runs", tmp_path / "class", "--recorded", path)
+        figures("check", "--runs", tmp_path / "class", "--recorded", path)
     assert caught.value.code == 1
-    found, _ = all_runs(parse_args(["--runs", str(empty(tmp_path)), "--recorded", str(path)]))
-    assert len(found) == 2
+    assert len(read_recorded(path)) == 2
 
 
 def test_a_chosen_run_counts_once(recorded, tmp_path):
     base, path = recorded
-    runs = ("--runs", empty(tmp_path), "--recorded", path, "--nf", base / "flow")
-    figures(*runs, "--export", tmp_path / "both.json")
-    names = [run["run"] for run in json.loads((tmp_path / "both.json").read_text())]
-    assert names == ["vae1", "flow"]
+    for runs in (base, empty(tmp_path)):
+        chosen = [chosen_run("nf", KINDS["nf"], base / "flow")]
+        found, _ = parse(["draw", "--runs", str(runs), "--recorded", str(path)]).find(chosen)
+        flows = [run.chosen for run in found if run.folder.name == "flow"]
+        assert flows == [True]
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--runs", "typo"), "--runs typo is no folder"),
-        (("--check", "--nf", "runs/flow"), "--check of a named run takes no --recorded"),
-    ],
-)
-def test_options_that_would_be_ignored_are_refused(flags, words):
-    with pytest.raises(UsageError, match=words):
-        figures(*flags, "--recorded", "runs.jsonl")
+def test_a_folder_of_runs_that_is_misspelt_is_an_error(recorded):
+    _, path = recorded
+    with pytest.raises(UserError, match="there is no folder typo"):
+        figures("check", "--runs", "typo", "--recorded", path)
 
 
 def test_a_damaged_config_is_not_recorded(recorded):
@@ -126,16 +120,16 @@ def test_a_damaged_config_is_not_recorded(recorded):
     config = base / "flow" / "config.json"
     config.write_text(config.read_text().replace('"resumed": [', '"resumed": 5, "more": ['))
     with pytest.raises(UserError, match="flow: its config.json is damaged"):
-        figures("--runs", base, "--export", path)
+        figures("export", path, "--runs", base)
 
 
 def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
     base, path = tmp_path / "runs", tmp_path / "runs.jsonl"
     fake_run(tmp_path / "old" / "flow0", "nf", "--seed", "0")
-    figures("--runs", tmp_path / "old", "--export", path)
+    figures("export", path, "--runs", tmp_path / "old")
     fake_runs(base, *(kind for kind in KINDS if kind != "nf"))
     fake_run(base / "flow1", "nf", "--seed", "1")
-    figures("--runs", base, "--recorded", path, "--out", tmp_path / "out")
+    figures("draw", "--runs", base, "--recorded", path, "--out", tmp_path / "out")
     page = unwrapped((tmp_path / "out" / "README.md").read_text())
     captions = {
         name: re.search(rf"{name}\.png\)\n\n(.*)", page)[1]
@@ -151,9 +145,9 @@ def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
 def test_recorded_runs_alone_draw_curves_and_tables(tmp_path, capsys):
     fake_runs(tmp_path / "runs", *NEEDED)
     path, out = tmp_path / "runs.jsonl", tmp_path / "out"
-    figures("--runs", tmp_path / "runs", "--export", path)
+    figures("export", path, "--runs", tmp_path / "runs")
     with pytest.raises(UserError, match="not all figures could be drawn"):
-        figures("--runs", empty(tmp_path), "--recorded", path, "--out", out)
+        figures("draw", "--runs", empty(tmp_path), "--recorded", path, "--out", out)
     words = "fig07_vae_manifold: recorded runs have no pictures; give a run folder with --manifold"
     assert words in capsys.readouterr().err
     drawn = {file.stem for file in (out / "report").glob("*.png")}
@@ -166,9 +160,8 @@ def test_a_recorded_run_need_not_be_trained(recorded, tmp_path, monkeypatch):
     _, path = recorded
     asked = []
     monkeypatch.setattr("figures.__main__.train", lambda missing, *_: asked.extend(missing))
-    flags = ("--train", "--kinds", "nf", "--seeds", "2", "--recorded", path)
-    with pytest.raises(UserError, match="not all figures could be drawn"):
-        figures("--runs", tmp_path / "new", *flags)
+    flags = ("--kinds", "nf", "--seeds", "2", "--recorded", path, "--device", "cpu")
+    figures("train", "--runs", empty(tmp_path), *flags)
     assert [str(training) for training in asked] == ["nf-seed1"]
 
 
@@ -191,17 +184,17 @@ def test_a_damaged_line_is_named(recorded, tmp_path, damage):
     assert damage(text) != text
     path.write_text(damage(text), encoding="latin-1")
     with pytest.raises(UserError, match=r"runs.jsonl: line \d is damaged"):
-        figures("--check", "--runs", tmp_path, "--recorded", path)
+        figures("check", "--runs", tmp_path, "--recorded", path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     path = tmp_path / "runs.jsonl"
     with pytest.raises(UserError, match="runs.jsonl cannot be read: No such file"):
-        figures("--check", "--runs", tmp_path, "--recorded", path)
+        figures("check", "--runs", tmp_path, "--recorded", path)
 
 
 def test_only_finished_runs_are_recorded(tmp_path):
     (fake_run(tmp_path / "runs" / "gan", "gan") / "result.json").unlink()
     with pytest.raises(UserError, match="only finished runs are recorded"):
-        figures("--runs", tmp_path / "runs", "--export", tmp_path / "runs.jsonl")
+        figures("export", tmp_path / "runs.jsonl", "--runs", tmp_path / "runs")
     assert not (tmp_path / "runs.jsonl").exists()

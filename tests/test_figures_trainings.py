@@ -1,9 +1,11 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,11 @@ import torch
 import figures.__main__ as command_line
 from datasets import Source
 from figures import cluster, kinds, trainings
-from figures.__main__ import main, parse_args
+from figures.__main__ import main, parse
 from figures.kinds import KINDS, NEEDED, SCRIPTS, VAE
 from figures.runs import find_runs
 from figures.trainings import Training, missing_trainings
-from harness.errors import UserError
+from harness.errors import UsageError, UserError
 from tests.conftest import ROOT
 from tests.fake_runs import fake_run
 
@@ -53,8 +55,7 @@ def test_side_by_side_run_all_on_cuda_and_one_per_core_on_a_cpu(
     monkeypatch.setattr(command_line, "n_cores", lambda: 3)
     monkeypatch.setattr(command_line, "select_device", select_device)
     monkeypatch.setattr(command_line, "train", lambda *args: asked.append(args[-1]))
-    with pytest.raises(UserError, match="no finished run"):
-        main(parse_args(["--train", "--runs", str(tmp_path), *flags]))
+    main(parse(["train", "--runs", str(tmp_path), *flags]))
     assert asked == [n_jobs]
 
 
@@ -64,10 +65,8 @@ def test_a_stopped_call_says_how_it_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr("figures.__main__.train", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
-        main(parse_args(["--train", "--runs", str(tmp_path), "--device", "cpu"]))
-    assert raised.value.__notes__ == [
-        f"the runs are in {tmp_path}; the same command goes on with them"
-    ]
+        main(parse(["train", "--runs", str(tmp_path), "--device", "cpu"]))
+    assert raised.value.__notes__ == [f"the runs are in {tmp_path}; the same command resumes them"]
 
 
 def test_what_is_missing_is_downloaded_once_before_any_training(tmp_path, monkeypatch):
@@ -77,12 +76,11 @@ def test_what_is_missing_is_downloaded_once_before_any_training(tmp_path, monkey
     for module, name in ((command_line, "train"), (cluster, "submit")):
         monkeypatch.setattr(module, name, lambda *args: done.append(args[2]))
     data = ["--dataset", "fashion", "--data_dir", "here", "--download"]
-    flags = ["--train", "--runs", str(tmp_path), *data]
-    with pytest.raises(UserError, match="no finished run"):
-        main(parse_args(flags))
-    main(parse_args([*flags, "--slurm"]))
+    flags = ["train", "--runs", str(tmp_path), *data]
+    main(parse(flags))
+    main(parse([*flags, "--slurm"]))
     options = ["--device", "auto", "--data_dir", "here"]
-    assert done == 2 * [Source("fashion", "here", download=True), options]
+    assert done == 2 * [Source("fashion", Path("here"), download=True), options]
 
 
 class FakeProcess:
@@ -131,8 +129,8 @@ def test_from_nothing_all_kinds_are_trained_n_at_a_time(tmp_path, monkeypatch, n
         kind = KINDS[name]
         assert (python, script) == (sys.executable, str(ROOT / kind.script))
         where = {"out": str(base / f"{name}-seed0"), "device": "cpu"}
-        args = SCRIPTS[kind.script].parse_args(flags)
-        assert vars(args) == vars(kind.args(quick)) | where
+        settings = SCRIPTS[kind.script].Config.parse(flags).flat()
+        assert settings == kind.settings(quick) | where
 
 
 def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
@@ -165,20 +163,28 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--jobs", "2"], "--jobs is an option of trainings: it needs --train"),
-        (["--seeds", "3"], "--seeds is an option of trainings"),
-        (["--slurm"], "--slurm is an option of trainings"),
-        (["--device", "cpu", "--check"], "--device is an option of trainings"),
-        (["--check", "--train"], "--check stands alone"),
-        (["--train", "--seeds", "0"], "at least 1"),
-        (["--check", "--out", "here"], "--check and --export draw none"),
-        (["--export", "runs.csv", "--out", "here"], "--check and --export draw none"),
-        (["--train", "--kinds", "vea"], "invalid choice: 'vea'"),
+        ([], "Expected one of {draw, train, check, export}"),
+        (["draw", "--jobs", "2"], "Unrecognized or misplaced options: --jobs"),
+        (["check", "--device", "cpu"], "Unrecognized or misplaced options: --device"),
+        (["export", "runs.csv", "--out", "here"], "Unrecognized or misplaced options: --out"),
+        (["train", "--seeds", "0"], "at least 1"),
+        (["train", "--jobs", "0"], "at least 1"),
+        (["train", "--jobs", "2", "--slurm"], "--slurm has array_parallelism"),
+        (["train", "--kinds", "vea"], "invalid choice 'vea'"),
     ],
 )
-def test_flags_of_trainings_need_one(flags, words):
-    with pytest.raises(UserError, match=words):
-        parse_args(flags)
+def test_a_command_takes_only_the_options_that_it_reads(flags, words):
+    with pytest.raises(UsageError, match=words):
+        parse(flags)
+
+
+@pytest.mark.parametrize("command", ["draw", "train", "check", "export"])
+def test_the_help_of_a_command_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse([command, "--help"])
+    assert stopped.value.code == 0
+    example = re.search(r"Example: python -m figures (.*)", capsys.readouterr().out)[1]
+    assert parse(example.split()) is not None
 
 
 def unfinish(run, checkpoint=True):
@@ -210,7 +216,7 @@ def test_another_data_set_has_trainings_of_its_own(tmp_path):
     (missing,) = missing_trainings(found, ["vae", "nf"], 1, False, "fashion")
     folder, flags = missing.start_or_resume(found, tmp_path)
     assert folder.name == "nf-fashion-seed0"
-    assert SCRIPTS[missing.kind.script].parse_args(flags).dataset == "fashion"
+    assert SCRIPTS[missing.kind.script].Config.parse(flags).data.dataset == "fashion"
     (missing,) = missing_trainings(found, ["vae", "nf"], 1, False, "mnist")
     assert str(missing) == "vae-seed0"
 
@@ -228,7 +234,7 @@ def test_a_training_that_stopped_before_its_first_line_goes_on(tmp_path):
 
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, no_processes):
-    """A `--train` that was killed may have left it behind."""
+    """A `train` that was killed may have left it behind."""
     busy = unfinish(fake_run(tmp_path / "vae-seed0", "vae"))
     lock = os.open(busy, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -291,7 +297,7 @@ def test_what_is_missing_are_seeds_that_no_run_has_in_full_length(tmp_path):
 def test_quick_trainings_are_of_the_full_model():
     """A quick training has the settings of the full one, except its length."""
     for kind in KINDS.values():
-        full, quick = vars(kind.args()), vars(kind.args(quick=True))
+        full, quick = kind.settings(), kind.settings(quick=True)
         differing = {name for name in full if full[name] != quick[name]}
         lengths = differing - {"importance_samples", "quality_samples"}
         assert lengths in ({"epochs"}, {"n_epochs"}) and kind.n_epochs(quick=True) <= 2

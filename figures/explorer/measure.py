@@ -36,7 +36,7 @@ def measure_vae(model: VAE, rounded: VAE) -> dict:
     images = binary_images().float()
 
     def terms(vae):
-        with separate_random_numbers(0, images.device):
+        with separate_random_numbers(0):
             draws = [torch.stack(list(vae.terms(images).values())) for _ in range(10)]
         return torch.stack(draws).mean(dim=0)
 
@@ -57,7 +57,7 @@ def measure_flow(model: Model, rounded: Model) -> dict:
     images = grey_images().float()
 
     def bits(flow):
-        with separate_random_numbers(0, images.device):
+        with separate_random_numbers(0):
             return bits_per_dimension(flow(images))
 
     exact, approximate = bits(model), bits(rounded)
@@ -70,7 +70,7 @@ def measure_flow(model: Model, rounded: Model) -> dict:
 @torch.no_grad()
 def measure_gan(model: nn.ModuleDict, rounded: nn.ModuleDict) -> dict:
     """The cost in grey levels of a sample, and D on test images."""
-    with separate_random_numbers(0, torch.device("cpu")):
+    with separate_random_numbers(0):
         z = sample_latents(N_IMAGES, model["generator"].latent_dim)
     samples = generate(rounded["generator"], z)
     error = (samples - generate(model["generator"], z)).abs().mean().item() * 255
