@@ -252,8 +252,8 @@ def evaluate(model, data, seed=0):
 def test_results(config, model, test):
     """Results of a trained model on the test split: dicts of numbers, by name."""
     images = test.images.float()
-    nats = dict(zip(VAE.TERMS, evaluate(model, test)))  # without the report's term, if there is one
-    results = {"test": {f"{term}_nats": value for term, value in nats.items()}}
+    nats = dict(zip(model.TERMS, evaluate(model, test)))
+    results = {"test": {f"{term}_nats": nats[term] for term in VAE.TERMS}}  # no report's number
     with separate_random_numbers(config.run.seed), torch.no_grad():
         results["latent"] = latent.measures(*model.encoder(images))
         if n := config.importance_samples:

@@ -50,12 +50,25 @@ def parse(
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-    # tyro frames its message. Its first part, above a rule, says what is wrong.
-    framed = [line.strip("│ ") for line in errors.getvalue().splitlines() if line.startswith("│")]
-    message = " ".join(framed).partition("──")[0]
-    # It names the class or group whose bounds are broken; the message names the option.
-    message = re.sub(r"^Error parsing \w+: ", "", " ".join(message.split()))
-    raise UsageError(f"{message} (--help lists the options)")
+    raise UsageError(f"{_unframed(errors.getvalue())} (--help lists the options)")
+
+
+def _unframed(text: str) -> str:
+    """What is wrong, from tyro's message: a title, and parts between rules in a frame.
+
+    The frame is of box-drawing characters, or of spaces and hyphens where the encoding has none.
+    The first part says what is wrong; it names the class or group whose bounds are broken, but the
+    words after that name the option.
+    """
+    _title, *cells = (line.strip("│╭╮╰╯ ") for line in text.strip().splitlines())
+    parts = [[]]
+    for cell in cells:
+        if cell.strip("─-"):
+            parts[-1].append(cell)
+        else:
+            parts.append([])
+    first = next((" ".join(part) for part in parts if part), text)
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(first.split()))
 
 
 def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
@@ -64,7 +77,6 @@ def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
     User errors print one line to stderr and exit with status 1, or 2 for a wrong command line.
     A signal that stops it exits with status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
-
     interrupts.raise_interrupted()
     try:
         main(parse_words())

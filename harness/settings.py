@@ -69,6 +69,9 @@ class RunConfig:
     run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
     def __post_init__(self):
+        for name, value in self.flat().items():
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"--{name} is too large")
         if self.quality_samples != 0 and self.quality_samples < 100:
             raise ValueError("--quality_samples must be 0 or at least 100")
 
@@ -136,8 +139,8 @@ class RunConfig:
             elif value is not None:
                 words.append(f"--{name}={value}")
         try:
-            if OF_COMMAND & settings.keys():
-                raise UsageError(f"there is no setting {min(OF_COMMAND & settings.keys())}")
+            if unknown := settings.keys() - cls().flat().keys():
+                raise UsageError(f"there is no setting {min(unknown)!r}")
             return cls._parse(words)
         except UsageError as error:
             raise UserError(f"{source}: {error}") from error

@@ -1,190 +1,102 @@
-"""Command lines: bounds, errors in one line, and the settings of an earlier run."""
+"""Command lines: words to settings, one line for each error, and exit statuses."""
 
-import argparse
-import json
+import io
 import signal
 import sys
 import time
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from datasets import DataError
-from harness import cli
+from harness import cli, interrupts
 from harness.errors import Interrupted, UsageError, UserError
-from harness.files import STOP_SIGNALS
+from tests.bare_runs import Config
 
 
 @pytest.fixture(autouse=True)
-def same_handlers(monkeypatch):
-    """`run_script` handles signals from then on; the tests after these need their own way."""
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+def same_handlers():
+    """`cli.run` handles signals from then on; the tests after these need their own way."""
+    handlers = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
     yield
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
+    interrupts._received.clear()
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "ten", "", "nan", "inf", "9" * 400])
-def test_numbers_out_of_bounds_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="whole number, at least 1"):
-        cli.number(int, at_least=1)(text)
-    if text != "1.5":
-        with pytest.raises(argparse.ArgumentTypeError, match="number, above 0 and below 1"):
-            cli.number(float, above=0, below=1)(text)
+@dataclass(frozen=True)
+class Draw:
+    """Draw a picture."""
+
+    only: str | None = None  # its name
 
 
-def test_numbers_within_bounds_are_converted():
-    assert cli.number(int, at_least=1)("1") == 1
-    assert cli.number(float, at_least=0, at_most=1)("1") == 1.0
+@dataclass(frozen=True)
+class Train:
+    """Train a model."""
+
+    max_seeds: int = 3  # how many
 
 
-def test_statistics_need_no_sample_or_a_hundred():
-    assert [cli.none_or_hundreds(text) for text in ("0", "100")] == [0, 100]
-    for text in ("99", "-1", "1e3"):
-        with pytest.raises(argparse.ArgumentTypeError):
-            cli.none_or_hundreds(text)
+def test_a_union_of_dataclasses_has_subcommands():
+    assert cli.parse(Draw | Train, ["draw", "--only", "a"], "figures") == Draw("a")
+    assert cli.parse(Draw | Train, ["train", "--max_seeds", "1"], "figures") == Train(1)
+    for words in ([], ["paint"], ["draw", "--max_seeds", "1"]):
+        with pytest.raises(UsageError) as error:
+            cli.parse(Draw | Train, words, "figures")
+        assert "\n" not in str(error.value)
 
 
-def parse_args(argv):
-    """The command line of a script with two settings of its own."""
-    parser = cli.ArgumentParser("A script.", prog="script.py")
-    parser.add_choice("--binarize", ("static", "dynamic"), "bits")
-    parser.add_training_arguments(epochs=10, batch_size=10, lr=1e-3, importance_samples=50)
-    parser.add_common_arguments()
-    parser.add_optional_argument("--generate", metavar="RUN", help="draw images")
-    parser.add_number("--n", 100, "images to draw", at_least=1)
-    return parser.parse_args(argv, out="runs/script-{binarize}-lr{lr}-seed{seed}")
+def test_other_defaults_take_the_place_of_the_class_s():
+    parsed = cli.parse(Train, [], "figures", defaults=Train(7))
+    assert parsed == Train(7)
+    assert cli.parse(Train, ["--max_seeds", "2"], "figures", defaults=Train(7)) == Train(2)
 
 
-@pytest.fixture
-def run_folder(tmp_path):
-    """A finished run of that script, with other settings than the default ones."""
-    args = parse_args(["--lr", "0.1", "--no_graph", "--out", str(tmp_path)])
-    config = {"script": "script.py", "arguments": vars(args)}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "result.json").write_text("{}")
-    return tmp_path
-
-
-def test_the_folder_of_a_run_is_named_after_its_settings():
-    assert parse_args([]).out == "runs/script-lr0.001-seed0"
-    changed = parse_args(["--binarize", "dynamic", "--seed", "3"])
-    assert changed.out == "runs/script-dynamic-lr0.001-seed3"
-    assert parse_args(["--out", "mine"]).out == "mine"
-    with pytest.raises(UsageError, match="--out: the name of the folder is empty"):
-        parse_args(["--out", ""])
+def test_help_shows_groups_comments_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        Config.parse(["--help"])
+    assert stop.value.code == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in (
+        "usage: script.py",
+        "A script that trains nothing.",
+        "Example: python script.py --lr 0.1",
+        "--lr FLOAT learning rate (default: 0.001)",
+        "data options",
+        "run options",
+        "--no_graph",
+        "--resume",
+    ):
+        assert part in words
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["--epochs", "0"], ["--device", "tpu"], ["--lr"], ["--new", "1"], ["--epoch", "1"], ["x"]],
-    ids=" ".join,
+    "words, message",
+    [
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--lr", "nan"], "--lr must be positive, not nan"),
+        (["--epochs", "1.5"], "Error parsing --epochs: invalid literal for int()"),
+        (["--epochs", "9" * 30], "--epochs is too large"),
+        (["--seed", "-1"], "--seed must be at least 0 and below 2^32, not -1"),
+        (["--out", ""], "--out: the name of the folder is empty"),
+        (["--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
+        (["--lr"], "Missing value for argument '--lr'"),
+        (["--new", "1"], "Unrecognized options: --new, 1"),
+        (["--epoch", "1"], "Unrecognized options: --epoch, 1"),
+        (["x"], "Unrecognized options: x"),
+        (["--resume", "a", "--evaluate", "b"], "--resume, --evaluate: one at a time"),
+        (["--quality_samples", "99"], "--quality_samples must be 0 or at least 100"),
+        (["--quality_samples", "-1"], "--quality_samples must be 0 or at least 100"),
+    ],
 )
-def test_a_wrong_command_line_is_a_usage_error_in_one_line(words):
-    with pytest.raises(UsageError, match="--help lists the options") as error:
-        parse_args(words)
-    assert "\n" not in str(error.value)
-
-
-def test_a_run_goes_on_with_its_own_settings(run_folder):
-    args = parse_args(["--resume", str(run_folder), "--epochs", "20"])
-    assert (args.lr, args.epochs, args.no_graph, args.out) == (0.1, 20, True, str(run_folder))
-    assert (args.resume, args.evaluate) == (str(run_folder), None)
-
-
-def test_where_a_run_goes_on_and_how_it_is_evaluated_may_differ(run_folder):
-    words = ["--device", "cpu", "--importance_samples", "7", "--data_dir", "mine"]
-    args = parse_args(["--evaluate", str(run_folder), *words, "--quality_samples", "100"])
-    assert (args.device, args.importance_samples, args.data_dir) == ("cpu", 7, "mine")
-    assert (args.lr, args.quality_samples) == (0.1, 100)
-    assert (args.evaluate, args.resume) == (str(run_folder), None)
-
-
-@pytest.mark.parametrize("mode", ["--resume", "--evaluate"])
-def test_what_would_change_the_training_is_refused(run_folder, mode):
-    for words, message in (
-        (["--lr", "0.001"], "its --lr is 0.1, not 0.001"),
-        (["--seed", "3"], "its --seed is 0, not 3"),
-        (["--binarize", "dynamic"], "its --binarize is static, not dynamic"),
-        (["--out", "elsewhere"], f"its --out is {run_folder}, not elsewhere"),
-        (["--generate", "x"], "one at a time"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            parse_args([mode, str(run_folder), *words])
-
-
-def test_generation_reads_few_options_and_has_one_of_its_own(run_folder):
-    args = parse_args(["--generate", "x", "--n", "5", "--seed", "1", "--device", "cpu"])
-    assert (args.generate, args.n, args.seed) == ("x", 5, 1)
-    assert parse_args(["--generate", "x"]).n == 100
-    for words in (["--n", "5"], ["--evaluate", str(run_folder), "--n", "100"]):
-        with pytest.raises(UsageError, match="--n is only for --generate"):
-            parse_args(words)
-    for option, value in (("--lr", "0.1"), ("--out", "y"), ("--epochs", "10")):
-        with pytest.raises(UsageError, match=f"--generate does not read {option}"):
-            parse_args(["--generate", "x", option, value])
-
-
-def test_epochs_may_grow_where_training_goes_on(run_folder):
-    with pytest.raises(UsageError, match="has --epochs 10, which may only grow"):
-        parse_args(["--resume", str(run_folder), "--epochs", "2"])
-    for epochs in ("2", "20"):
-        with pytest.raises(UsageError, match="its --epochs is 10"):
-            parse_args(["--evaluate", str(run_folder), "--epochs", epochs])
-
-
-def test_an_option_that_agrees_with_the_run_is_no_error(run_folder):
-    words = ["--lr", "1e-1", "--epochs", "10", "--seed", "0"]
-    assert parse_args(["--evaluate", str(run_folder), *words]).lr == 0.1
-
-
-def test_finished_runs_are_evaluated_and_unfinished_ones_go_on(run_folder):
-    with pytest.raises(UserError, match="is finished: only with more epochs can it go on"):
-        parse_args(["--resume", str(run_folder)])
-    (run_folder / "result.json").unlink()
-    assert parse_args(["--resume", str(run_folder)]).lr == 0.1
-    with pytest.raises(UserError, match="is unfinished: go on with --resume"):
-        parse_args(["--evaluate", str(run_folder)])
-
-
-def test_a_run_of_another_script_is_refused(run_folder):
-    config = {"script": "other.py", "arguments": {}}
-    (run_folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is a run of 'other.py', not of script.py"):
-        parse_args(["--resume", str(run_folder)])
-
-
-SETTINGS = ["lr", "binarize", "seed", "device", "epochs", "out", "no_graph", "help", "resume"]
-SETTINGS += ["generate", "new"]
-VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.lists(st.integers(), max_size=2)
-)
-
-
-@given(name=st.sampled_from(SETTINGS), value=VALUES)
-@example(name="new", value="two\nlines")
-def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, name, value):
-    folder = tmp_path_factory.getbasetemp() / "damaged"
-    folder.mkdir(exist_ok=True)
-    arguments = vars(parse_args([])) | {name: value}
-    config = {"script": "script.py", "arguments": arguments}
-    (folder / "config.json").write_text(json.dumps(config))
-    try:
-        args = parse_args(["--resume", str(folder)])
-    except UserError as error:
-        assert str(error).startswith(f"{folder / 'config.json'}: ") and "\n" not in str(error)
-        return
-    assert type(args.seed) is type(args.epochs) is int and type(args.lr) is float
-    assert args.binarize in ("static", "dynamic") and args.epochs > 0 and args.lr > 0
+def test_a_wrong_command_line_is_a_usage_error_in_one_line(words, message):
+    with pytest.raises(UsageError) as error:
+        Config.parse(words)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert str(error.value).endswith("(--help lists the options)")
 
 
 OUT_OF_MEMORY = "script.py: error: out of memory: smaller settings need less\n"
@@ -217,43 +129,63 @@ def test_a_script_ends_in_one_line(monkeypatch, capsys, error, message, status):
 def ended(monkeypatch, program, error):
     """The exit status of a script whose main raises `error`."""
 
-    def main(args):
+    def main(config):
         raise error
 
     monkeypatch.setattr(sys, "argv", [program])
     with pytest.raises(SystemExit) as exit:
-        cli.run_script(main, lambda: None)
+        cli.run(main, lambda: None)
     return exit.value.code
+
+
+def test_an_error_while_parsing_ends_in_one_line_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--lr", "-1"])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(None, Config.parse)
+    expected = "script.py: error: --lr must be positive, not -1.0 (--help lists the options)\n"
+    assert (exit.value.code, capsys.readouterr().err) == (2, expected)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_the_message_does_not_depend_on_the_terminal_s_encoding(monkeypatch, encoding):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    for words, message in (
+        (["--lr", "-1"], "--lr must be positive, not -1.0"),
+        (["--epochs", "x"], "Error parsing --epochs: invalid literal for int() with base 10: 'x'"),
+        (["--device", "tpu"], "invalid choice 'tpu' for argument '--device'. Expected one of "),
+        (["--news"], "Unrecognized options: --news"),
+    ):
+        with pytest.raises(UsageError) as error:
+            Config.parse(words)
+        assert str(error.value).startswith(message) and "  " not in str(error.value)
+
+
+def test_main_gets_the_settings(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--lr", "0.25"])
+    seen = []
+    cli.run(seen.append, Config.parse)
+    assert seen[0].lr == 0.25
 
 
 def test_notes_follow_the_message_and_a_package_has_its_own_name(monkeypatch, capsys):
     error = Interrupted(signal.SIGTERM)
-    error.add_note("go on with: something")
+    error.add_note("resume with: something")
     assert ended(monkeypatch, "here/figures/__main__.py", error) == 143
-    assert capsys.readouterr().err == "figures: interrupted; go on with: something\n"
+    assert capsys.readouterr().err == "figures: interrupted; resume with: something\n"
 
 
 def test_other_runtime_errors_are_bugs_and_keep_their_traceback():
-    def main(args):
+    def main(config):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        cli.run_script(main, lambda: None)
+        cli.run(main, lambda: None)
 
 
-def test_signals_that_a_shell_ignores_stay_ignored():
-    """As nohup and background jobs ask for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cli.run_script(lambda args: None, lambda: None)
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    with pytest.raises(Interrupted):
-        signal.raise_signal(signal.SIGTERM)
+def test_a_signal_inside_a_weakref_callback_ends_the_script_at_the_next_batch(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: None)
 
-
-def test_a_signal_inside_a_weakref_callback_ends_the_script_too(monkeypatch):
-    """Python ignores exceptions there. Matplotlib has many, so one signal in 25 was lost."""
-
-    def main(args):
+    def main(config):
         class Thing:
             pass
 
@@ -262,9 +194,10 @@ def test_a_signal_inside_a_weakref_callback_ends_the_script_too(monkeypatch):
         del thing
         for _ in range(100):
             time.sleep(0.01)
+            interrupts.check()
         assert reference() is None
 
     monkeypatch.setattr(sys, "argv", ["script.py"])
     with pytest.raises(SystemExit) as exit:
-        cli.run_script(main, lambda: None)
+        cli.run(main, lambda: None)
     assert exit.value.code == 143

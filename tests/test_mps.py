@@ -7,7 +7,8 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 import datasets
-from harness import judge, sample_quality
+from harness import sample_quality
+from harness.classifier import Classifier
 from harness.devices import to_host
 from tests.modes import ActsAsMps, mps_has
 
@@ -35,8 +36,8 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "bmnist", first_100(datasets.bmnist))
     for module in (nf, gan, sample_quality):
         monkeypatch.setattr(module, "mnist", first_100(datasets.mnist))
-    classifier = judge.Classifier().eval()
-    monkeypatch.setattr(judge, "load_classifier", lambda device: classifier)
+    classifier = Classifier().eval()
+    monkeypatch.setattr(sample_quality, "load_classifier", lambda device: classifier)
     monkeypatch.setattr(gan, "N_DIVERSITY", 50)
 
 
@@ -45,7 +46,7 @@ def test_a_short_run_passes_on_a_device_without_float64(script, small, tmp_path,
     monkeypatch.setattr("sys.argv", [f"{script.__name__}.py"])
     flags = [*FLAGS[script].split(), "--device", "cpu", "--out", str(tmp_path / "run")]
     with ActsAsMps() as device:
-        script.main(script.parse_args(flags))
+        script.main(script.Config.parse(flags))
     assert (tmp_path / "run" / "result.json").exists()
     assert {"mm", "addmm", "_fused_adam_"} & device.operators  # the mode saw the training
     assert [operator for operator in sorted(device.operators) if not mps_has(operator)] == []

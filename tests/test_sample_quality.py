@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from datasets import Source, bmnist, mnist
-from harness import judge, sample_quality
+from harness import classifier, sample_quality
 from harness.sample_quality import (
     BANDWIDTHS,
     class_shares,
@@ -135,21 +135,21 @@ def test_diversity_by_hand(chunks):
     assert 10 < measured["mean_distance_real"] < 11
 
 
-def test_real_images_are_validation_and_test_images_of_a_kind(grey):
+def test_real_images_are_validation_and_test_images_of_the_pixels_asked_for(grey):
     _, val, test = mnist()
     assert torch.equal(grey[0] * 255, val.images.float())
     assert torch.equal(grey[1] * 255, test.images.float())
-    for kind in ("static", "threshold"):
-        _, val, test = bmnist(binarize=kind)
-        binary_val, binary_test = sample_quality.real_images(kind)
+    for pixels in ("static", "threshold"):
+        _, val, test = bmnist(binarize=pixels)
+        binary_val, binary_test = sample_quality.real_images(pixels)
         assert torch.equal(binary_val, val.images.float())
         assert torch.equal(binary_test, test.images.float())
 
 
 def test_bernoulli_draws_are_compared_with_static_bits():
-    kinds = [sample_quality.kind_of(name) for name in (None, "static", "dynamic", "larochelle")]
-    assert kinds == ["grey", "static", "static", "static"]
-    assert sample_quality.kind_of("threshold") == "threshold"
+    pixels = [sample_quality.pixels_of(name) for name in (None, "static", "dynamic", "larochelle")]
+    assert pixels == ["grey", "static", "static", "static"]
+    assert sample_quality.pixels_of("threshold") == "threshold"
 
 
 def test_sample_quality_of_real_images_and_of_noise(grey, monkeypatch):
@@ -157,13 +157,15 @@ def test_sample_quality_of_real_images_and_of_noise(grey, monkeypatch):
     few["static"] = [(images > 0.5).float() for images in few["grey"]]
     asked = []
     monkeypatch.setattr(
-        sample_quality, "real_images", lambda kind, device, source: asked.append(kind) or few[kind]
+        sample_quality,
+        "real_images",
+        lambda pixels, device, source: asked.append(pixels) or few[pixels],
     )
     validation, test = few["grey"]
-    record = judge.read_record()
-    quality = sample_quality.sample_quality(validation)
+    record = classifier.read_record()
+    quality = sample_quality.measure(validation)
     assert list(quality) == KEYS
-    by_hand = sample_quality.floors(judge.load_classifier(), validation, test)
+    by_hand = sample_quality.floors(classifier.load_classifier(), validation, test)
     for measure in ("precision", "recall"):
         assert quality[measure] == by_hand[f"{measure}_floor"] > 0.5
     assert quality["frechet_distance"] == by_hand["frechet_floor"] > 0
@@ -172,7 +174,7 @@ def test_sample_quality_of_real_images_and_of_noise(grey, monkeypatch):
     assert quality.items() >= record["floors"]["grey"].items()
 
     torch.manual_seed(0)
-    noise = sample_quality.sample_quality(torch.rand(400, 784), binarize="dynamic")
+    noise = sample_quality.measure(torch.rand(400, 784), binarize="dynamic")
     assert asked == ["grey", "static"] and noise.items() >= record["floors"]["static"].items()
     assert noise["frechet_distance"] > 3 * quality["frechet_distance"]
     assert noise["precision"] < quality["precision"] / 2
@@ -192,8 +194,8 @@ def other_set(grey, monkeypatch):
         return images
 
     monkeypatch.setattr(sample_quality, "real_images", real_images)
-    monkeypatch.setattr(judge, "load_classifier", None)
-    monkeypatch.setattr(judge, "read_record", None)
+    monkeypatch.setattr(sample_quality, "load_classifier", None)
+    monkeypatch.setattr(sample_quality, "read_record", None)
     return source, images, asked
 
 
@@ -201,7 +203,7 @@ def test_samples_of_another_set_are_compared_with_its_pixels_alone(other_set, ca
     source, (validation, test), asked = other_set
     sample_quality._say_what_is_left_out.cache_clear()
     samples = torch.rand(200, 784)
-    quality = sample_quality.sample_quality(samples, source, "dynamic")
+    quality = sample_quality.measure(samples, source, "dynamic")
     assert asked == [("static", samples.device, source)]
     nats, error = parzen(samples, validation, test)
     floor, _ = parzen(validation[150:], validation[:150], test)
@@ -211,7 +213,7 @@ def test_samples_of_another_set_are_compared_with_its_pixels_alone(other_set, ca
         "parzen_floor_nats": floor,
         "n_samples": 200,
     }
-    sample_quality.sample_quality(samples, source)
+    sample_quality.measure(samples, source)
     words = capsys.readouterr().out
     assert words.count("left out: Fréchet distance, precision, recall and classes") == 1
     assert "knows MNIST, not FashionMNIST" in words
@@ -225,12 +227,12 @@ def test_the_diversity_of_another_set_is_compared_with_its_own(other_set):
     assert measured["mean_distance_real"] == pytest.approx(distances.mean().item(), rel=1e-3)
 
 
-def test_the_judge_tells_shuffled_pixels_and_noise_from_digits(grey):
+def test_the_classifier_tells_shuffled_pixels_and_noise_from_digits(grey):
     validation, test = (images[:1000] for images in grey)
     torch.manual_seed(0)
-    classifier = judge.load_classifier()
+    model = classifier.load_classifier()
     real, digits, shuffled, noise = (
-        judge.features_and_classes(classifier, images)[0]
+        classifier.features_and_classes(model, images)[0]
         for images in (test, validation, validation[:, torch.randperm(784)], torch.rand(1000, 784))
     )
     assert precision_recall(real, digits)[0] > 0.7
@@ -242,33 +244,33 @@ def test_the_judge_tells_shuffled_pixels_and_noise_from_digits(grey):
 
 def test_half_of_the_validation_images_are_the_samples_of_the_parzen_floor(grey):
     validation, test = (images[:200] for images in grey)
-    floors = sample_quality.floors(judge.load_classifier(), validation, test)
+    floors = sample_quality.floors(classifier.load_classifier(), validation, test)
     expected, _ = parzen(validation[100:], validation[:100], test)
     assert floors["parzen_floor_nats"] == expected
 
 
 def test_the_recorded_frechet_floor_is_that_of_real_images(grey):
-    classifier = judge.load_classifier()
-    validation, test = (judge.features_and_classes(classifier, images)[0] for images in grey)
-    recorded = judge.read_record()["floors"]["grey"]["frechet_floor"]
+    model = classifier.load_classifier()
+    validation, test = (classifier.features_and_classes(model, images)[0] for images in grey)
+    recorded = classifier.read_record()["floors"]["grey"]["frechet_floor"]
     assert frechet_distance(validation, test) == pytest.approx(recorded, rel=1e-3)
 
 
-def test_the_record_has_the_floors_of_every_kind():
-    record = judge.read_record()
-    assert set(record["floors"]) == set(sample_quality.KINDS)
-    for kind, floors in record["floors"].items():
-        assert list(floors) == [key for key in KEYS if "floor" in key], kind
+def test_the_record_has_the_floors_of_all_pixels():
+    record = classifier.read_record()
+    assert set(record["floors"]) == set(sample_quality.PIXELS)
+    for pixels, floors in record["floors"].items():
+        assert list(floors) == [key for key in KEYS if "floor" in key], pixels
         assert all(math.isfinite(value) for value in floors.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sample_quality.KINDS)
-def test_every_recorded_floor_is_that_of_real_images(kind):
-    images = sample_quality.real_images(kind)
-    record = judge.read_record()
-    expected = sample_quality.floors(judge.load_classifier(), *images)
-    assert record["floors"][kind] == pytest.approx(expected, rel=1e-3)
-    if kind == "grey":
+@pytest.mark.parametrize("pixels", sample_quality.PIXELS)
+def test_every_recorded_floor_is_that_of_real_images(pixels):
+    images = sample_quality.real_images(pixels)
+    record = classifier.read_record()
+    expected = sample_quality.floors(classifier.load_classifier(), *images)
+    assert record["floors"][pixels] == pytest.approx(expected, rel=1e-3)
+    if pixels == "grey":
         mean_distance = sample_quality.mean_distance(images[1])
         assert record["mean_distance_real"] == pytest.approx(mean_distance, rel=1e-4)
