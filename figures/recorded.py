@@ -48,12 +48,12 @@ def read_recorded(path: Path) -> Runs:
             content = json.loads(line)
             history, results = content["metrics"], content["results"]
             _check(history, results)
-            config = content["config"]
-            runs.append(stored_run(Path(content["run"]), config, history, results, True, True))
+            run = stored_run(Path(content["run"]), content["config"], history, results, True)
         except (UserError, *DAMAGE) as error:
             raise UserError(
                 f"{path}: line {n} is damaged, or written by another version"
             ) from error
+        runs.append(run._replace(recorded=True))
     return runs
 
 

@@ -95,10 +95,9 @@ class StoredRun(NamedTuple):
 
         That of a GAN is the mean over the last tenth.
         """
-        history = self.history
-        if count is not None:
-            history = [line for line in history if records.count_of([line]) <= count]
-        if not history or count is not None and self.count < count:
+        count = self.count if count is None else count
+        history = [line for line in self.history if records.count_of([line]) <= count]
+        if not history or self.count < count:
             return None
         if self.script == GAN:
             return references.tail_mean(history, key)
@@ -134,7 +133,6 @@ def stored_run(
     history: list[dict],
     results: dict[str, dict],
     finished: bool,
-    recorded: bool = False,
 ) -> StoredRun:
     """A run from the content of its files; that of a foreign run's `config.json` is {}.
 
@@ -148,7 +146,7 @@ def stored_run(
         raise UserError(f"{folder}: metrics.jsonl holds no metrics of {whose}")
     read_settings = SCRIPTS[script].Config.of_dict
     settings = read_settings(config.get("settings", {}), folder / "config.json").flat()
-    run = StoredRun(folder, script, settings, history, results, config, finished, recorded)
+    run = StoredRun(folder, script, settings, history, results, config, finished)
     try:
         run.graded()
     except (KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ def test_a_full_length_run_on_static_bits_with_the_lowest_seed_is_shown(tmp_path
 def test_commands_for_missing_models_make_runs_that_fit():
     for wanted in models.WANTED.values():
         _, script, *flags = wanted.command.split()
-        assert wanted.fits(SCRIPTS[script].Config.parse(flags).flat())
+        settings = SCRIPTS[script].Config.parse(flags).flat()
+        assert wanted.fits(Namespace(script=script, settings=settings))
 
 
 def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):

@@ -1,7 +1,6 @@
 """The runs that the page shows: which are wanted, which are there, and their trained models."""
 
 import shlex
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn as nn
@@ -20,13 +19,13 @@ class Wanted(NamedTuple):
     Attributes:
         title: what the page calls it.
         script: the file name of the script that trains it.
-        fits: whether a run with these settings can be shown.
-        flags: options of the script for a run that can.
+        settings: those that its run must have.
+        flags: options of the script for such a run.
     """
 
     title: str
     script: str
-    fits: Callable[[dict[str, Any]], bool]
+    settings: dict[str, Any]
     flags: str = ""
 
     @property
@@ -39,29 +38,20 @@ class Wanted(NamedTuple):
         """The epochs of such a training."""
         return epochs_of(SCRIPTS[self.script].Config.parse(self.flags.split()).flat())
 
-
-def _is_plain_vae(settings: dict[str, Any], z_dim: int) -> bool:
-    plain = {"zdim": z_dim, "protocol": "standard", "binarize": "static"}
-    return settings | plain == settings
-
-
-def _is_plain_gan(settings: dict[str, Any]) -> bool:
-    return settings["protocol"] == "standard" and settings["latent_dim"] == 100
+    def fits(self, run: StoredRun) -> bool:
+        """Whether the page can show the model of a run in this place."""
+        if run.script != self.script or run.settings.get("n_hidden", 0) > MAX_FLOW_WIDTH:
+            return False
+        return self.settings.items() <= run.settings.items()
 
 
-def _is_small_flow(settings: dict[str, Any]) -> bool:
-    return settings["n_flows"] == 4 and settings["n_hidden"] <= MAX_FLOW_WIDTH
-
-
+PLAIN = {"dataset": "mnist", "protocol": "standard"}
+BITS = PLAIN | {"binarize": "static"}
 WANTED = {
-    "vae20": Wanted(
-        "VAE, 20 dimensions", VAE, lambda settings: _is_plain_vae(settings, 20), "--zdim 20"
-    ),
-    "vae2": Wanted(
-        "VAE, 2 dimensions", VAE, lambda settings: _is_plain_vae(settings, 2), "--zdim 2"
-    ),
-    "gan": Wanted("GAN", GAN, _is_plain_gan),
-    "flow": Wanted("Flow", NF, _is_small_flow, "--n_hidden 256 --out runs/nf-narrow-seed0"),
+    "vae20": Wanted("VAE, 20 dimensions", VAE, BITS | {"zdim": 20}, "--zdim 20"),
+    "vae2": Wanted("VAE, 2 dimensions", VAE, BITS | {"zdim": 2}, "--zdim 2"),
+    "gan": Wanted("GAN", GAN, PLAIN | {"latent_dim": 100}),
+    "flow": Wanted("Flow", NF, PLAIN | {"n_flows": 4}, "--n_hidden 256 --out runs/nf-narrow-seed0"),
 }
 
 
@@ -86,7 +76,7 @@ def find_models(found: Runs) -> tuple[dict[str, Trained], dict[str, Missing]]:
     """
     models, missing = {}, {}
     for name, wanted in WANTED.items():
-        candidates = [run for run in found if _can_be_shown(run, wanted)]
+        candidates = [run for run in found if wanted.fits(run)]
         finished = newest(candidates, wanted.n_epochs)
         try:
             if finished:
@@ -111,7 +101,3 @@ def load(run: StoredRun) -> Trained:
     if run.script == GAN:  # the script's `load_model` is the generator alone
         return Trained(run, gan.load_networks(run.folder))
     return Trained(run, SCRIPTS[run.script].load_model(run.folder))
-
-
-def _can_be_shown(run: StoredRun, wanted: Wanted) -> bool:
-    return run.script == wanted.script and run.dataset == "mnist" and wanted.fits(run.settings)
