@@ -172,7 +172,8 @@ def main(command: Command) -> None:
         case Check():
             sys.exit(check(*command.find()))
         case Export():
-            found, messages = _with_unfinished(*command.find())
+            found, messages = command.find()
+            messages += [unfinished_message(run) for run in found if not run.finished]
             groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
             export(command.file, found, groups)
             _print_errors(messages)
@@ -195,10 +196,15 @@ def draw(command: Draw) -> None:
         for name, folder in vars(command.chosen).items()
         if folder is not None
     }
-    found, messages = _with_unfinished(*command.find(list(chosen.values())))
+    found, messages = command.find(list(chosen.values()))
+    messages += [unfinished_message(run) for run in found if not run.finished]
     groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
     groups |= {name: [run] for name, run in chosen.items()}
-    if not any(groups[figure.kind] for figure in figures):
+    if command.only:
+        shown = [figure for figure in figures if groups[figure.kind]]
+    else:
+        shown = [run for run in found if run.finished]
+    if not shown:
         places = [str(place) for place in (command.runs, command.recorded) if place is not None]
         hint = f"no finished run in {' or '.join(places)}; `python -m figures train` makes them"
         raise UserError("; ".join([*messages, hint]))
@@ -249,11 +255,6 @@ def train_missing(command: Train) -> None:
         error.add_note(f"the runs are in {command.runs}; the same command resumes them")
         raise
     print(f"the runs are in {command.runs}; draw them with: {_words('draw', command)}")
-
-
-def _with_unfinished(found: Runs, messages: list[str]) -> tuple[Runs, list[str]]:
-    """The same, with messages about the runs that are unfinished."""
-    return found, messages + [unfinished_message(run) for run in found if not run.finished]
 
 
 def _without_runs(command: Draw, groups: dict[str, Runs]) -> list[str]:

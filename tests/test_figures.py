@@ -178,6 +178,13 @@ def test_nothing_is_written_over_where_there_is_no_run(tmp_path):
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
 
+def test_runs_on_other_data_alone_make_a_gallery(tmp_path):
+    fake_run(tmp_path / "runs" / "dressed", "vae", "--dataset", "fashion")
+    text = draw(tmp_path / "runs", n_missing=len(NEEDED))
+    assert "| FashionMNIST | VAE, 20 latent dimensions | validation negative ELBO" in text
+    assert "## Graded" not in text and "## Figures" not in text
+
+
 def test_seeds_are_aggregated(tmp_path):
     base = fake_runs(tmp_path / "runs", "vae")
     for seed, nats in (("1", 101.0), ("2", 99.0)):
