@@ -253,8 +253,8 @@ def main(config):
         train, val, _ = mnist(config.data, config.batch_size, run.device)
         batches = Stream(torch.cat([train.images, val.images]), config.batch_size)  # all 60,000
         n_batches = config.n_epochs * batches.n_images // config.batch_size
-        generator = run.place(Generator(config.latent_dim))
-        discriminator = run.place(Discriminator())
+        generator = Generator(config.latent_dim).to(run.device)
+        discriminator = Discriminator().to(run.device)
         optimizers = adam(generator, config.lr), adam(discriminator, config.lr)
         step = captured(train_step, generator, discriminator, optimizers, labels)
         with separate_random_numbers(config.run.seed):

@@ -312,7 +312,7 @@ def main(config):
     """Train a flow, or continue or evaluate an earlier run, and grade it."""
     with Run(config, CURVES) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
-        model = run.place(Model([784], config.n_flows, config.n_hidden))
+        model = Model([784], config.n_flows, config.n_hidden).to(run.device)
         optimizer = adam(model, config.lr)
         average = WeightAverage(model, config.ema_decay)
         run.restore(model=model, average=average, optimizer=optimizer)

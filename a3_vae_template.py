@@ -313,7 +313,7 @@ def main(config):
     with Run(config, CURVES) as run:
         train, val, test = bmnist(config.data, config.batch_size, run.device, config.binarize)
         kind = ReportVAE if config.protocol == "report" else VAE
-        model = run.place(kind(config.hidden_dim, config.zdim))
+        model = kind(config.hidden_dim, config.zdim).to(run.device)
         optimizer = adam(model, config.lr)
         average = WeightAverage(model, config.ema_decay)
         run.restore(model=model, average=average, optimizer=optimizer)

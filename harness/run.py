@@ -29,7 +29,6 @@ from harness import checkpoints, files, interrupts, live, records, references, s
 from harness import tensorboard as event_files
 from harness.devices import RandomState, select_device
 from harness.errors import UserError
-from harness.linear import fast_on_cpu
 from harness.plots import Curves, save_grid
 from harness.progress import Pace, progress_bar
 from harness.provenance import now, provenance
@@ -117,10 +116,6 @@ class Run:
         else:
             self._start()
         self._page = live.LivePage(self.folder, self.config, self.curves)
-
-    def place(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on the run's device, with the linear layers that are fastest there."""
-        return fast_on_cpu(model.to(self.device))
 
     def remaining(self, total: int) -> Iterator[int]:
         """The epochs or batches still to do, counted from 1 to `total`."""

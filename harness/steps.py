@@ -1,4 +1,4 @@
-"""Optimisers, sums over batches, and steps captured in CUDA graphs."""
+"""Adam, and steps captured in CUDA graphs."""
 
 import copy
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from harness.devices import RandomState, device_of, tf32, to_host
+from harness.devices import RandomState, device_of, tf32
 
 use_graphs = True  # `--no_graph`, or a capture that failed or was wrong, ends it for the process
 
@@ -36,14 +36,6 @@ def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
         return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     rate = torch.tensor(lr, device=device)
     return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=True)
-
-
-def mean_over_images(sums: list[torch.Tensor], n_images: int) -> torch.Tensor:
-    """Sums over the images of each batch -> the mean over all images, float64 on the CPU.
-
-    The only point of an epoch at which the host waits for the device.
-    """
-    return to_host(torch.stack(sums)).sum(dim=0) / n_images
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -35,7 +35,6 @@ from datasets import MNIST, N_PIXELS, Source, Stream, bmnist, mnist, read_mnist
 from harness import cli
 from harness.average import WeightAverage
 from harness.devices import select_device
-from harness.linear import fast_on_cpu
 from harness.provenance import device_name
 from harness.steps import adam, captured
 from tests import plain
@@ -79,7 +78,7 @@ def one_of_each_shape(batches):
 
 def ours_vae(device, source=MNIST, batch_size=128, hidden_dim=500):
     train, val, _ = bmnist(source, batch_size, device)
-    model = fast_on_cpu(vae.VAE(hidden_dim).to(device)).train()
+    model = vae.VAE(hidden_dim).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     vae.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
@@ -92,7 +91,7 @@ def ours_vae(device, source=MNIST, batch_size=128, hidden_dim=500):
 
 def ours_nf(device, source=MNIST, batch_size=128, n_hidden=1024):
     train, _, _ = mnist(source, batch_size, device, nf.MAX_SHIFT)
-    model = fast_on_cpu(nf.Model([N_PIXELS], n_hidden=n_hidden).to(device)).train()
+    model = nf.Model([N_PIXELS], n_hidden=n_hidden).to(device).train()
     optimizer, average = adam(model, 1e-3), WeightAverage(model, 0.999)
     nf.epoch_iter(model, one_of_each_shape(train), optimizer, average)
     batches = endless(train)
@@ -104,7 +103,7 @@ def ours_nf(device, source=MNIST, batch_size=128, n_hidden=1024):
 
 def ours_gan(device, source=MNIST):
     train, _, _ = mnist(source, device=device)
-    networks = [fast_on_cpu(made.to(device)) for made in (gan.Generator(), gan.Discriminator())]
+    networks = [made.to(device) for made in (gan.Generator(), gan.Discriminator())]
     arguments = *networks, tuple(adam(network, 2e-4) for network in networks), (0.9, 0.0)
     step = captured(gan.train_step, *arguments)
     batches = (grey / 127.5 - 1 for grey in Stream(train.images, 64))

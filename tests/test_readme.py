@@ -14,7 +14,11 @@ from examples import interpolate, sample
 from figures import train_classifier
 from figures.export import export
 from figures.kinds import KINDS
-from figures.readme_numbers import (
+from figures.recorded import read_recorded
+from figures.runs import newest_of_kind
+from figures.tables import comparison, graded_table
+from tests.conftest import ROOT
+from tests.readme_numbers import (
     GALLERY,
     MEASURED,
     known_numbers,
@@ -22,10 +26,6 @@ from figures.readme_numbers import (
     texts,
     unfounded,
 )
-from figures.recorded import read_recorded
-from figures.runs import newest_of_kind
-from figures.tables import comparison, graded_table
-from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 

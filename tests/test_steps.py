@@ -15,7 +15,7 @@ import a3_vae_template as vae
 from datasets import mnist
 from harness import devices, steps
 from harness.average import WeightAverage
-from harness.steps import CapturedStep, adam, captured, mean_over_images
+from harness.steps import CapturedStep, adam, captured
 
 CPU = torch.device("cpu")
 
@@ -463,15 +463,3 @@ def test_the_graphs_of_a_step_are_kept_from_epoch_to_epoch_and_few_of_them(monke
     for model in models:
         captured(step, model)
     assert captured(step, models[0]) is not first  # which has been dropped
-
-
-def test_averages_weigh_every_image_the_same():
-    values = torch.arange(24.0).view(12, 2)
-    sums = [batch.sum(dim=0) for batch in values.split(5)]
-    mean = mean_over_images(sums, 12)
-    assert torch.equal(mean, values.double().mean(dim=0)) and mean.dtype == torch.float64
-
-
-def test_sums_are_added_in_double_precision():
-    values = torch.tensor([2.0**24, 1.0, 1.0, 1.0])
-    assert 4 * mean_over_images(list(values), 4).item() == 2**24 + 3
