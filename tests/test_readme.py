@@ -17,6 +17,7 @@ from figures.kinds import KINDS
 from figures.recorded import read_recorded
 from figures.runs import newest_of_kind
 from figures.tables import comparison, graded_table
+from tests import benchmark
 from tests.conftest import ROOT
 from tests.readme_numbers import (
     GALLERY,
@@ -80,9 +81,10 @@ def test_the_options_in_the_readme_exist():
     commands = [script.Config for script in (vae, gan, nf)]
     commands += typing.get_args(figures.Command)
     commands += [explorer.Command, train_classifier.Command, sample.Command, interpolate.Command]
+    commands.append(benchmark.Options)
     known = {"--help"}.union(*map(options_of, commands))
     sources = [*ROOT.glob("gencheck/*.py"), *ROOT.glob("grading/*.py")]
-    sources += [ROOT / "tests/benchmark.py", ROOT / "tests/device_check.py"]
+    sources.append(ROOT / "tests/device_check.py")
     text = "".join(path.read_text() for path in sources)
     options = set(re.findall(r"(?<![\w-])--[a-z_]+", README)) - known
     assert {option for option in options if f'"{option}"' not in text} == set()
