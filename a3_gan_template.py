@@ -8,17 +8,20 @@ and the binary cross-entropy H(t, D) = -t log D - (1 - t) log(1 - D), the losses
 
 For densities p of real and q of generated images the best discriminator is (a p + b q) / (p + q).
 At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and H(a, D) + H(b, D).
-The script smooths the real target only; the course report (2019) describes that, but computes with
-both smoothed (`--protocol report`).
+Only the real target is smoothed, as the course report (2019, see README) describes; its code
+smoothed both (`--protocol report`).
+
+The networks are the assignment's: latents are normal, and G has batch norm; the paper's D has
+maxout units and dropout. Adam has beta1 = 0.9, not DCGAN's 0.5.
 
     python a3_gan_template.py
 
 It takes 40 minutes on two CPU cores. Expected, mean of three seeds over the last tenth of 187,500
-batches, beside the equilibrium. Neither gets there, as D still tells some images apart.
+batches, and in brackets the equilibrium, which D's remaining advantage keeps out of reach:
 
-    targets                generator loss     discriminator loss     D
-    a = 0.9, b = 0         1.18  (0.80)       1.20  (1.38)           (0.45)
-    a = 0.9, b = 0.1       0.98  (0.69)       1.24  (1.39)           (0.50)
+    targets                generator loss     discriminator loss
+    a = 0.9, b = 0         1.18  (0.80)       1.20  (1.38)
+    a = 0.9, b = 0.1       0.98  (0.69)       1.24  (1.39)
 """
 
 import math
@@ -41,7 +44,7 @@ from harness import (
     separate_random_numbers,
 )
 
-LOSSES = ("g_loss", "d_loss", "d_real", "d_fake")
+METRICS = ("g_loss", "d_loss", "d_real", "d_fake")  # of a step; D's are from before its update
 PICTURES = (1, 99_000)  # batches that the report shows
 PICTURE_EVERY = 10_000  # batches
 N_DIVERSITY = 10_000  # samples in which repeats and collapse are looked for
@@ -63,13 +66,14 @@ class Config(RunConfig):
     lr: float = 2e-4  # learning rate of both Adams
     real_label: float = 0.9  # target of D for real images (smoothed: Salimans et al. 2016)
     fake_label: float = 0.0  # target of D for generated images
-    save_interval: int = 500  # batches averaged in a line of metrics
+    save_interval: int = 500  # batches averaged in a line of metrics, and between checkpoints
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.latent_dim, self.n_epochs, self.save_interval) < 1:
-            raise ValueError("--latent_dim, --n_epochs, --save_interval must be at least 1")
-        if not 2 <= self.batch_size <= 60_000:
+        for name in ("latent_dim", "n_epochs", "save_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not 2 <= self.batch_size <= 60_000:  # batch norm needs 2; a pass has 60,000 images
             raise ValueError(f"--batch_size must be 2 to 60000, not {self.batch_size}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
@@ -113,7 +117,7 @@ class Generator(nn.Module):
 
     def sample(self, n_samples):
         """Draw images [n_samples, n_pixels] in [0, 1]."""
-        device = self.layers[0].weight.device
+        device = next(self.parameters()).device
         return generate(self, sample_latents(n_samples, self.latent_dim, device))
 
 
@@ -133,7 +137,8 @@ class Discriminator(nn.Module):
     def logits(self, images):
         """Log odds of being real, [batch].
 
-        The losses are computed from these: a probability underflows to 0, its logarithm is -inf.
+        The losses are computed from these: in float32 the sigmoid rounds to 1 at a logit of about
+        17, and log(1 - 1) is -inf.
         """
         return self.layers(images).squeeze(1)
 
@@ -179,7 +184,7 @@ def equilibrium(real_label, fake_label):
 
 # --- Training
 def train_step(generator, discriminator, optimizers, labels, real):
-    """Update D, then G, on real images [batch, n_pixels]; returns the averages of LOSSES, [4]."""
+    """Update D, then G, on real images [batch, n_pixels]; returns the averages of METRICS, [4]."""
     g_optimizer, d_optimizer = optimizers
     fake = generator(sample_latents(len(real), generator.latent_dim, real.device))
     images = torch.cat([real, fake.detach()])  # no gradient for G
@@ -189,7 +194,8 @@ def train_step(generator, discriminator, optimizers, labels, real):
     d_losses.mean().backward()
     d_optimizer.step()
 
-    # G has not changed, so its pass still serves. (The report's order fails in today's PyTorch.)
+    # G has not changed, so its pass still serves. (The report updates G first; PyTorch then rejects
+    # D's backward pass through the old graph.)
     discriminator.requires_grad_(False)  # gradients flow through it, not into it
     g_losses = generator_loss(discriminator.logits(fake))
     g_optimizer.zero_grad()
@@ -241,7 +247,7 @@ def loss_curves(real_label, fake_label):
 
 
 def save_loss_plot(g_losses, d_losses, filename, real_label=0.9, fake_label=0.0):
-    """Write both losses, nats by batch, to a PNG and a PDF."""
+    """The assignment's function: write both losses, nats by batch, to a PNG and a PDF."""
     loss_curves(real_label, fake_label).save(filename, g_loss=g_losses, d_loss=d_losses)
 
 
@@ -277,10 +283,10 @@ def main(config):
             if batch % config.save_interval == 0 or batch == n_batches:
                 means = torch.stack(averages).mean(dim=0).tolist()
                 averages = []
-                run.log(batch=batch, **dict(zip(LOSSES, means)))
+                run.log(batch=batch, **dict(zip(METRICS, means)))
                 run.checkpoint()
 
-        with separate_random_numbers(config.run.seed + 1):
+        with separate_random_numbers(config.run.seed + 1):  # the seed itself gives fixed_latents
             save_final_pictures(run, generator)
             results = test_results(config, generator)
         networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})

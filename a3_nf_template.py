@@ -1,7 +1,7 @@
 """RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017).
 
 The assignment's flow has one scale and MLPs in its couplings, not the paper's convolutions. It maps
-an image, made continuous and unbounded, to a latent z ~ N(0, I) by couplings g with exact inverses.
+an image, made continuous and unbounded, to a latent z ~ N(0, I) by a composition g of couplings.
 For an image x of D = 784 integers in 0..255:
 
     y = x + u, u uniform on [0, 1)^D:    log P(x) >= E_u log p(y)
@@ -10,12 +10,14 @@ For an image x of D = 784 integers in 0..255:
     l = logit(w):                        log p(w) = log p(l) - sum log(w (1 - w))
     z = g(l):                            log p(l) = log N(z; 0, I) + log |det dg / dl|
 
-Bits per dimension are -log p(y) / (D log 2), with one draw of u per image.
+The paper squeezes by alpha + (1 - alpha) v, with alpha = 0.05. Bits per dimension are
+-log p(y) / (D log 2), with one draw of u per image.
 
     python a3_nf_template.py
 
-An epoch takes 65 to 72 s on one core of an Intel Xeon. Expected, mean of three seeds, with averaged
-weights, bits per dimension of validation images that are shifted as the report's were:
+An epoch takes 65 to 72 s on one core of an Intel Xeon. Expected, mean of three seeds, evaluated
+with a moving average of the weights (`--ema_decay`), on validation images shifted at random by up
+to one pixel, as in the course report (2019, see README):
 
     epoch      1       10      40      100
              2.018   1.831   1.776   1.754
@@ -42,8 +44,8 @@ from harness import (
     separate_random_numbers,
 )
 
-ALPHA = 1e-5  # keeps the logit finite at black and white
-MAX_SHIFT = 1  # pixels: the report's 5% of an image's side is 1.4, and images move by whole pixels
+ALPHA = 1e-5  # keeps the logit finite at black and white; x + u can round to 256
+MAX_SHIFT = 1  # pixels: the report's 5% of 28 pixels is 1.4, and shifts are of whole pixels
 SHIFTED_EPOCHS = (1, 10, 40, 100)  # at these, validation is on shifted images, too
 
 
@@ -56,14 +58,14 @@ class Config(RunConfig):
     EXAMPLE = "python a3_nf_template.py --epochs 40 --seed 1"
     REPORT = {"ema_decay": 0.0}  # the report evaluated the weights in training
 
-    n_flows: int = 4  # pairs of couplings
+    n_flows: int = 4  # pairs of couplings: 8 by default
     n_hidden: int = 1024  # units of each hidden layer of a coupling
 
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 1e-3  # learning rate of Adam
     max_norm: float = 5.0  # the gradient is clipped at this norm
-    # decay per step of the average of the weights (EMA) that is evaluated; 0 for none
+    # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999
 
     # draws of the noise per image for the likelihood of the test split; 0 for none
@@ -71,10 +73,12 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.n_flows, self.n_hidden, self.epochs, self.batch_size) < 1:
-            raise ValueError("--n_flows, --n_hidden, --epochs, --batch_size must be at least 1")
-        if not (0 < self.lr < math.inf and 0 < self.max_norm < math.inf):
-            raise ValueError("--lr and --max_norm must be positive numbers")
+        for name in ("n_flows", "n_hidden", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "max_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if self.importance_samples < 0:
@@ -149,8 +153,10 @@ class Flow(nn.Module):
         (c_in,) = shape
         mask = get_mask() if mask is None else mask
         self.z_shape = (c_in,)
-        masks = (mask, 1 - mask) * n_flows
-        self.layers = nn.ModuleList(Coupling(c_in, mask, n_hidden) for mask in masks)
+        couplings = []
+        for _ in range(n_flows):
+            couplings += [Coupling(c_in, mask, n_hidden), Coupling(c_in, 1 - mask, n_hidden)]
+        self.layers = nn.ModuleList(couplings)
 
     def forward(self, z, ldj, reverse=False):
         """(z, ldj) through all couplings, for z [batch, c_in], ldj [batch]; reverse inverts."""
@@ -192,7 +198,7 @@ class Model(nn.Module):
     def sample(self, n_samples, temperature=1.0):
         """Draw integer images [n_samples, c_in]; a temperature scales the prior's deviation."""
         z = temperature * sample_prior(
-            (n_samples, *self.flow.z_shape), self.flow.layers[0].kept.device
+            (n_samples, *self.flow.z_shape), next(self.parameters()).device
         )
         z, ldj = self.flow(z, z.new_zeros(n_samples), reverse=True)
         z, _ = self.logit_normalize(z, ldj, reverse=True)
@@ -236,14 +242,14 @@ def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0):
     for batch in data:
         sums.append(step(batch))  # stays on the device
         n_images += len(batch)
-        if average is not None:
+        if model.training and average is not None:
             average.update()
     log_px_nats = torch.stack(sums).cpu().double().sum().item() / n_images
     return bits_per_dimension(log_px_nats, model.flow.z_shape[0])
 
 
 def run_epoch(model, data, optimizer, average=None, max_norm=5.0):
-    """Train on data[0], then validate on data[1]: two results of `epoch_iter`."""
+    """The assignment's function: train on data[0], then validate on data[1], as `main` does."""
     train, val = data
     train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm)
     validated = model if average is None else average.model
@@ -258,7 +264,10 @@ def evaluate(model, data, seed=0):
 
 
 def shift(data):
-    """Shift the images of batches at random, as the report shifted its validation images."""
+    """Shift the images of batches at random, as the report shifted its validation images.
+
+    It is lazy, so the seed of `evaluate` governs the shifts, too.
+    """
     return (random_shift(batch, MAX_SHIFT) for batch in data)
 
 
@@ -303,7 +312,7 @@ def save_pictures(run, model, epoch):
 
 
 def save_bpd_plot(train_curve, val_curve, filename):
-    """Write both curves, bits per dimension by epoch, to a PNG and a PDF."""
+    """The assignment's function: write both curves, bits/dim by epoch, to a PNG and a PDF."""
     CURVES.save(filename, train_bpd=train_curve, val_bpd=val_curve)
 
 

@@ -2,14 +2,17 @@
 
 "Auto-Encoding Variational Bayes": the model draws z ~ N(0, I), and then 784 independent Bernoulli
 pixels whose means a decoder computes from z. An encoder computes q(z|x) = N(mu, diag(sigma^2)).
-Both are trained to maximise the evidence lower bound (ELBO). As in the assignment, the hidden
-layers use ReLU; the paper's use tanh.
+Both are trained to maximise the evidence lower bound (ELBO):
 
     log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || p(z)).
 
+Hidden layers use ReLU, as the assignment asks; the paper's use tanh. README says which assignment
+this is, and which course report (2019) `--protocol report` repeats.
+
     python a3_vae_template.py --zdim 20
 
-It takes 5 to 6 minutes on two CPU cores. Expected, mean of five seeds, with averaged weights:
+It takes 5 to 6 minutes on two CPU cores. Expected, mean of five seeds, evaluated with a moving
+average of the weights (`--ema_decay`), -log p(x) by 100 importance samples per image:
 
     epoch 40     validation negative ELBO      98.95 nats
     epoch 100    validation negative ELBO      98.11 nats
@@ -57,7 +60,7 @@ class Config(RunConfig):
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 1e-3  # learning rate of Adam
-    # decay per step of the average of the weights (EMA) that is evaluated; 0 for none
+    # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999
 
     # draws per image for the likelihood of the test split; 0 for none
@@ -66,8 +69,9 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if min(self.zdim, self.hidden_dim, self.epochs, self.batch_size) < 1:
-            raise ValueError("--zdim, --hidden_dim, --epochs, --batch_size must be at least 1")
+        for name in ("zdim", "hidden_dim", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
         if not 0 <= self.ema_decay < 1:
@@ -110,7 +114,8 @@ class Decoder(nn.Module):
     def logits(self, z):
         """Log odds of the Bernoulli means, [batch, n_pixels].
 
-        The likelihood is computed from these: a mean underflows to 0, whose logarithm is -inf.
+        The likelihood is computed from these: in float32 the sigmoid rounds to 1 at a logit of
+        about 17, and log(1 - 1) is -inf.
         """
         return self.output(F.relu(self.hidden(z)))
 
@@ -165,7 +170,10 @@ class VAE(nn.Module):
 
 # --- Objective
 def neg_log_likelihood(logits, input):
-    """-log p(x|z) in nats, [batch]: -sum_i [x_i log m_i + (1 - x_i) log(1 - m_i)], m = sigmoid."""
+    """-log p(x|z) in nats, [batch]: -sum_i [x_i log m_i + (1 - x_i) log(1 - m_i)].
+
+    The means m are sigmoid(logits).
+    """
     return F.binary_cross_entropy_with_logits(logits, input, reduction="none").sum(dim=1)
 
 
@@ -204,13 +212,13 @@ def epoch_iter(model, data, optimizer=None, average=None):
     for batch in data:
         sums.append(step(batch))  # stays on the device
         n_images += len(batch)
-        if average is not None:
+        if model.training and average is not None:
             average.update()
     return tuple((torch.stack(sums).cpu().double().sum(dim=0) / n_images).tolist())
 
 
 def run_epoch(model, data, optimizer, average=None):
-    """Train on data[0], then validate on data[1]: two results of `epoch_iter`."""
+    """The assignment's function: train on data[0], then validate on data[1], as `main` does."""
     train, val = data
     train_nats = epoch_iter(model.train(), train, optimizer, average)
     validated = model if average is None else average.model
@@ -221,8 +229,9 @@ def run_epoch(model, data, optimizer, average=None):
 class ReportVAE(VAE):
     """The VAE as the course report (2019) trained and counted it, for `--protocol report`.
 
-    Its sum has sigma where the KL has sigma^2, so it is no bound. Its validation pass takes
-    optimiser steps, so it trains on the validation images.
+    Its KL is 1/2 sum(sigma + mu^2 - log sigma - 1), with sigma where sigma^2 belongs, so that its
+    objective is no bound. Its validation pass takes optimiser steps, so it trains on the validation
+    images.
     """
 
     TERMS = (*VAE.TERMS, "report")
@@ -303,7 +312,7 @@ def save_pictures(run, model, epoch):
 
 
 def save_elbo_plot(train_curve, val_curve, filename):
-    """Write both curves, nats by epoch, to a PNG and a PDF."""
+    """The assignment's function: write both curves, nats by epoch, to a PNG and a PDF."""
     CURVES.save(filename, train_neg_elbo_nats=train_curve, val_neg_elbo_nats=val_curve)
 
 

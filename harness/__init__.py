@@ -1,7 +1,7 @@
 """What a run needs, whatever it trains.
 
-Nothing here imports a script, or knows its model, losses or metrics by name. A script uses the
-names below; `figures`, `grading` and the tests use the modules, too.
+Nothing here imports a script, or knows its model or its metrics. A script uses the names below;
+`figures`, `grading` and the tests use the modules, too.
 """
 
 from harness import cli, latent, likelihood, sample_quality

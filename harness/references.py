@@ -98,14 +98,19 @@ def load(path: Path = FILE) -> dict:
 
 
 def protocol_of(script: str, settings: Mapping) -> dict:
-    """The table of a script's protocol: `settings`, `rows` and perhaps a `curve`.
+    """The `settings`, `rows` and `curve` (or None) of a script's protocol, with the shared ones.
 
     A script that the file doesn't know, someone's own, has no rows.
     """
     for table in load().values():
         if isinstance(table, dict) and table["script"] == script:
-            return table[settings["protocol"]]
-    return {"settings": {}, "rows": []}
+            own = table[settings["protocol"]]
+            return {
+                "settings": table.get("settings", {}) | own.get("settings", {}),
+                "rows": own.get("rows", []) + table.get("rows", []),
+                "curve": own.get("curve") or table.get("curve"),
+            }
+    return {"settings": {}, "rows": [], "curve": None}
 
 
 def rows(script: str, settings: Mapping) -> list[Row]:
@@ -179,7 +184,7 @@ def points(script: str, settings: Mapping, key: str) -> list[tuple[int, float, s
     """
     if difference(script, settings) is not None:
         return []
-    curve = protocol_of(script, settings).get("curve")
+    curve = protocol_of(script, settings)["curve"]
     if curve and curve["key"] == key:
         return [(at, value, curve["label"]) for at, value in zip(curve["at"], curve["values"])]
     return [

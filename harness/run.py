@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import json
 import math
+import operator
 import os
 import shlex
 import sys
@@ -66,10 +67,11 @@ class Run:
         history: the lines of `metrics.jsonl`, a list of dicts.
 
     Raises:
-        UserError: the device is not available.
+        UserError: the device is not available, or a setting is not the report's with its protocol.
     """
 
     def __init__(self, config: RunConfig, curves: Curves):
+        config.check_protocol()  # of settings made in a notebook, too
         self.config, self.curves = config, curves
         self.device = select_device(config.run.device)
         self.folder = None
@@ -134,10 +136,12 @@ class Run:
 
     def progress(self, batches: Iterable) -> Iterator:
         """The batches of one epoch, with the progress bar following them."""
+        n_batches = operator.length_hint(batches)  # 0 of a generator: the bar then waits
         for batch in batches:
             interrupts.check()
             yield batch
-            self._bar.update(1 / len(batches))
+            if n_batches:
+                self._bar.update(1 / n_batches)
 
     def log(self, **metrics: float) -> None:
         """Append a line to `metrics.jsonl`, with the seconds of training since the last one.
@@ -206,20 +210,20 @@ class Run:
             for key, value in values.items():
                 if not math.isfinite(value):
                     raise UserError(f"{name}: {key} is not finite: the run cannot be evaluated")
-        new, results = results, records.read_results(self.folder) | results
-        graded = references.grade(self.config.SCRIPT, self.config.flat(), self.history, results)
+        all_results = records.read_results(self.folder) | results
+        graded = references.grade(self.config.SCRIPT, self.config.flat(), self.history, all_results)
         checkpoints.save_weights(self.folder, model)
         files.write_json(
             self.folder / "result.json",
-            {"graded": [row.as_dict() for row in graded], **results, "finished": now()},
+            {"graded": [row.as_dict() for row in graded], **all_results, "finished": now()},
         )
         if self._events is not None:
             self._events.add_grids(self.count, last=True)
-        self._page.finished(self.history, results)
+        self._page.finished(self.history, all_results)
         if graded:
             print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
-        for name, values in results.items():
-            age = "" if name in new else " (of an earlier evaluation)"
+        for name, values in all_results.items():
+            age = "" if name in results else " (of an earlier evaluation)"
             numbers = ", ".join(f"{key} {value:.5g}" for key, value in values.items())
             print(f"{name}{age}: {numbers}")
         print(f"run folder: {self.folder}")

@@ -25,7 +25,7 @@ MAY_DIFFER = {
     "importance_samples",
     "quality_samples",
 }
-OF_COMMAND = {"resume", "evaluate"}  # no settings of a run
+OF_COMMAND = {"resume", "evaluate"}  # belong to a command, not to its run
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class RunConfig:
     def parse(cls, words: list[str] | None = None) -> Self:
         """The settings on a command line; with --resume or --evaluate, those of that run.
 
-        The words are parsed once for what they ask for, and again if that has other defaults than
-        the class: a run's, or those of `--protocol report`. What the words change of these must be
-        allowed.
+        The words are parsed once to find --resume, --evaluate and --protocol, then again with the
+        defaults that these imply: a run's settings, or the report's. What the words change of these
+        must be allowed.
 
         Args:
             words: the command line; None is sys.argv's.
@@ -104,10 +104,14 @@ class RunConfig:
         elif config.protocol == "report":
             report = dataclasses.replace(cls(), protocol="report", **cls.REPORT)
             config = cls._parse(words, report)
-            for name, value in cls.REPORT.items():
-                if getattr(config, name) != value:
-                    raise UsageError(f"--protocol report sets --{name} to {value}: leave it out")
+        config.check_protocol()
         return config
+
+    def check_protocol(self) -> None:
+        """Raise UsageError if a setting is not what `--protocol report` sets it to."""
+        for name, value in self.REPORT.items():
+            if self.protocol == "report" and getattr(self, name) != value:
+                raise UsageError(f"--protocol report sets --{name} to {value}: leave it out")
 
     @classmethod
     def of(cls, folder: Path | str) -> Self:

@@ -23,7 +23,7 @@ def file(monkeypatch):
     """A function that puts rows, wanted settings and a curve in place of `references.toml`."""
 
     def replace(*rows, settings=None, **more):
-        standard = {"rows": rows, "settings": {"zdim": 20} if settings is None else settings}
+        standard = {"rows": list(rows), "settings": {"zdim": 20} if settings is None else settings}
         content = {"harmless": ["protocol", "seed"], "published": []}
         content["one"] = {"script": "script.py", "standard": standard | more}
         monkeypatch.setattr(references, "load", lambda: content)
@@ -214,13 +214,14 @@ def test_the_table_is_aligned_and_says_the_bounds(file):
 
 
 def protocols():
-    """(script, the script's name, protocol, its table) of the file."""
+    """(script, protocol, its table) of the file."""
     content = tomllib.loads(references.FILE.read_text())
-    tables = {table["script"]: table for table in content.values() if isinstance(table, dict)}
-    assert tables.keys() == {script.Config.SCRIPT for script in SCRIPTS}
+    tables = {table["script"] for table in content.values() if isinstance(table, dict)}
+    assert tables == {script.Config.SCRIPT for script in SCRIPTS}
     for script in SCRIPTS:
         for protocol in ("standard", "report"):
-            yield script, protocol, tables[script.Config.SCRIPT][protocol]
+            settings = {"protocol": protocol}
+            yield script, protocol, references.protocol_of(script.Config.SCRIPT, settings)
 
 
 def of_file():
@@ -272,7 +273,7 @@ def test_runs_with_the_defaults_compare_and_those_with_another_setting_do_not(sc
 def test_a_curve_has_a_value_for_each_of_its_epochs_and_passes_through_the_rows(
     script, protocol, table
 ):
-    curve = table.get("curve")
+    curve = table["curve"]
     if curve is None:
         pytest.skip("has no curve")
     assert curve.keys() == {"label", "key", "at", "values"}
