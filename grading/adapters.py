@@ -8,13 +8,13 @@ from functools import partial
 import torch
 import torch.nn as nn
 
-from grading.flow_subject import Bijection, FlowSubject
-from grading.gan import GanSubject
-from grading.gan_observer import Observer
+from gencheck.flow_subject import Bijection, FlowSubject
+from gencheck.gan import GanSubject
+from gencheck.gan_observer import Observer
+from gencheck.outcomes import one_line, seed_everything
+from gencheck.vae_loss import readings
+from gencheck.vae_subject import VAESubject
 from grading.loading import CannotLoad, Submission, time_limit
-from grading.outcomes import one_line, seed_everything
-from grading.vae_loss import readings
-from grading.vae_subject import VAESubject
 
 GAN_BATCH = 32
 MAIN_SECONDS = 15  # until `main` calls the first epoch

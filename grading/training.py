@@ -8,8 +8,7 @@ import time
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from grading.epochs import BATCH, NATS_PER_BIT, numbers
-from grading.outcomes import (
+from gencheck.outcomes import (
     NOTE,
     PASS,
     WEAK,
@@ -18,9 +17,10 @@ from grading.outcomes import (
     Check,
     Outcome,
     changed_weights,
-    load_checks,
     perturb,
 )
+from grading.checks import load_checks
+from grading.epochs import BATCH, NATS_PER_BIT, numbers
 
 LAST = 8  # images in the short last batch: unusual ones
 BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely

@@ -18,21 +18,22 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from grading import flow, flow_model, gan, sandbox, vae
-from grading.adapters import flow_subject, gan_subject, vae_subject
-from grading.epochs import epoch_subject
-from grading.loading import CannotLoad, Submission, is_theirs
-from grading.on_cpu import OnCPU
-from grading.outcomes import (
+from gencheck import flow, gan, vae
+from gencheck.outcomes import (
     NOTE,
     OLD,
     Outcome,
     finding,
-    load_checks,
     one_line,
     run_checks,
     seed_everything,
 )
+from grading import flow_model, sandbox
+from grading.adapters import flow_subject, gan_subject, vae_subject
+from grading.checks import load_checks
+from grading.epochs import epoch_subject
+from grading.loading import CannotLoad, Submission, is_theirs
+from grading.on_cpu import OnCPU
 from grading.pictures import png, samples
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules

@@ -12,6 +12,7 @@ SCRIPTS = ("a3_vae_template", "a3_gan_template", "a3_nf_template")
 # Each may import itself and what stands below it.
 FLOORS = {
     "datasets": 0,
+    "gencheck": 0,
     "harness": 1,
     **dict.fromkeys(SCRIPTS, 2),
     "examples": 3,

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from grading import flow, flow_model
+from gencheck import flow
+from gencheck.flow_subject import Bijection, FlowSubject
+from gencheck.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
+from grading import flow_model
 from grading.epochs import true_bpd
-from grading.flow_subject import Bijection, FlowSubject
-from grading.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
 
 DIM = 784
 

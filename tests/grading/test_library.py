@@ -9,8 +9,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gencheck.outcomes import PASS, UNJUDGED
 from grading import CheckFailure, check_flow, check_vae
-from grading.outcomes import PASS, UNJUDGED
 from tests.grading.test_library_flow import Affine
 
 N_PIXELS, Z_DIM = 784, 4

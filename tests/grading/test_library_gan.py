@@ -7,8 +7,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gencheck.outcomes import NOTE, PASS, UNJUDGED
 from grading import CheckFailure, check_gan
-from grading.outcomes import NOTE, PASS, UNJUDGED
 
 
 class TinyDiscriminator(nn.Module):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from grading.gan_observer import Observer
-from grading.gan_step import EXPLAINED
-from grading.outcomes import (
+from gencheck.gan_observer import Observer
+from gencheck.gan_step import EXPLAINED
+from gencheck.outcomes import (
     NOTE,
     PASS,
     WEAK,

@@ -60,7 +60,6 @@ class Check:
         hint: what to look at, without the answer.
         reference: equation and paper.
         central: whether a submission counts as judged only with this check.
-        points: in the default rubric.
         crash: an exception of the submission's own code is WRONG, as it is called as documented.
     """
 
@@ -70,7 +69,6 @@ class Check:
     hint: str
     reference: str = ""
     central: bool = False
-    points: float = 1.0
     crash: bool = False
 
 
@@ -94,18 +92,23 @@ class Finding:
         return f"{self.status}: {self.check}: {self.measured}{expected}"
 
 
-def load_checks(section: str, measures: dict[str, Callable[[Any], Outcome]]) -> tuple[Check, ...]:
+CHECKS_FILE = Path(__file__).parent / "checks.toml"
+
+
+def load_checks(
+    section: str, measures: dict[str, Callable[[Any], Outcome]], file: Path = CHECKS_FILE
+) -> tuple[Check, ...]:
     """The checks of a section of `checks.toml`, with the functions that measure them, by name."""
-    table = checks_table()[section]
+    table = read_checks(file)[section]
     if table.keys() != measures.keys():
-        raise ValueError(f"checks.toml and the code disagree: {table.keys() ^ measures.keys()}")
+        raise ValueError(f"{file.name} and the code disagree: {table.keys() ^ measures.keys()}")
     return tuple(Check(name, measure, **table[name]) for name, measure in measures.items())
 
 
 @functools.cache
-def checks_table() -> dict[str, dict]:
-    """`checks.toml`: by section and name, what a report says about a check."""
-    return tomllib.loads((Path(__file__).parent / "checks.toml").read_text())
+def read_checks(file: Path = CHECKS_FILE) -> dict[str, dict]:
+    """A file like `checks.toml`: by section and name, what a report says about a check."""
+    return tomllib.loads(file.read_text())
 
 
 def seed_everything(seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from grading.outcomes import CannotJudge, changed_weights, perturb, restored_modes
+from gencheck.outcomes import CannotJudge, changed_weights, perturb, restored_modes
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 

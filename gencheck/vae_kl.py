@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from grading.outcomes import PASS, WRONG, CannotJudge, Outcome, float32_sum_error
-from grading.vae_heads import UNKNOWN_HEAD, kl_divergence, kl_of_draw
-from grading.vae_loss import readings
-from grading.vae_subject import N_IMAGES
+from gencheck.outcomes import PASS, WRONG, CannotJudge, Outcome, float32_sum_error
+from gencheck.vae_heads import UNKNOWN_HEAD, kl_divergence, kl_of_draw
+from gencheck.vae_loss import readings
+from gencheck.vae_subject import N_IMAGES
 
 KL_SETTINGS = 14  # of the encoder, with other means and deviations
 OF_ONE_DRAW = "log q(z|x) - log p(z) of the draw, an unbiased estimate"

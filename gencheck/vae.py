@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from grading.outcomes import (
+from gencheck.outcomes import (
     NOTE,
     PASS,
     WEAK,
@@ -24,9 +24,9 @@ from grading.outcomes import (
     run_checks,
     seed_everything,
 )
-from grading.vae_heads import kl_divergence, kl_of_draw
-from grading.vae_kl import OF_ONE_DRAW, choose_loss, kl, kl_of_draws
-from grading.vae_subject import N_IMAGES, NotCentred, VAESubject, latents_of
+from gencheck.vae_heads import kl_divergence, kl_of_draw
+from gencheck.vae_kl import OF_ONE_DRAW, choose_loss, kl, kl_of_draws
+from gencheck.vae_subject import N_IMAGES, NotCentred, VAESubject, latents_of
 
 
 def _shapes(vae):

@@ -17,8 +17,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from grading.gan_step import EXPLAINED, Step, fit
-from grading.outcomes import changed_weights, replaced, without_dropout
+from gencheck.gan_step import EXPLAINED, Step, fit
+from gencheck.outcomes import changed_weights, replaced, without_dropout
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 WANTED = 3  # steps of each network to look at

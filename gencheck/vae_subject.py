@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from grading.outcomes import (
+from gencheck.outcomes import (
     CannotJudge,
     changed_weights,
     modules_of,
@@ -18,8 +18,8 @@ from grading.outcomes import (
     replaced,
     seed_everything,
 )
-from grading.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, misfit
-from grading.vae_loss import readings
+from gencheck.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, misfit
+from gencheck.vae_loss import readings
 
 N_IMAGES = 8  # in a batch of most measurements
 N_REPEATS = 256  # of each image, to measure moments of z

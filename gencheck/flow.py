@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from grading.flow_subject import Bijection, FlowSubject, jacobian, pair
-from grading.outcomes import (
+from gencheck.flow_subject import Bijection, FlowSubject, jacobian, pair
+from gencheck.outcomes import (
     PASS,
     WEAK,
     WRONG,
