@@ -6,7 +6,16 @@ is wrong, in a test or at a prompt.
 
 from gencheck.flow import check_flow
 from gencheck.gan import check_gan
-from gencheck.outcomes import CheckFailure, Finding
+from gencheck.outcomes import Finding
+from gencheck.result import CheckFailure, NotJudged, Result
 from gencheck.vae import check_vae
 
-__all__ = ["CheckFailure", "Finding", "check_flow", "check_gan", "check_vae"]
+__all__ = [
+    "CheckFailure",
+    "Finding",
+    "NotJudged",
+    "Result",
+    "check_flow",
+    "check_gan",
+    "check_vae",
+]

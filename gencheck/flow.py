@@ -1,85 +1,179 @@
-"""Checks of a normalising flow's mathematics (Dinh et al., "Density estimation using Real NVP")."""
+"""Checks of a normalising flow's mathematics: inverse, log-determinants, independent rows."""
 
 import math
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import torch
 
-from gencheck.flow_subject import Bijection, FlowSubject, jacobian, pair
-from gencheck.outcomes import (
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Finding,
-    Outcome,
-    load_checks,
-    modules_of,
-    raise_failures,
-    restored,
-    run_checks,
-)
+from gencheck.flow_subject import N_DRAWS, AnyFlow, FlowSubject, log_abs_det, pair
+from gencheck.outcomes import NOTE, PASS, WRONG, CannotJudge, Outcome, load_checks, one_line
+from gencheck.result import NotJudged, Result, judge
+
+NOTHING = 1e-6  # a point that moves less has not moved
+ALONE = 3  # examples of a batch that are also mapped alone
+SMALL = 1e-3  # part of a flow's movement that an iterative inverse may be off by, unstated
 
 
-def _invert(bijection, z, ldj):
-    with torch.no_grad():
-        z1, ldj1 = pair(bijection.forward(z.clone(), ldj.clone()))
-        z2, ldj2 = pair(bijection.inverse(z1.clone(), ldj1.clone()))
-    return z1, ldj1, z2, ldj2
+def over_settings(flow: FlowSubject, measure: Callable, precise: bool = True) -> Outcome:
+    """The worst outcome of `measure` over the settings of the weights that leave values finite."""
+    outcomes = []
+    for std in flow.stds:
+        with flow.perturbed(precise=precise, std=std):
+            if flow.there(flow.flow)[2].isfinite().all():
+                outcomes.append(measure())
+    if not outcomes:
+        raise CannotJudge(
+            "the output is not finite: pass domain=(low, high), where the flow is defined"
+        )
+    return min(outcomes, key=lambda outcome: (WRONG, NOTE, PASS).index(outcome.status))
 
 
-def _inverse_outcome(flow, bijections):
-    with flow.perturbed():
-        z, ldj = flow.inputs(5)
-        errors = []
-        for bijection in bijections:
-            z1, _, z2, _ = _invert(bijection, z, ldj)
-            if (z1 - z).abs().max() < 1e-6:
-                raise CannotJudge("the layers do nothing, even with perturbed weights")
-            errors.append((z2 - z).abs().max().item())
-        tolerance = 1e-2 if flow.dtype == torch.float32 else 1e-6
-    measured = f"largest error {max(errors):.2g} with perturbed weights"
-    return Outcome(PASS if max(errors) < tolerance else WRONG, measured, f"below {tolerance:g}")
+def inverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
+    """Forward and back, twice, for each of `bijections()`, which is asked at each setting."""
+    idle = []
+
+    def measure():
+        errors, moves, tolerance = [], [], _point_tolerance(flow)
+        for bijection in bijections():
+            z, ldj, z1, ldj1 = flow.there(bijection)
+            z2, _ = flow.back(bijection)
+            z3 = z2
+            if not idle:  # once is enough
+                with torch.no_grad():
+                    again = pair(bijection.forward(z.clone(), ldj.clone()))[0]
+                    if (again - z1).abs().max() > tolerance:
+                        raise CannotJudge("the forward map is random: two calls of it differ")
+                    try:
+                        z3, _ = pair(bijection.inverse(z1.clone(), ldj1.clone()))
+                    except Exception as error:
+                        words = f"the inverse crashes when it is called again: {one_line(error)}"
+                        return Outcome(WRONG, words, "the same result on every call", flow.proves)
+            if z2.shape != z.shape:
+                words = f"shape {list(z.shape)} comes back as {list(z2.shape)}"
+                return Outcome(WRONG, words, "its own shape", flow.proves)
+            moves.append(_movement(z, z1))
+            errors.append(max((back - z).abs().max().item() for back in (z2, z3)))
+            _refuse_small(flow, errors[-1], tolerance, moves[-1])
+        idle.append(min(moves) < NOTHING)
+        measured = f"largest error {max(errors):.2g} with perturbed weights"
+        right = max(errors) < tolerance
+        expected = f"below {tolerance:g}"
+        return Outcome(PASS if right else WRONG, measured, expected, _is_proof(flow))
+
+    outcome = over_settings(flow, measure)
+    if all(idle) and outcome.status == PASS:
+        raise CannotJudge(
+            "the flow does nothing, even with perturbed weights"
+            if not flow.proves or flow.has_weights
+            else "the flow does nothing, and no weights of it are found: pass the module"
+        )
+    return outcome
 
 
-def _logdet_outcome(flow, bijections):
-    errors, signs = [], []
-    with flow.perturbed(precise=False):
-        z, ldj = flow.inputs(2)
-        for bijection in bijections:
-            with torch.no_grad():
-                added = pair(bijection.forward(z.clone(), ldj.clone()))[1] - ldj
-            if added.shape != ldj.shape:
-                return Outcome(WRONG, f"log-determinants {list(added.shape)}", "[batch]")
+def _movement(z, z1) -> float:
+    """How far points move, at most; infinite where shapes can't be compared."""
+    return (z1 - z).abs().max().item() if z1.shape == z.shape else math.inf
 
-            def transform(points, bijection=bijection):
-                return bijection.forward(points, points.new_zeros(len(points)))[0]
 
-            exact = torch.linalg.slogdet(jacobian(transform, z[0]).double())[1]
-            errors.append((added[0] - exact).abs().item())
-            signs.append((added[0].item(), exact.item()))
-        tolerance = max(1e-2, flow.tolerance(max(abs(exact) for _, exact in signs)))
-    worst = max(range(len(errors)), key=errors.__getitem__)
-    coded, exact = signs[worst]
-    if errors[worst] < tolerance:
-        return Outcome(PASS, f"autodiff's, to {errors[worst]:.1g} nats")
+def _point_tolerance(flow) -> float:
+    return max(1e-2 if flow.dtype == torch.float32 else 1e-6, flow.atol or 0.0)
+
+
+def _is_proof(flow) -> bool:
+    return flow.proves and flow.dtype == torch.float64
+
+
+def _refuse_small(flow, error, tolerance, moved):
+    """An unstated tolerance can't tell a small error from an iterative inverse."""
+    if flow.proves and flow.atol is None and tolerance < error < SMALL * moved:
+        power = math.ceil(math.log10(error))
+        raise CannotJudge(
+            f"the error is {error:.2g}, little beside the {moved:.2g} that points move: if the "
+            f"flow is iterative, pass its tolerance, such as atol=1e{power}"
+        )
+
+
+def estimated(function: Callable, z, ldj) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a map adds to the log-determinant, [n], and its standard error: 0 unless it is random.
+
+    Random estimates, such as Hutchinson's of a trace, are averaged.
+    """
+
+    def once():
+        return (pair(function(z.clone(), ldj.clone()))[1] - ldj).detach()
+
+    first, second = once(), once()
+    if (first - second).abs().max() < 1e-9 * (1 + first.abs().max()):
+        return first, torch.zeros_like(first)
+    draws = torch.stack([first, second, *(once() for _ in range(N_DRAWS - 2))])
+    return draws.mean(dim=0), draws.std(dim=0) / math.sqrt(N_DRAWS)
+
+
+def logdet_outcome(flow: FlowSubject, bijections: Callable, precise: bool = True) -> Outcome:
+    """The log-determinant of every example against autodiff's, for each of `bijections()`."""
+
+    def measure():
+        worst = None
+        for bijection in bijections():
+            z, ldj, _, coded = flow.there(bijection)
+            if coded is None or coded.shape != ldj.shape:
+                shape = None if coded is None else list(coded.shape)
+                return Outcome(WRONG, f"log-determinants {shape}", "[batch]", flow.proves)
+            added, noise = estimated(bijection.forward, z, ldj)
+            exact = _exact(bijection, z).to(added.dtype)
+            floor = 1e-6 if flow.dtype == torch.float64 else 1e-2
+            allowed = max(floor, flow.tolerance(exact.abs().max().item())) + 5 * noise
+            i = ((added - exact).abs() / allowed).argmax()
+            row = [t[i].item() for t in (added, exact, allowed)] + [bool(noise.any())]
+            if worst is None or abs(row[0] - row[1]) / row[2] > abs(worst[0] - worst[1]) / worst[2]:
+                worst = row
+        added, exact, allowed, random = worst
+        error = abs(added - exact)
+        if error <= allowed:
+            words = ", averaged over draws" if random else ""
+            return Outcome(PASS, f"autodiff's, to {error:.1g} nats{words}")
+        proof = _is_proof(flow) and not random
+        measured = f"log |det| = {added:.6g} nats{_ratio_in_words(added, exact)}"
+        return Outcome(WRONG, measured, f"{exact:.6g}, autodiff's", proof)
+
+    return over_settings(flow, measure, precise)
+
+
+def _exact(bijection, z):
+    """Autodiff's log |det| of the forward map at each row."""
+
+    def transform(points):
+        return pair(bijection.forward(points, points.new_zeros(len(points))))[0]
+
+    return log_abs_det(transform, z)
+
+
+def _ratio_in_words(coded, exact) -> str:
     ratio = coded / exact if abs(exact) > 1e-3 else math.nan
-    words = {-1: ", the sign is wrong", 2: ", it is doubled", 0: ", it is left out", 0.5: ", half"}
-    known = [w for factor, w in words.items() if abs(ratio - factor) < 0.01]
-    return Outcome(
-        WRONG,
-        f"log |det| = {coded:.3f} nats{known[0] if known else ''}",
-        f"{exact:.3f}, autodiff's",
-    )
+    words = {-1: "the sign is wrong", 2: "it is doubled", 0: "it is left out", 0.5: "it is halved"}
+    known = [f": {text}" for factor, text in words.items() if abs(ratio - factor) < 0.01]
+    return known[0] if known else ""
 
 
-def _reverse_outcome(flow, bijections):
-    words = set()
-    with flow.perturbed():
-        z, ldj = flow.inputs(5)
+def reverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
+    """Forward and reverse together must leave the log-determinant that they start with."""
+    expected = "reverse subtracts what forward added"
+
+    def measure():
+        words = set()
         tolerance = 1e-2 if flow.dtype == torch.float32 else max(1e-6, flow.tolerance(100))
-        for bijection in bijections:
-            _, ldj1, _, ldj2 = _invert(bijection, z, ldj)
-            added = ldj1 - ldj
+        for bijection in bijections():
+            z, ldj, z1, ldj1 = flow.there(bijection)
+            ldj2 = flow.back(bijection)[1]
+            if ldj2 is None:
+                return Outcome(NOTE, "the inverse returns no log-determinant", expected)
+            with torch.no_grad():
+                added, noise = estimated(bijection.forward, z, ldj)
+                if noise.any():
+                    back, more = estimated(bijection.inverse, z1, ldj1)
+                    ldj1, ldj2 = ldj + added, ldj + added + back
+                    tolerance = tolerance + 5 * (noise + more).max().item()
             if ldj2.shape == ldj.shape and (ldj2 - ldj).abs().max() < tolerance:
                 continue
             if ldj2.numel() == len(ldj) and (ldj2 == 0).all():
@@ -91,114 +185,104 @@ def _reverse_outcome(flow, bijections):
             else:
                 error = (ldj2 - ldj).abs().max().item()
                 words.add(f"off by {error:.3g} nats after forward and reverse")
-    expected = "reverse subtracts what forward added"
-    return Outcome(WRONG if words else PASS, "; ".join(sorted(words)) or expected, expected)
+        proof = _is_proof(flow) and not noise.any()
+        status = WRONG if words else PASS
+        return Outcome(status, "; ".join(sorted(words)) or expected, expected, proof)
+
+    return over_settings(flow, measure)
 
 
-def _coupling_inverse(flow):
-    return _inverse_outcome(flow, flow.layers()[:2])
+def rows_outcome(flow: FlowSubject) -> Outcome:
+    """Each example alone, against the same example in a batch."""
+
+    def measure():
+        z, ldj, whole, _ = flow.there(flow.flow)
+        with torch.no_grad():
+            alone = [
+                pair(flow.flow.forward(z[i : i + 1].clone(), ldj[i : i + 1].clone()))[0]
+                for i in range(ALONE)
+            ]
+        error = (torch.cat(alone) - whole[:ALONE]).abs().max().item()
+        tolerance = 10 * _point_tolerance(flow)  # a solver's steps may suit the whole batch
+        _refuse_small(flow, error, tolerance, _movement(z, whole))
+        measured = f"an example changes by {error:.2g} with the others of its batch"
+        expected = f"below {tolerance:g}, in evaluation mode"
+        return Outcome(PASS if error < tolerance else WRONG, measured, expected, _is_proof(flow))
+
+    return over_settings(flow, measure)
 
 
-def _coupling_logdet(flow):
-    return _logdet_outcome(flow, flow.layers()[:2])
+def _whole(flow):
+    return lambda: [flow.flow]
 
 
-def _coupling_reverse(flow):
-    return _reverse_outcome(flow, flow.layers()[:2])
+MEASURES = {
+    "flow_inverse": lambda flow: inverse_outcome(flow, _whole(flow)),
+    "flow_logdet": lambda flow: logdet_outcome(flow, _whole(flow)),
+    "flow_reverse_logdet": lambda flow: reverse_outcome(flow, _whole(flow)),
+    "flow_rows": rows_outcome,
+}
+CHECKS = load_checks("flow", MEASURES)
 
 
-def _flow_inverse(flow):
-    return _inverse_outcome(flow, [flow.flow])
+def check_flow(
+    forward,
+    inverse: Callable | None = None,
+    dim: int | None = None,
+    *,
+    shape: int | tuple[int, ...] | None = None,
+    context: torch.Tensor | None = None,
+    domain: tuple[float, float] | None = None,
+    atol: float | None = None,
+    inverse_logdet: bool = True,
+    weak_too: bool = False,
+    allow_unjudged: Collection[str] = (),
+    seed: int = 0,
+) -> Result:
+    """Check a bijection and its log-determinants, as it is and with perturbed weights.
 
-
-def _flow_logdet(flow):
-    """The whole flow's Jacobian where layers are unknown; else the sum over judged layers."""
-    if not flow.couplings:
-        return _logdet_outcome(flow, [flow.flow])
-    with flow.perturbed():
-        whole, total = _whole_and_total(flow)
-        error = (whole - total).abs().max().item()
-        tolerance = max(1e-3, flow.tolerance(total.abs().max().item()))
-    measured = f"differs from the sum over its layers by {error:.2g} nats"
-    return Outcome(PASS if error < tolerance else WRONG, measured, f"below {tolerance:.1g}")
-
-
-@torch.no_grad()
-def _whole_and_total(flow):
-    """Log-determinants of the flow, and added up over its layers; CannotJudge if z differs."""
-    z, ldj = flow.inputs(5)
-    whole_z, whole = pair(flow.flow.forward(z.clone(), ldj.clone()))
-    total, point = ldj.clone(), z.clone()
-    for layer in flow.layers():
-        point, added = pair(layer.forward(point.clone(), torch.zeros_like(ldj)))
-        total = total + added
-    if (point - whole_z).abs().max() > 1e-3 * (1 + whole_z.abs().max()):
-        raise CannotJudge("the flow is not its layers one after the other")
-    return whole, total
-
-
-def _flow_reverse(flow):
-    return _reverse_outcome(flow, [flow.flow])
-
-
-def _masks(flow):
-    """The pixels that a layer changes, from its output."""
-    board = (torch.arange(28)[:, None] + torch.arange(28)).flatten() % 2
-    sets = []
-    with flow.perturbed(precise=False):
-        _whole_and_total(flow)  # permutations between couplings would move what they change
-        z, ldj = flow.inputs(1)
-        for layer in flow.layers():
-            with torch.no_grad():
-                sets.append((pair(layer.forward(z.clone(), ldj.clone()))[0] != z)[0])
-    expected = "a checkerboard and its complement in turn"
-    if n := int((~torch.stack(sets).any(dim=0)).sum()):
-        return Outcome(WRONG, f"{n} pixels never change", expected)
-    problems = []
-    if any((first == second).any() for first, second in zip(sets, sets[1:])):
-        problems.append("layers don't alternate")
-    if flow.dim == 784 and not all(
-        (s == (board == b)).all() for s, b in zip(sets, [*_parity(sets, board)])
-    ):
-        problems.append("the changed pixels are no checkerboard")
-    return Outcome(WEAK if problems else PASS, "; ".join(problems) or expected, expected)
-
-
-def _parity(sets, board):
-    first = 0 if (sets[0] == (board == 0)).all() else 1
-    return [(first + i) % 2 for i in range(len(sets))]
-
-
-CHECKS = load_checks(
-    "flow",
-    {
-        "coupling_inverse": _coupling_inverse,
-        "coupling_logdet": _coupling_logdet,
-        "coupling_reverse_logdet": _coupling_reverse,
-        "flow_inverse": _flow_inverse,
-        "flow_logdet": _flow_logdet,
-        "flow_reverse_logdet": _flow_reverse,
-        "masks": _masks,
-    },
-)
-
-
-def check_flow(forward, inverse, dim: int, weak_too: bool = False) -> list[Finding]:
-    """Check a bijection and its log-determinants; returns the findings.
+    Nothing is changed: measurements work on deep copies, in evaluation mode, in float64 where the
+    code allows it. Weights without a gradient, such as masks, are left alone.
 
     Args:
-        forward: (z [batch, dim], ldj [batch]) -> (z, ldj + log |det dz_out / dz|). A module, or a
-            method of one, is checked with perturbed weights and in float64.
-        inverse: (z, ldj) -> (z, ldj - the same).
-        dim: number of dimensions.
-        weak_too: raise for weak findings as well.
+        forward: a flow. A map z [batch, *shape] -> (z, log |det dz_out / dz|) or
+            (z, ldj [batch]) -> (z, ldj + log |det|); a module with such a `forward`; a transform
+            or a transformed distribution of `torch.distributions`; a flow or a transform of zuko,
+            nflows, normflows or flowtorch. One log-determinant for each example, summed or not.
+        inverse: the map backwards. Default: the flow's own `inverse`, `backward` or `reverse=True`.
+        dim: short for `shape=(dim,)`.
+        shape: of one example.
+        context: of a conditional flow, [n, ...]: each measurement takes one row.
+        domain: where the flow is defined, such as (0, 1); infinite bounds are allowed.
+        atol: allowed error of the inverse, where it is iterative. Default: it must be exact.
+        inverse_logdet: False where the inverse returns no log-determinant, or no right one.
+        weak_too: weak findings are failures, too.
+        allow_unjudged: checks that may stay without a verdict, such as ("reverse_logdet",).
+        seed: of the measurements, 0 to 999.
+
+    Returns:
+        All findings.
 
     Raises:
         CheckFailure: an AssertionError that lists what is wrong.
+        NotJudged: something could not be measured; the message says what to pass.
+
+    Example:
+        >>> check_flow(zuko.flows.NSF(features=3), shape=3)
+        >>> check_flow(flow, inverse=partial(flow, reverse=True), dim=784)
+
+    References:
+        Papamakarios et al., "Normalizing flows for probabilistic modeling and inference", 2021,
+        Section 2.1.
     """
-    modules = modules_of(forward, inverse)
-    checks = [check for check in CHECKS if check.name.startswith("flow")]
-    with restored(modules):
-        module = modules[0] if modules else None
-        subject = FlowSubject(Bijection(forward, inverse), None, module, dim)
-        return raise_failures(run_checks("flow", subject, checks), weak_too)
+    if not torch.is_grad_enabled():
+        raise NotJudged("check_flow is called under torch.no_grad(): it needs gradients")
+    if (dim is None) == (shape is None):
+        raise NotJudged("pass the shape of one example: shape=(3, 32, 32), or dim=784")
+    subject = AnyFlow(
+        forward, inverse, context, inverse_logdet, dim if shape is None else shape, domain, atol
+    )
+    checks = [replace(check, central=True) for check in CHECKS]
+    if not inverse_logdet:
+        checks = [check for check in checks if check.name != "flow_reverse_logdet"]
+    return judge("flow", subject, checks, weak_too, allow_unjudged, seed)

@@ -1,108 +1,238 @@
 """A flow as a black box: its maps with their log-determinants, at perturbed weights."""
 
 import contextlib
-from collections.abc import Callable
-from typing import NamedTuple
+import copy
+import math
+from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn as nn
+from torch.distributions import Distribution, Transform
 
-from gencheck.outcomes import CannotJudge, changed_weights, perturb, restored_modes
+from gencheck.flow_maps import Bijection, bijection_of
+from gencheck.outcomes import CannotJudge, changed_weights, modules_of, perturb, restored
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
-
-
-class Bijection(NamedTuple):
-    """A map with its log-determinant, both ways.
-
-    Args:
-        forward: (z [batch, dim], ldj [batch]) -> (z, ldj + log |det|).
-        inverse: the same, backwards.
-    """
-
-    forward: Callable
-    inverse: Callable
+PROBES = 4096  # rows of a Jacobian by one backward pass
+N_DRAWS = 128  # of a log-determinant that is estimated
 
 
 class FlowSubject:
-    """A flow under measurement; parts that are None can't be judged.
+    """A flow under measurement.
 
     Args:
-        flow: the whole flow on the real line.
-        couplings: its layers, in the order of `flow.forward`.
-        module: the flow's module, to perturb its weights; None if there is none.
-        dim: number of dimensions.
-        model, log_prior, x: the course's model with `dequantize`, `logit_normalize`, `forward` and
-            `sample`, its prior, and grey images [batch, 784].
+        shape: of an example.
+        domain: interval that each number of an example lies in; None for the real line.
+        atol: allowed error of the inverse; None where it should be exact.
     """
 
-    def __init__(
-        self,
-        flow: Bijection,
-        couplings: list[Bijection] | None,
-        module: nn.Module | None,
-        dim: int,
-        model=None,
-        log_prior=None,
-        x=None,
-    ):
-        self.flow, self.couplings, self.module, self.dim = flow, couplings, module, dim
-        self.parameters = [] if module is None else list(module.parameters())
-        self.model, self.log_prior, self.x = model, log_prior, x
+    stds = (STD,)  # of the noise added to the weights, one measurement each
+    proves = False  # whether one counterexample is proof
+
+    def __init__(self, shape, domain=None, atol=None):
+        self.shape = torch.Size([shape] if isinstance(shape, int) else shape)
+        self.dim = self.shape.numel()
+        self.domain, self.atol = domain, atol
+        self.flow: Bijection | None = None
+        self.device = torch.device("cpu")
         self.seed = 0
         self.dtype = torch.float32
 
-    @contextlib.contextmanager
     def perturbed(self, precise: bool = True, std: float = STD):
-        """Perturbed weights, in float64 where the code allows it, inside the block.
+        """Inside the block weights are perturbed, and in float64 where the code allows it."""
+        raise NotImplementedError
 
-        The flow is in evaluation mode, where batch norm is a map of each row by itself.
-        """
-        parts = [] if self.module is None else list(nn.Module.modules(self.module))
-        with changed_weights(self.parameters), restored_modes(parts):
-            perturb(self.parameters, std, self.seed)
-            try:
-                if self.module is not None:
-                    self.module.eval()
-                    if precise:
-                        self._to_float64()
-                yield
-            finally:
-                self._to_float32()
+    def there(self, bijection: Bijection) -> tuple[torch.Tensor, ...]:
+        """Inputs and what the forward map makes of them: (z, ldj, z1, ldj1)."""
 
-    def _to_float64(self):
-        self.module.double()
-        self.dtype = torch.float64
-        try:
-            self.flow.forward(*self.inputs(2))
-        except RuntimeError:
-            self._to_float32()
+        def measure():
+            z, ldj = self.inputs(self.n_rows)
+            with torch.no_grad():
+                return z, ldj, *pair(bijection.forward(z.clone(), ldj.clone()))
 
-    def _to_float32(self):
-        if self.module is not None:
-            self.module.float()
-        self.dtype = torch.float32
+        return self._remembered("there", bijection, measure)
+
+    def back(self, bijection: Bijection) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the inverse makes of the forward map's results: (z2, ldj2)."""
+
+        def measure():
+            z1, ldj1 = self.there(bijection)[2:]
+            with torch.no_grad():
+                return pair(bijection.inverse(z1.clone(), ldj1.clone()))
+
+        return self._remembered("back", bijection, measure)
+
+    def _remembered(self, name, bijection, measure):
+        """Checks of one setting share results; grading's subject has none to share."""
+        return measure()
 
     def inputs(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """n points and log-determinants to start from, which are not 0."""
+        """n points of the domain, and log-determinants to start from, which are not 0."""
         generator = torch.Generator().manual_seed(self.seed)
-        z = torch.randn(n, self.dim, generator=generator).to(self.dtype)
-        return z, torch.linspace(-3, 5, n).to(self.dtype)
+        z = torch.randn(n, *self.shape, generator=generator).to(self.dtype)
+        if self.domain is not None:
+            low, high = self.domain
+            if math.isinf(high):
+                z = z.exp() + low
+            elif math.isinf(low):
+                z = high - z.exp()
+            else:
+                z = low + (high - low) * torch.sigmoid(z)
+        return z.to(self.device), torch.linspace(-3, 5, n, device=self.device).to(self.dtype)
+
+    @property
+    def n_rows(self) -> int:
+        """Examples in a batch; never as many as dimensions, so that shapes tell them apart."""
+        few, many = 5, 8
+        n = many if self.dim <= many**2 else few
+        return n + (self.dim == n)
 
     def tolerance(self, size: float = 1.0) -> float:
         """Allowed error of a log-determinant or a point: rounding over all dimensions."""
         unit = 2.0**-53 if self.dtype == torch.float64 else 2.0**-24
-        return 100 * self.dim * unit * max(1.0, size)
+        return 100 * self.dim * unit * max(1.0, size) + 10 * self.dim * (self.atol or 0.0)
 
-    def layers(self) -> list[Bijection]:
-        """The couplings.
+
+class AnyFlow(FlowSubject):
+    """Anyone's flow. Measurements work on copies of it, so that it stays as it is.
+
+    Args:
+        flow, inverse, context, inverse_logdet: as for `check_flow`.
+        shape, domain, atol: as for `FlowSubject`.
+    """
+
+    # First as it is, since perturbed weights may break what holds for those that were trained.
+    stds = (0.0, STD, 3 * STD)
+    proves = True
+
+    def __init__(self, flow, inverse, context, inverse_logdet, shape, domain=None, atol=None):
+        super().__init__(shape, domain, atol)
+        self.parts = flow, inverse, context
+        self.inverse_logdet = inverse_logdet
+        self.has_weights = False
+        self.setting = None  # seed and standard deviation
+        self._copies, self._results = {}, {}
+        first = next((p for m in modules_of(flow, inverse) for p in m.parameters()), None)
+        self.device = self.device if first is None else first.device
+
+    @contextlib.contextmanager
+    def perturbed(self, precise: bool = True, std: float = STD) -> Iterator[None]:
+        """A copy of the flow with perturbed weights, in evaluation mode, as `self.flow`.
+
+        Before that it is called once in its own mode: initialisation from data comes first.
+        """
+        self.setting = self.seed, std
+        if self.setting in self._copies:
+            self.flow, self.dtype, self.has_weights = self._copies[self.setting]
+            yield
+            return
+        parts, is_copy = self._copy()
+        modules = modules_of(*parts[:2])
+        with contextlib.ExitStack() as stack:
+            if not is_copy:
+                stack.enter_context(restored(modules))
+            self.dtype = torch.float32
+            self.flow = bijection_of(*parts, self.inverse_logdet)
+            with torch.no_grad():
+                self.flow.forward(*self.inputs(self.n_rows))
+            for module in modules:
+                module.eval()
+            weights = self._weights()
+            if not weights and any(list(m.parameters()) for m in modules):
+                raise CannotJudge(
+                    "no weight has a gradient, so none is perturbed: pass the flow with "
+                    "requires_grad_(True)"
+                )
+            if not is_copy:
+                stack.enter_context(changed_weights(weights))
+            perturb(weights, std, self.seed + round(1000 * std))
+            if precise:
+                self._to_float64(modules, weights, parts)
+            self.has_weights = bool(weights)
+            if is_copy:
+                self._copies[self.setting] = self.flow, self.dtype, self.has_weights
+            yield
+
+    def _copy(self):
+        """The flow, its inverse and one row of the context, and whether they are copies.
+
+        Transforms of `torch.distributions` lose their inverse when they are copied, and tensors
+        that are results of others can't be: then what is changed is restored.
+        """
+        *maps, context = self.parts
+        if context is not None and context.dim() > 1:
+            first = self.seed % len(context)
+            context = context[first : first + 1]
+        elif context is not None:
+            context = context[None]
+        if not any(isinstance(part, Transform | Distribution) for part in maps):
+            with contextlib.suppress(Exception):
+                return (*copy.deepcopy(maps), context), True
+        return (*maps, context), False
+
+    def _remembered(self, name, bijection, measure):
+        key = self.setting, name
+        if key not in self._results:
+            self._results[key] = measure()
+        return self._results[key]
+
+    def forget(self) -> None:
+        """Forget results of this setting."""
+        for name in ("there", "back"):
+            self._results.pop((self.setting, name), None)
+
+    def _weights(self) -> list[torch.Tensor]:
+        """The tensors that the map depends on and that have a gradient, wherever they are kept.
 
         Raises:
-            CannotJudge: none were found.
+            CannotJudge: the map has no gradient even with respect to its input.
         """
-        if not self.couplings:
-            raise CannotJudge("no coupling layers were found")
-        return self.couplings
+        z, ldj = self.inputs(2)
+        outputs = self.flow.forward(z.requires_grad_(), ldj)
+        if not outputs[0].requires_grad:
+            raise CannotJudge(
+                "the forward map has no gradient: it is detached, or calculated under no_grad; "
+                "pass one that autograd sees"
+            )
+        return [leaf for leaf in leaves(*outputs) if leaf is not z]
+
+    def _to_float64(self, modules, weights, parts):
+        """Go on in float64 if the code allows it."""
+        *maps, context = parts
+        single = self.flow
+        try:
+            for module in modules:
+                module.double()
+            for weight in weights:
+                weight.data = weight.data.double()
+            context = context.double() if torch.is_tensor(context) else context
+            self.dtype = torch.float64
+            self.flow = bijection_of(*maps, context, self.inverse_logdet)
+            z, ldj = self.there(self.flow)[2:]
+            if z.dtype != torch.float64 or (ldj is not None and ldj.dtype != torch.float64):
+                raise TypeError
+            self.back(self.flow)
+        except Exception:
+            for module in modules:
+                module.float()
+            for weight in weights:
+                weight.data = weight.data.float()
+            self.dtype, self.flow = torch.float32, single
+            self.forget()
+
+
+def leaves(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves of the graph that these tensors come from."""
+    found, seen = {}, set()
+    nodes = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    return list(found.values())
 
 
 def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +242,24 @@ def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
     return returned
 
 
-def jacobian(function: Callable, z: torch.Tensor) -> torch.Tensor:
-    """The Jacobian of z [dim] -> [dim], by one backward pass over dim copies of z."""
-    copies = z.repeat(len(z), 1).requires_grad_()
-    output = function(copies)
-    return torch.autograd.grad(output, copies, torch.eye(len(z), dtype=z.dtype))[0]
+def log_abs_det(function: Callable, z: torch.Tensor) -> torch.Tensor:
+    """log |det| of the Jacobian at each row of z [n, ...], [n], by autodiff in its precision.
+
+    Every row is repeated once for each of its dimensions, so that one backward pass gives all rows
+    of its Jacobian; rows must not depend on each other.
+    """
+    dim = z[0].numel()
+    with torch.no_grad():
+        size = function(z)[0].numel()
+    if size != dim:
+        raise CannotJudge(f"{dim} numbers become {size}: there is no square Jacobian")
+    step = max(1, PROBES // dim)
+    eye = torch.eye(dim, dtype=z.dtype, device=z.device)
+    values = []
+    for rows in z.split(step):
+        copies = rows.repeat_interleave(dim, dim=0).requires_grad_()
+        output = function(copies).reshape(len(copies), -1)
+        gradient = torch.autograd.grad(output, copies, eye.repeat(len(rows), 1))[0]
+        matrices = gradient.reshape(len(rows), dim, dim)
+        values.append(torch.linalg.slogdet(matrices.double())[1])
+    return torch.cat(values)

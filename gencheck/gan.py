@@ -21,9 +21,8 @@ from gencheck.outcomes import (
     Outcome,
     changed_weights,
     load_checks,
-    raise_failures,
-    run_checks,
 )
+from gencheck.result import judge
 
 RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
 
@@ -323,4 +322,4 @@ def check_gan(
                 step(batch)
         return observer
 
-    return raise_failures(run_checks("gan", GanSubject(watch), CHECKS), weak_too)
+    return judge("gan", GanSubject(watch), CHECKS, weak_too, (), 0)

@@ -4,8 +4,9 @@ import contextlib
 import functools
 import random
 import tomllib
+import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,6 @@ class TooLong(BaseException):
     """A statement or call took longer than its limit."""
 
 
-class CheckFailure(AssertionError):
-    """Checks found the mathematics wrong; the message lists what was measured and expected."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """The result of one measurement.
@@ -42,11 +39,13 @@ class Outcome:
         status: one of STATUSES.
         measured: in one line, with its unit.
         expected: in one line, with its unit.
+        proof: an exact counterexample; a second measurement could only repeat it.
     """
 
     status: str
     measured: str
     expected: str = ""
+    proof: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,15 @@ CHECKS_FILE = Path(__file__).parent / "checks.toml"
 
 
 def load_checks(
-    section: str, measures: dict[str, Callable[[Any], Outcome]], file: Path = CHECKS_FILE
+    section: str, measures: dict[str, Callable[[Any], Outcome]], table: dict | None = None
 ) -> tuple[Check, ...]:
-    """The checks of a section of `checks.toml`, with the functions that measure them, by name."""
-    table = read_checks(file)[section]
-    if table.keys() != measures.keys():
-        raise ValueError(f"{file.name} and the code disagree: {table.keys() ^ measures.keys()}")
-    return tuple(Check(name, measure, **table[name]) for name, measure in measures.items())
+    """The checks of these measures, by name, with what a section of the table says about them.
+
+    Raises:
+        KeyError: the table, by default `checks.toml`, says nothing about one.
+    """
+    texts = (read_checks() if table is None else table)[section]
+    return tuple(Check(name, measure, **texts[name]) for name, measure in measures.items())
 
 
 @functools.cache
@@ -118,6 +119,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+@contextlib.contextmanager
+def kept_random_numbers() -> Iterator[None]:
+    """Restore the state of all generators that `seed_everything` seeds after the block."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
 def run_checks(
     model: str,
     subject: Any,
@@ -125,10 +138,12 @@ def run_checks(
     adapt: Callable[[Exception], bool] = lambda error: False,
     theirs: Callable[[Exception], bool] = lambda error: True,
     seed: int = 0,
+    errors: dict[str, BaseException] | None = None,
 ) -> Iterator[Finding]:
     """Findings of all checks on a subject. Accusations are measured twice, with other draws.
 
-    If the second measurement disagrees with the first, the check is unjudged.
+    If the second measurement disagrees with the first, the check is unjudged. Proofs are measured
+    once.
 
     Args:
         model: "vae", "flow" or "gan".
@@ -137,11 +152,13 @@ def run_checks(
         adapt: called with an exception; True means that the measurement may now succeed.
         theirs: whether an exception was raised by the code under measurement.
         seed: 0 to 999, another one for other random numbers.
+        errors: is given the exceptions that left checks unjudged, by check.
     """
+    errors = {} if errors is None else errors
     for check in checks:
-        outcome = _measure(check, subject, 1000 + seed, adapt, theirs)
-        if outcome.status in ACCUSING:
-            second = _measure(check, subject, 2000 + seed, adapt, theirs)
+        outcome = _measure(check, subject, 1000 + seed, adapt, theirs, errors)
+        if outcome.status in ACCUSING and not outcome.proof:
+            second = _measure(check, subject, 2000 + seed, adapt, theirs, errors)
             if second.status not in ACCUSING:
                 outcome = Outcome(
                     UNJUDGED,
@@ -156,7 +173,9 @@ def finding(model: str, check: Check, outcome: Outcome) -> Finding:
     return Finding(
         model,
         check.name,
-        **asdict(outcome),
+        outcome.status,
+        outcome.measured,
+        outcome.expected,
         why=check.why,
         reference=check.reference,
         hint=check.hint,
@@ -167,7 +186,7 @@ def finding(model: str, check: Check, outcome: Outcome) -> Finding:
 CRASHES = (RuntimeError, TypeError, AttributeError, ValueError, IndexError, UnboundLocalError)
 
 
-def _measure(check, subject, seed, adapt, theirs) -> Outcome:
+def _measure(check, subject, seed, adapt, theirs, errors) -> Outcome:
     subject.seed = seed
     while True:
         seed_everything(subject.seed)
@@ -175,6 +194,8 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
             with without_dropout():
                 return check.measure(subject)
         except CannotJudge as reason:
+            if reason.__cause__ is not None:
+                errors[check.name] = reason.__cause__
             return Outcome(UNJUDGED, str(reason))
         except NotImplementedError:
             return Outcome(UNJUDGED, "not implemented")
@@ -187,6 +208,7 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
                 continue
             if check.crash and isinstance(error, CRASHES) and theirs(error):
                 return Outcome(WRONG, f"it crashes: {one_line(error)}", "no exception")
+            errors[check.name] = error
             return Outcome(UNJUDGED, one_line(error))
 
 
@@ -199,21 +221,6 @@ def one_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """The text with escapes for control characters and for bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def raise_failures(findings: Iterable[Finding], weak_too: bool = False) -> list[Finding]:
-    """The findings, if none is wrong.
-
-    Raises:
-        CheckFailure: some are, or weak if `weak_too`; the message has one line for each.
-    """
-    findings = list(findings)
-    bad = [f for f in findings if f.status == WRONG or (weak_too and f.status == WEAK)]
-    if bad:
-        raise CheckFailure(
-            "\n".join(f"{f.model}: {f.line()}\n    {f.why} ({f.reference})" for f in bad)
-        )
-    return findings
 
 
 @contextlib.contextmanager
@@ -250,10 +257,40 @@ def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
             parameter.data.copy_(value)
 
 
-def modules_of(*functions: Callable) -> list[nn.Module]:
-    """The modules among these functions and the objects whose methods they are."""
-    owners = [getattr(function, "__self__", function) for function in functions]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
+def modules_of(*things: Any) -> list[nn.Module]:
+    """The modules in these callables: themselves, whose methods they are, or what they refer to.
+
+    Looks into partial functions, into what functions enclose and name, and into attributes of
+    objects, a few levels deep.
+    """
+    found, seen = {}, set()
+
+    def visit(thing, depth):
+        if depth == 0 or id(thing) in seen or isinstance(thing, type):
+            return
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif isinstance(thing, functools.partial):
+            parts = [thing.func, *thing.args, *thing.keywords.values()]
+        elif isinstance(thing, types.MethodType):
+            parts = [thing.__self__]
+        elif isinstance(thing, types.FunctionType):
+            named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+            parts = [n for n in named if isinstance(n, nn.Module | types.FunctionType)]
+            with contextlib.suppress(ValueError):  # an enclosed name that has no value yet
+                parts += [cell.cell_contents for cell in thing.__closure__ or ()]
+        elif isinstance(thing, list | tuple):
+            parts = thing
+        else:
+            parts = list(getattr(thing, "__dict__", {}).values())
+        if not isinstance(thing, nn.Module):
+            for part in parts:
+                visit(part, depth - 1)
+
+    for thing in things:
+        visit(thing, 6)
+    return list(found.values())
 
 
 @contextlib.contextmanager
@@ -269,7 +306,7 @@ def restored_modes(parts: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore modules after the block: weights, buffers, precision, mode."""
+    """Restore modules after the block: weights, buffers, precision, mode, plain attributes."""
     parts = [part for module in modules for part in nn.Module.modules(module)]
     tensors = {id(t): t for part in parts for t in part.parameters(recurse=False)}
     tensors |= {id(t.grad): t.grad for t in list(tensors.values()) if t.grad is not None}
@@ -279,6 +316,12 @@ def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
         for part in parts
         for name, buffer in part.named_buffers(recurse=False)
     ]
+    flags = [
+        (part, name, value)
+        for part in parts
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float | types.NoneType)
+    ]
     try:
         with restored_modes(parts):
             yield
@@ -287,6 +330,8 @@ def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
             tensor.data = data.copy_(value)
         for part, name, buffer, value in buffers:
             setattr(part, name, buffer.copy_(value))
+        for part, name, value in flags:
+            vars(part)[name] = value
 
 
 def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:

@@ -18,12 +18,11 @@ from gencheck.outcomes import (
     load_checks,
     modules_of,
     perturb,
-    raise_failures,
     replaced,
     restored,
-    run_checks,
     seed_everything,
 )
+from gencheck.result import judge
 from gencheck.vae_heads import kl_divergence, kl_of_draw
 from gencheck.vae_kl import OF_ONE_DRAW, choose_loss, kl, kl_of_draws
 from gencheck.vae_subject import N_IMAGES, NotCentred, VAESubject, latents_of
@@ -313,4 +312,4 @@ def check_vae(loss, encode, decode, x, sample=None, weak_too: bool = False) -> l
     """
     with restored(modules_of(loss, encode, decode)):
         subject = VAESubject(loss, encode, decode, x, sample)
-        return raise_failures(run_checks("vae", subject, CHECKS), weak_too)
+        return judge("vae", subject, CHECKS, weak_too, (), 0)

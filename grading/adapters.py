@@ -8,12 +8,13 @@ from functools import partial
 import torch
 import torch.nn as nn
 
-from gencheck.flow_subject import Bijection, FlowSubject
+from gencheck.flow_maps import Bijection
 from gencheck.gan import GanSubject
 from gencheck.gan_observer import Observer
 from gencheck.outcomes import one_line, seed_everything
 from gencheck.vae_loss import readings
 from gencheck.vae_subject import VAESubject
+from grading.flow_subject import FlowSubject
 from grading.loading import CannotLoad, Submission, time_limit
 
 GAN_BATCH = 32

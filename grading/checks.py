@@ -26,9 +26,10 @@ POINTS = {
 
 def checks_table() -> dict[str, dict]:
     """By section and name, what a report says about a check of gencheck or of ours."""
-    return outcomes.read_checks() | outcomes.read_checks(CHECKS_FILE)
+    theirs, ours = outcomes.read_checks(), outcomes.read_checks(CHECKS_FILE)
+    return {name: theirs.get(name, {}) | ours.get(name, {}) for name in theirs | ours}
 
 
 def load_checks(section: str, measures: dict[str, Callable[[Any], outcomes.Outcome]]):
-    """The checks of a section of `grading/checks.toml`, with the functions that measure them."""
-    return outcomes.load_checks(section, measures, CHECKS_FILE)
+    """The checks of a section with the functions that measure them."""
+    return outcomes.load_checks(section, measures, checks_table())

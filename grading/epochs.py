@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader
 
-from gencheck.flow_subject import FlowSubject
 from gencheck.outcomes import PASS, CannotJudge, TooLong, seed_everything
 from gencheck.vae_heads import kl_divergence
 from gencheck.vae_subject import N_IMAGES, VAESubject
 from grading.adapters import SHAPES, first_that_works, required
 from grading.flow_model import differentiated, grey_unit, log_normal, logit
+from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
 from grading.stand_ins import Images
 

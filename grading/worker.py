@@ -18,7 +18,7 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from gencheck import flow, gan, vae
+from gencheck import gan, vae
 from gencheck.outcomes import (
     NOTE,
     OLD,
@@ -28,7 +28,7 @@ from gencheck.outcomes import (
     run_checks,
     seed_everything,
 )
-from grading import flow_model, sandbox
+from grading import couplings, flow_model, sandbox
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.checks import load_checks
 from grading.epochs import epoch_subject
@@ -142,7 +142,7 @@ def _check_all(model, submission, check, pictures, training):
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        check(subject, flow.CHECKS)
+        check(subject, couplings.CHECKS)
         check(subject, flow_model.CHECKS)
         if subject.model is None:
             return subject
