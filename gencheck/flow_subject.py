@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Distribution, Transform
 
 from gencheck.flow_maps import Bijection, bijection_of
-from gencheck.outcomes import CannotJudge, changed_weights, modules_of, perturb, restored
+from gencheck.outcomes import CannotJudge, changed_weights, leaves, modules_of, perturb, restored
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 PROBES = 4096  # rows of a Jacobian by one backward pass
@@ -218,21 +218,6 @@ class AnyFlow(FlowSubject):
                 weight.data = weight.data.float()
             self.dtype, self.flow = torch.float32, single
             self.forget()
-
-
-def leaves(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The leaves of the graph that these tensors come from."""
-    found, seen = {}, set()
-    nodes = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        nodes += [following for following, _ in node.next_functions if following is not None]
-    return list(found.values())
 
 
 def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:

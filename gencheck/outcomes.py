@@ -293,6 +293,21 @@ def modules_of(*things: Any) -> list[nn.Module]:
     return list(found.values())
 
 
+def leaves(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The leaves of the graph that these tensors come from."""
+    found, seen = {}, set()
+    nodes = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    return list(found.values())
+
+
 @contextlib.contextmanager
 def restored_modes(parts: Iterable[nn.Module]) -> Iterator[None]:
     """Restore after the block which of these modules are in training mode."""

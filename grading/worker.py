@@ -18,7 +18,7 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from gencheck import gan, vae
+from gencheck import gan, vae_checks
 from gencheck.outcomes import (
     NOTE,
     OLD,
@@ -138,7 +138,7 @@ def _check_all(model, submission, check, pictures, training):
         return subject
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        check(subject, vae.CHECKS)
+        check(subject, vae_checks.CHECKS)
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
