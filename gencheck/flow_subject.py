@@ -9,7 +9,8 @@ import torch
 from torch.distributions import Distribution, Transform
 
 from gencheck.flow_maps import Bijection, bijection_of
-from gencheck.outcomes import CannotJudge, changed_weights, leaves, modules_of, perturb, restored
+from gencheck.modules import changed_weights, leaves, modules_of, perturb, restored
+from gencheck.outcomes import CannotJudge
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 PROBES = 4096  # rows of a Jacobian by one backward pass

@@ -1,298 +1,18 @@
-"""Checks of a GAN's mathematics (Goodfellow et al., "Generative adversarial nets", 2014)."""
+"""`check_gan`: anyone's GAN, with stated losses or labels read off."""
 
 import itertools
-import math
-from collections.abc import Callable, Iterable
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 import torch.nn as nn
 
+from gencheck.gan_checks import CHECKS, GanSubject
+from gencheck.gan_losses import check_names
 from gencheck.gan_observer import Observer
-from gencheck.gan_step import EXPLAINED
-from gencheck.outcomes import (
-    NOTE,
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Finding,
-    Outcome,
-    changed_weights,
-    load_checks,
-)
-from gencheck.result import judge
+from gencheck.outcomes import CannotJudge
+from gencheck.result import NotJudged, Result, judge
 
-RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
-
-
-class GanSubject:
-    """A GAN under measurement.
-
-    Args:
-        watch: watch a training of new networks, from this seed: the `Observer` after it.
-        pictures: after `watch`, whether the generator was in training mode at each picture saved.
-    """
-
-    def __init__(self, watch: Callable[[int], Observer], pictures: list | None = None):
-        self._watch, self.pictures = watch, pictures if pictures is not None else []
-        self.seed = 0
-        self._observers = {}
-
-    @property
-    def seen(self) -> Observer:
-        """The watched training that belongs to the seed of the measurement."""
-        if self.seed not in self._observers:
-            self._observers[self.seed] = self._watch(self.seed)
-        return self._observers[self.seed]
-
-
-def _steps(gan, which):
-    net = getattr(gan.seen, which)
-    if not net.steps:
-        name = "discriminator" if which == "d" else "generator"
-        raise CannotJudge(f"no step of the {name} was seen in {gan.seen.total} steps")
-    return net.steps
-
-
-class Labels(NamedTuple):
-    """The labels in the discriminator's loss, medians over steps."""
-
-    real: float
-    fake: float
-    residual: float  # part of the gradient that they don't explain
-    weight: float  # of generated images, over that of real ones
-    random: bool  # they differ between images or steps
-
-
-def _labels(gan) -> Labels:
-    real, fake, weights = [], [], []
-    for step in _steps(gan, "d"):
-        for labels, label in zip((real, fake), step.labels):
-            if label is not None:
-                labels.append(label)
-        if all(step.weights):
-            weights.append(step.weights[1] / step.weights[0])
-    if not real or not fake:
-        raise CannotJudge("no step is a cross-entropy of both real and generated images")
-    residual = median(step.residual for step in _steps(gan, "d"))
-    varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
-    random = varied or residual > EXPLAINED
-    weight = median(weights) if weights else 1.0
-    return Labels(median(real), median(fake), residual, weight, random)
-
-
-def _raised(gan):
-    """Whether steps of a discriminator without labels raise D(x) and D(G(z)): 1 or 0 each."""
-    steps = gan.seen.d.steps
-    if not steps:
-        return 1.0, 0.0
-    sides = (sum(s.coefficients[i + 1] - s.coefficients[i] for s in steps) for i in (0, 2))
-    return tuple(float(side > 0) for side in sides)
-
-
-def _leaks(gan):
-    return [name for name in "gd" if any(s.leftover for s in getattr(gan.seen, name).steps)]
-
-
-def _one_sigmoid_too_many(gan):
-    return all(step.of_probabilities for step in _steps(gan, "d"))
-
-
-def _discriminator_loss(gan):
-    expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
-    if _one_sigmoid_too_many(gan):
-        words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
-        return Outcome(WRONG, words, expected)
-    real, fake, residual, weight, random = _labels(gan)
-    digits = 2 if residual < EXPLAINED else 1  # labels that differ between images are rough
-    measured = f"labels {real:.{digits}f} for real and {fake:.{digits}f} for generated images"
-    if residual > RANDOM_LABELS:
-        raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
-    if weight < 0:
-        return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
-    low, high = sorted((real, fake))
-    # Other losses, such as least squares, are fitted roughly by labels that make no sense.
-    if residual > EXPLAINED and (low < -0.2 or high > 1.4 or high - low < 0.2):
-        raise CannotJudge(f"no cross-entropy, or labels that differ between images: {measured}")
-    if high - low < 0.2:
-        return Outcome(WRONG, measured, expected)
-    noisy = ", random ones" if random else ""
-    words = (
-        f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 and digits == 2 else ""
-    )
-    swapped = "; D is the probability of a generated image" if real < fake else ""
-    status = NOTE if noisy or words or swapped else PASS
-    return Outcome(status, measured + noisy + words + swapped, expected)
-
-
-def _smoothing(gan):
-    real, fake, residual, _, random = _labels(gan)
-    if residual > RANDOM_LABELS or _one_sigmoid_too_many(gan):
-        raise CannotJudge("the discriminator's loss is no cross-entropy of its probabilities")
-    top, bottom = max(real, fake), min(real, fake)
-    if residual > EXPLAINED:
-        labels = f"about {top:.1f} and {bottom:.1f} on average"
-        return Outcome(NOTE, f"labels that differ between images, {labels}", "fixed labels")
-    sides = [
-        n for n, smooth in (("real", abs(top - 1) > 0.015), ("generated", bottom > 0.015)) if smooth
-    ]
-    labels = f"labels {real:.2f} for real, {fake:.2f} for generated images"
-    if not sides:
-        return Outcome(PASS, f"no label smoothing ({labels})")
-    words = {1: f"one-sided, of the {sides[0]} images' label", 2: "of both sides"}[len(sides)]
-    words += ", random" if random else ""
-    return Outcome(NOTE, f"label smoothing {words} ({labels})", "none, or of the real label only")
-
-
-def _generator_loss(gan):
-    steps = _steps(gan, "g")
-    up = median(step.coefficients[0] for step in steps)
-    down = median(step.coefficients[1] for step in steps)
-    residual = median(step.residual for step in steps)
-    expected = "the gradient of -log D(G(z))"
-    if residual > RANDOM_LABELS:
-        raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
-    if gan.seen.d.steps and _one_sigmoid_too_many(gan):
-        raise CannotJudge("no cross-entropy of D's probabilities, like the discriminator's loss")
-    try:
-        real, fake = _labels(gan)[:2]
-    except CannotJudge:
-        real, fake = _raised(gan)
-    if real < fake - 0.2:
-        up, down = down, up
-    size = max(abs(up), abs(down))
-    label = up / (up + down) if abs(up + down) > 1e-3 * size else math.nan
-    if abs(up) < 0.02 * size and down > 0 and real > fake:
-        return Outcome(NOTE, "saturating: it minimises log(1 - D(G(z)))", expected)
-    if -up > 0 and (abs(down) < 0.02 * size or label > 0.5):
-        words = "" if abs(down) < 0.02 * size else f" with label {label:.2f}"
-        return Outcome(NOTE if words else PASS, f"non-saturating: -log D(G(z)){words}", expected)
-    if up > -0.02 * size and down > 0:
-        return Outcome(NOTE, f"saturating, mixed: {up:+.2g} log D {down:+.2g} log(1 - D)", expected)
-    if up < 0 < down:
-        measured = f"no cross-entropy: {up:+.2g} log D {down:+.2g} log(1 - D), D(G(z)) grows"
-        return Outcome(NOTE, measured, expected)
-    measured = f"{up:+.2g} log D {down:+.2g} log(1 - D): it makes D(G(z)) smaller"
-    return Outcome(WRONG, measured, expected)
-
-
-def _stray(gan):
-    names = {"g": "generator", "d": "discriminator"}
-    _steps(gan, "d"), _steps(gan, "g")
-    leaks = [names[leak] for leak in _leaks(gan)]
-    if not leaks:
-        return Outcome(PASS, "every step uses the gradient of its own loss alone")
-    return Outcome(
-        WRONG,
-        f"the {' and the '.join(leaks)}'s step adds its gradient to one left over from another "
-        "backward pass",
-        "gradients set to zero before each backward pass",
-    )
-
-
-def _alone(gan):
-    g, d = (any(s.other_moved for s in _steps(gan, which)) for which in "gd")
-    words = ["the discriminator's step moves the generator"] if d else []
-    words += ["the generator's step moves the discriminator"] if g else []
-    expected = "each step moves its own network only"
-    return Outcome(WRONG if words else PASS, "; ".join(words) or expected, expected)
-
-
-def _both_move(gan):
-    _steps(gan, "g"), _steps(gan, "d")
-    moved = {"generator": gan.seen.g.moved(), "discriminator": gan.seen.d.moved()}
-    still = [name for name, change in moved.items() if change == 0]
-    measured = ", ".join(f"{name} {change:.2g}" for name, change in moved.items())
-    return Outcome(WRONG if still else PASS, f"change of the weights: {measured}", "above 0")
-
-
-def _generator_range(gan):
-    low, high = _range(gan)
-    measured = f"{low:.2f} to {high:.2f} with large weights"
-    if high > 1.001 or low < -1.001:
-        return Outcome(WRONG, measured, "-1 to 1, from tanh")
-    if low > -0.5:
-        return Outcome(NOTE, measured, "-1 to 1, from tanh")
-    return Outcome(PASS, measured, "-1 to 1, from tanh")
-
-
-def _range(gan):
-    """Smallest and largest output of the generator with its last layer's weights enlarged."""
-    generator, latents = gan.seen.g.module, gan.seen.latents
-    if not latents:
-        raise CannotJudge("the generator was never called")
-    z = latents[-1]
-    wide = [p for p in generator.parameters() if p.dim() > 1][-1]
-    saved = [*generator.parameters(), *generator.buffers()]
-    with changed_weights(saved), torch.no_grad():
-        wide.data.mul_(100)
-        images = generator.train()(z)
-    return images.min().item(), images.max().item()
-
-
-def _image_scale(gan):
-    low, high = gan.seen.real_range
-    if low > high:
-        raise CannotJudge("no real images were seen")
-    g_low, g_high = _range(gan)
-    measured = f"real images {low:.2f} to {high:.2f}, generated ones {g_low:.2f} to {g_high:.2f}"
-    right = abs(low - g_low) < 0.15 and abs(high - g_high) < 0.15
-    return Outcome(PASS if right else WEAK, measured, "the same range")
-
-
-def _discriminator_range(gan):
-    if gan.seen.logits:
-        return Outcome(NOTE, "the discriminator returns logits", "probabilities in [0, 1]")
-    if not gan.seen.rescaled:
-        raise CannotJudge("no step of the discriminator was seen")
-    return Outcome(PASS, "probabilities in [0, 1]")
-
-
-def _latents(gan):
-    latents = [z.double() for z in gan.seen.latents if len(z) > 1]
-    if len(latents) < 2:
-        raise CannotJudge("the generator was called once at most")
-    unique = {z.sum().item() for z in latents}
-    z = torch.cat([z.flatten() for z in latents])
-    problems = []
-    if len(unique) == 1:
-        problems.append("the same noise for every batch")
-    if any((z == z[:1]).all() for z in latents):
-        problems.append("the same noise for all images of a batch")
-    if z.min() >= 0 or abs(z.mean()) > 0.05 + 6 / math.sqrt(len(z)) or abs(z.var() - 1) > 0.1:
-        measured = f"mean {z.mean():.2f}, variance {z.var():.2f}"
-        return Outcome(WRONG if problems else NOTE, "; ".join([measured, *problems]), "N(0, 1)")
-    expected = "N(0, 1), new for every batch"
-    return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
-
-
-def _pictures(gan):
-    _ = gan.seen
-    if not gan.pictures:
-        return Outcome(PASS, "no picture saved in the steps that were watched")
-    if any(gan.pictures):
-        return Outcome(NOTE, "pictures are drawn in training mode", "evaluation mode")
-    return Outcome(PASS, "pictures are drawn in evaluation mode")
-
-
-CHECKS = load_checks(
-    "gan",
-    {
-        "discriminator_loss": _discriminator_loss,
-        "generator_loss": _generator_loss,
-        "stray_gradient": _stray,
-        "steps": _alone,
-        "both_move": _both_move,
-        "smoothing": _smoothing,
-        "generator_range": _generator_range,
-        "image_scale": _image_scale,
-        "discriminator_range": _discriminator_range,
-        "latents": _latents,
-        "pictures": _pictures,
-    },
-)
+N_BATCHES = 10
 
 
 def check_gan(
@@ -300,26 +20,78 @@ def check_gan(
     generator: nn.Module,
     discriminator: nn.Module,
     batches: Iterable,
+    *,
+    d_loss: str | Callable | None = None,
+    g_loss: str | Callable | None = None,
+    image_range: tuple[float, float] | None = (-1.0, 1.0),
     weak_too: bool = False,
-) -> list[Finding]:
-    """Check a GAN's training step; returns the findings. The networks are trained in doing so.
+    allow_unjudged: Collection[str] = (),
+    seed: int = 0,
+) -> Result:
+    """Check a GAN's training step by the gradients that its optimisers follow.
+
+    The networks are trained in doing so, and the discriminator's last layer is rescaled once, so
+    that its outputs differ between images. Dropout is off.
 
     Args:
-        step: takes a batch of real images and makes the steps of `torch.optim` optimisers.
-        generator, discriminator: modules.
-        batches: real images, at least 10 batches of 16 or more.
-        weak_too: raise for weak findings as well.
+        step: takes a batch and makes the steps of `torch.optim` optimisers.
+        generator, discriminator: modules. They may take more arguments, such as labels: z and
+            images are the first of floating point. D returns one number for each image.
+        batches: what `step` takes, at least 10 with 16 images or more: real images, or a tuple
+            with them in it.
+        d_loss: of the discriminator: "bce", "lsgan", "hinge", "wgan", or a function (D(x),
+            D(G(z))) -> loss. Gradient penalties beside it are recognised. Default: the labels of
+            a cross-entropy are read off.
+        g_loss: of the generator: "nonsaturating" or "bce", "saturating", "lsgan", "hinge", "wgan",
+            or a function of D(G(z)), or of (D(x), D(G(z))). Default: as for `d_loss`.
+        image_range: of the real images, which the generator's output should have; None leaves it.
+        weak_too: weak findings are failures, too.
+        allow_unjudged: checks that may stay without a verdict, such as ("stray_gradient",).
+        seed: of the measurements, 0 to 999.
+
+    Returns:
+        All findings.
 
     Raises:
         CheckFailure: an AssertionError that lists what is wrong.
+        NotJudged: something could not be measured; the message says what to pass.
+        ValueError: there is no loss of that name.
+
+    Example:
+        >>> check_gan(train_step, generator, discriminator, batches)
+        >>> check_gan(train_step, generator, critic, batches, d_loss="wgan", g_loss="wgan")
+
+    References:
+        Goodfellow et al., "Generative adversarial nets", 2014, Algorithm 1; Mao et al. 2017
+        (least squares); Lim and Ye 2017 (hinge); Arjovsky et al. 2017 (Wasserstein).
     """
+    check_names(d_loss, g_loss)
+    if not torch.is_grad_enabled():
+        raise NotJudged("check_gan is called under torch.no_grad(): it needs gradients")
+    for name, module in (("generator", generator), ("discriminator", discriminator)):
+        if not any(p.requires_grad for p in module.parameters()):
+            raise NotJudged(f"the {name} has no weight with a gradient: pass it unfrozen")
     new, used = iter(batches), []
 
     def watch(seed):
-        with Observer(generator, discriminator) as observer:
+        seen = 0
+        with Observer(generator, discriminator, d_loss=d_loss, g_loss=g_loss) as observer:
             for batch in itertools.chain(new, used.copy()):  # a second training may use them again
                 used.append(batch)
+                seen += 1
+                observer.saw_batch(batch)
                 step(batch)
+        if not observer.total:
+            raise CannotJudge(
+                f"no optimiser of torch.optim made a step in {seen} batches: pass the function "
+                "that trains"
+            )
+        if seen < N_BATCHES and not observer.has_enough:
+            raise CannotJudge(f"{seen} batches are too few: pass at least {N_BATCHES}")
         return observer
 
-    return judge("gan", GanSubject(watch), CHECKS, weak_too, (), 0)
+    left_out = {"smoothing", "discriminator_range"} if d_loss is not None else set()
+    left_out |= {"generator_range", "image_scale"} if image_range is None else set()
+    checks = [c for c in CHECKS if c.name not in left_out]
+    subject = GanSubject(watch, image_range=image_range)
+    return judge("gan", subject, checks, weak_too, allow_unjudged, seed)

@@ -8,7 +8,6 @@ The coefficients show the labels, whatever the loss is divided by.
 import contextlib
 import math
 import time
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
@@ -17,11 +16,14 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from gencheck.gan_step import EXPLAINED, Step, fit
-from gencheck.outcomes import changed_weights, replaced, without_dropout
+from gencheck.gan_calls import Call, gradient_of, row_sums
+from gencheck.gan_explain import WANTED, Explainer
+from gencheck.gan_step import EXPLAINED
+from gencheck.modules import replaced, without_dropout
+from gencheck.outcomes import CannotJudge
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
-WANTED = 3  # steps of each network to look at
+LARGE = 1e4  # factor on D's last weights, at which only probabilities stay in [0, 1]
 SECONDS = 25  # after this time, one of each is enough
 
 
@@ -29,45 +31,28 @@ class Stop(BaseException):
     """Enough steps were seen. No submission's `except Exception` catches it."""
 
 
-@dataclass
-class Watched:
-    """A network: its module, its calls and steps."""
-
-    module: nn.Module
-    calls: list = field(default_factory=list)
-    mark: int = 0  # calls before the last step of any network
-    steps: list[Step] = field(default_factory=list)
-    # Gradients, by parameter, before the first backward pass after a step of any network, or
-    # after gradients were set to zero.
-    leftover: dict[int, torch.Tensor] = field(default_factory=dict)
-    start: list = field(default_factory=list)
-
-    @property
-    def parameters(self) -> list:
-        """Its trainable parameters."""
-        return [p for p in self.module.parameters() if p.requires_grad]
-
-    def moved(self) -> float:
-        """Norm of the change of its weights since the start."""
-        changes = [(p.detach() - s).norm() for p, s in zip(self.module.parameters(), self.start)]
-        return torch.stack(changes).norm().item()
-
-
-class Observer:
+class Observer(Explainer):
     """Context manager that watches a generator and a discriminator.
 
     Args:
         generator, discriminator: the modules.
         n_steps: steps of both networks after which to stop at the latest.
+        d_loss, g_loss: the losses that the caller states; None reads the labels of a cross-entropy.
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, n_steps: int = 60):
-        self.g, self.d = Watched(generator), Watched(discriminator)
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        n_steps: int = 60,
+        d_loss=None,
+        g_loss=None,
+    ):
+        super().__init__(generator, discriminator, d_loss, g_loss)
         self.n_steps = n_steps
         self.latents, self.real_range = [], [math.inf, -math.inf]
-        self.fakes: dict[float, bool] = {}
-        self.paused, self.rescaled, self.total = False, False, 0
-        self.logits = False
+        self.last_of_generator: Call | None = None
+        self.total = 0
         self.before, self.deadline = {}, math.inf
 
     def __enter__(self):
@@ -95,7 +80,7 @@ class Observer:
 
     def _spies(self, net, saw):
         """Wrap a network's forward and its first layer's, whichever is called first."""
-        inside = [False]
+        inside, whole = [False], net.module.forward
         leaf = next(
             m for m in nn.Module.modules(net.module) if next(m.parameters(False), None) is not None
         )
@@ -109,34 +94,43 @@ class Observer:
                     output = function(*args, **options)
                 finally:
                     inside[0] = False
-                saw([*args, *options.values()][0], output)
+                saw(Call.of(args, options), output if function is whole else None)
                 return output
 
             return call
 
-        parts = [net.module] if leaf is net.module else [net.module, leaf]
-        return [(part, "forward", wrap(part.forward)) for part in parts]
+        spies = [(net.module, "forward", wrap(whole))]
+        return spies if leaf is net.module else [*spies, (leaf, "forward", wrap(leaf.forward))]
 
-    def _saw_latent(self, z, images):
-        z = z.detach().clone()
+    def saw_batch(self, batch) -> None:
+        """Remember the images of a batch that the training is given."""
+        for part in batch if isinstance(batch, tuple | list) else [batch]:
+            if isinstance(part, torch.Tensor) and part.is_floating_point() and part.dim() > 1:
+                self.real_sums.update(row_sums(part))
+
+    def _saw_latent(self, call, images):
         if self.g.module.training and torch.is_grad_enabled():  # no picture's latents
-            self.latents.append(z)
-        self.g.calls.append(z)
-        if images.dim() > 1 and images[0].numel() >= 784:
-            self._remember(images)
-        else:
+            self.latents.append(call.main)
+            self.last_of_generator = call
+        self.g.calls.append(call)
+        if images is None:  # its first layer was called
             with torch.no_grad(), self._unseen():
-                self._remember(self.g.module(z))
+                images = call.again(self.g.module)
+        if not isinstance(images, torch.Tensor):
+            raise CannotJudge(f"the generator returns {type(images).__name__}, not images")
+        self.fakes.update(row_sums(images))
 
-    def _remember(self, images):
-        self.fakes.update({value: True for value in _row_sums(images)})
-
-    def _saw_images(self, images, _):
-        self.d.calls.append(images.detach().clone())
+    def _saw_images(self, call, output):
+        if output is not None and not isinstance(output, torch.Tensor):
+            raise CannotJudge(
+                f"the discriminator returns {type(output).__name__}, not one number for each "
+                "image: its losses are not judged"
+            )
+        self.d.calls.append(call)
 
     def _on_backward(self, net, parameter):
         def hook(gradient):
-            before = _gradient_of([parameter])
+            before = gradient_of([parameter])
             if not self.paused and (id(parameter) not in net.leftover or not before.any()):
                 net.leftover[id(parameter)] = before
 
@@ -152,9 +146,14 @@ class Observer:
         nets = self._owner(optimizer)
         self.before = {}
         for net in nets:
-            with self._unseen():
-                step = self._explain(net, _gradient_of(net.parameters))
             other = self.d if net is self.g else self.g
+            for call in self.d.calls if self.rescaled else ():
+                self._see_range(call)
+            with self._unseen():
+                step = self._explain(net, gradient_of(net.parameters))
+                if step is not None and step.residual > EXPLAINED and other.previous:
+                    step = self._explain_before(net, other) or step
+            net.previous = [p.detach().clone() for p in net.parameters]
             self.before[id(other)] = [p.detach().clone() for p in other.parameters]
             if step is not None:
                 net.steps.append(step)
@@ -169,140 +168,45 @@ class Observer:
                 net.steps[-1].other_moved |= moved
             if net is self.d and not self.rescaled:
                 self._rescale()
-            net.calls.clear()
+            net.older, net.calls = net.calls, []
         for net in (self.g, self.d):
             net.mark = len(net.calls)
             net.leftover.clear()
         self.total += 1
-        if self._has_enough() or self.total >= self.n_steps:
+        if self.has_enough or self.total >= self.n_steps:
             raise Stop
 
-    def _has_enough(self):
+    @property
+    def has_enough(self) -> bool:
+        """Whether enough steps of both networks were seen."""
         late = time.monotonic() > self.deadline
         both = all(any(step.sides[i] for step in self.d.steps) for i in (0, 1))
         wanted = 1 if late else WANTED
         return all(len(net.steps) >= wanted for net in (self.g, self.d)) and (both or late)
 
-    @contextlib.contextmanager
-    def _unseen(self):
-        """Call the networks inside the block without a trace: batch statistics are restored."""
-        buffers = [b for net in (self.g, self.d) for b in net.module.buffers()]
-        paused, self.paused = self.paused, True
-        try:
-            with changed_weights(buffers):
-                yield
-        finally:
-            self.paused = paused
-
-    def _outputs(self, images):
-        """What the discriminator returns, [batch]."""
-        return self.d.module(images).reshape(len(images), -1).mean(dim=1)
-
-    def _log_odds(self, images):
-        """The discriminator's logits, [batch]."""
-        output = self._outputs(images)
-        if self.logits:
-            return output
-        return torch.logit(output.double(), eps=1e-12).to(output.dtype)
-
-    def _explain(self, net, gradient) -> Step | None:
-        """Fit the gradient before a step; None before the discriminator is rescaled."""
-        parts = [net.leftover.get(id(p), torch.zeros(p.numel())) for p in net.parameters]
-        leftover = any(bool(part.any()) for part in parts)
-        gradient = gradient - torch.cat(parts)
-        if not self.rescaled:
-            return None
-        for images in self.d.calls:
-            self._see_range(images)
-        columns = self._generator_columns if net is self.g else self._discriminator_columns
-        # The calls since the last step of either network are most likely this loss's.
-        newest, all_calls = net.calls[net.mark :], net.calls
-        candidates = [calls for calls in (newest, all_calls) if calls]
-        fits = [fit(columns(calls), gradient) for calls in candidates]
-        if not fits:
-            return None
-        first, last = fits[0], fits[-1]
-        coefficients, residual = first if first[1] < max(EXPLAINED, 1.25 * last[1]) else last
-        width = 4 if net is self.d else 2
-        summed = [sum(coefficients[i::width]) for i in range(width)]
-        others = [
-            fit(self._discriminator_columns(calls, self._outputs), gradient)[1]
-            for calls in candidates
-            if net is self.d and not self.logits
-        ]
-        of_probabilities = min(others, default=math.inf) < min(EXPLAINED, residual / 5)
-        d_fake = self._d_of_fakes() if net is self.d else math.nan
-        return Step(summed, d_fake, residual, leftover, of_probabilities)
-
-    @torch.no_grad()
-    def _d_of_fakes(self) -> float:
-        """The average of D over generated images since its last step; NaN without any."""
-        values = [
-            torch.sigmoid(self._log_odds(images))[self._are_fake(images)] for images in self.d.calls
-        ]
-        return torch.cat(values).mean().item() if values else math.nan
-
-    def _are_fake(self, images):
-        return torch.tensor([value in self.fakes for value in _row_sums(images)])
-
-    def _discriminator_columns(self, calls, log_odds=None):
-        """Per call: gradients of mean log D, log(1 - D) over real rows, and over generated ones.
-
-        D is the sigmoid of `log_odds`, by default the discriminator's.
-        """
-        log_odds = log_odds or self._log_odds
-        columns, seen = [], set()
-        for images in calls:
-            sums = _row_sums(images)
-            if tuple(sums) in seen:
-                continue
-            seen.add(tuple(sums))
-            fake, logits = self._are_fake(images), log_odds(images)
-            columns += [
-                self._gradient(sign * logits[rows], self.d.parameters)
-                for rows in (~fake, fake)
-                for sign in (1, -1)
-            ]
-        return columns
-
-    def _generator_columns(self, calls):
-        columns = []
-        for z in calls[-3:]:
-            logits = self._log_odds(self.g.module(z))
-            columns += [self._gradient(sign * logits, self.g.parameters) for sign in (1, -1)]
-        return columns
-
-    @staticmethod
-    def _gradient(logits, parameters):
-        if len(logits) == 0:
-            return torch.zeros(sum(p.numel() for p in parameters))
-        value = nn.functional.logsigmoid(logits).mean()
-        parts = torch.autograd.grad(value, parameters, retain_graph=True)
-        return torch.cat([part.flatten() for part in parts])
-
-    def _see_range(self, images):
-        rows = [i for i, value in enumerate(_row_sums(images)) if value not in self.fakes]
+    def _see_range(self, call):
+        if self.real_sums and not self._are_real(call):
+            return
+        rows = [i for i, value in enumerate(call.sums) if value not in self.fakes]
         if rows:
-            real = images[rows]
+            real = call.main[rows]
             low, high = self.real_range
             self.real_range = [min(low, real.min().item()), max(high, real.max().item())]
 
     @torch.no_grad()
     def _rescale(self):
         """Make D's probabilities differ between images, by its last layer's weights."""
-        calls = [
-            images for images in self.d.calls if images.shape[1:] == self.d.calls[-1].shape[1:]
-        ]
+        shape = self.d.calls[-1].main.shape[1:] if self.d.calls else None
+        calls = [call for call in self.d.calls if call.main.shape[1:] == shape]
         if not calls:
             return
-        images = torch.cat(calls)
         *_, last = (p for p in self.d.module.parameters() if p.dim() > 1)
         *_, bias = self.d.module.parameters()
         with self._unseen():
-            raw = self.d.module(images).reshape(-1)
-            last.data.mul_(50)
-            scaled = self.d.module(images)
-            last.data.div_(50)
+            raw = torch.cat([call.again(self.d.module).reshape(-1) for call in calls])
+            last.data.mul_(LARGE)
+            scaled = torch.cat([call.again(self.d.module).reshape(-1) for call in calls])
+            last.data.div_(LARGE)
         self.logits = bool(scaled.min() < 0 or scaled.max() > 1)
         logits = raw if self.logits else torch.logit(raw, eps=1e-7)
         factor = (LOGIT_STD / logits.std().clamp(min=1e-4)).item()
@@ -311,13 +215,3 @@ class Observer:
             bias.data.copy_(-factor * (logits.mean() - bias))
         self.d.start = [p.detach().clone() for p in self.d.module.parameters()]
         self.rescaled = True
-
-
-def _gradient_of(parameters) -> torch.Tensor:
-    """What is in `.grad`, flat; zeros where there is nothing."""
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    return torch.cat([part.flatten() for part in parts])
-
-
-def _row_sums(images) -> list[float]:
-    return images.detach().flatten(1).double().sum(dim=1).tolist()

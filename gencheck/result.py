@@ -3,15 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 
-from gencheck.outcomes import (
-    UNJUDGED,
-    WEAK,
-    WRONG,
-    Check,
-    Finding,
-    kept_random_numbers,
-    run_checks,
-)
+from gencheck.outcomes import UNJUDGED, WEAK, WRONG, Check, Finding, kept_random_numbers, run_checks
 
 
 class Result:

@@ -5,11 +5,13 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from gencheck.outcomes import kept_random_numbers, modules_of, replaced, restored
+from gencheck.modules import modules_of, replaced, restored
+from gencheck.outcomes import kept_random_numbers
 from gencheck.result import NotJudged, Result, judge
+from gencheck.vae_calls import N_IMAGES
 from gencheck.vae_checks import CHECKS
 from gencheck.vae_nll import Likelihood
-from gencheck.vae_subject import N_IMAGES, VAESubject
+from gencheck.vae_subject import VAESubject
 
 
 def check_vae(

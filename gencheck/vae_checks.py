@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from gencheck.modules import changed_weights, perturb, replaced
 from gencheck.outcomes import (
     NOTE,
     PASS,
@@ -12,16 +13,14 @@ from gencheck.outcomes import (
     WRONG,
     CannotJudge,
     Outcome,
-    changed_weights,
     load_checks,
-    perturb,
-    replaced,
     seed_everything,
 )
+from gencheck.vae_calls import latents_of, outputs_of
 from gencheck.vae_heads import kl_divergence, kl_of_draw
 from gencheck.vae_kl import OF_ONE_DRAW, choose_loss, kl, kl_of_draws
 from gencheck.vae_nll import Likelihood
-from gencheck.vae_subject import NotCentred, latents_of, outputs_of
+from gencheck.vae_subject import NotCentred
 
 
 def _shapes(vae):
@@ -154,7 +153,7 @@ def _std_positive(vae):
 
 
 def _noise_per_image(vae):
-    _, shared = vae.latents(vae.batch)
+    _, shared = vae.latents_of_batch()
     if not shared:
         return Outcome(PASS, "differs between equal images of a batch")
     z = [vae.draw(vae.batch).z for _ in range(2)]
@@ -169,7 +168,7 @@ def _noise_per_image(vae):
 
 
 def _noise_per_dimension(vae):
-    z, _ = vae.latents(vae.batch)
+    z, _ = vae.latents_of_batch()
     eps = (z - z.mean(dim=0)) / (z.std(dim=0) + 1e-12)
     eps = eps.flatten(0, 1)[:, z.std(dim=0).min(dim=0).values > 1e-6]
     if eps.shape[1] < 2:

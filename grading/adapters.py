@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from gencheck.flow_maps import Bijection
-from gencheck.gan import GanSubject
+from gencheck.gan_checks import GanSubject
 from gencheck.gan_observer import Observer
 from gencheck.outcomes import one_line, seed_everything
 from gencheck.vae_loss import readings
@@ -217,7 +217,8 @@ def gan_subject(submission: Submission, pictures: list) -> GanSubject:
     def watch(seed):
         return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)
 
-    subject = GanSubject(watch, pictures)
+    subject = GanSubject(watch)
+    subject.pictures = pictures  # whether G was in training mode at each one saved
     subject.seed = 1000
     try:
         _ = subject.seen  # remembered for the first measurement

@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from gencheck.outcomes import PASS, CannotJudge, TooLong, seed_everything
+from gencheck.vae_calls import N_IMAGES
 from gencheck.vae_heads import kl_divergence
-from gencheck.vae_subject import N_IMAGES, VAESubject
+from gencheck.vae_subject import VAESubject
 from grading.adapters import SHAPES, first_that_works, required
 from grading.flow_model import differentiated, grey_unit, log_normal, logit
 from grading.flow_subject import FlowSubject

@@ -7,15 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gencheck.flow_subject import STD, pair
-from gencheck.outcomes import (
-    NOTE,
-    PASS,
-    WRONG,
-    CannotJudge,
-    Outcome,
-    replaced,
-    seed_everything,
-)
+from gencheck.modules import replaced
+from gencheck.outcomes import NOTE, PASS, WRONG, CannotJudge, Outcome, seed_everything
 from grading.checks import load_checks
 
 QUIRK_NATS = 0.02  # the hand-out's logit step leaves out 784 log(1 - 1e-5) = -0.0078 nats

@@ -8,7 +8,8 @@ import torch.nn as nn
 from gencheck.flow_maps import Bijection
 from gencheck.flow_subject import STD
 from gencheck.flow_subject import FlowSubject as AnyShape
-from gencheck.outcomes import CannotJudge, changed_weights, perturb, restored_modes
+from gencheck.modules import changed_weights, perturb, restored_modes
+from gencheck.outcomes import CannotJudge
 
 
 class FlowSubject(AnyShape):

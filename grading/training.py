@@ -8,17 +8,8 @@ import time
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gencheck.outcomes import (
-    NOTE,
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Check,
-    Outcome,
-    changed_weights,
-    perturb,
-)
+from gencheck.modules import changed_weights, perturb
+from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Check, Outcome
 from grading.checks import load_checks
 from grading.epochs import BATCH, NATS_PER_BIT, numbers
 

@@ -18,22 +18,15 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from gencheck import gan, vae_checks
-from gencheck.outcomes import (
-    NOTE,
-    OLD,
-    Outcome,
-    finding,
-    one_line,
-    run_checks,
-    seed_everything,
-)
+from gencheck import gan_checks, vae_checks
+from gencheck.outcomes import NOTE, OLD, Outcome, finding, one_line, run_checks, seed_everything
 from grading import couplings, flow_model, sandbox
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.checks import load_checks
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs
 from grading.on_cpu import OnCPU
+from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import png, samples
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
@@ -134,7 +127,7 @@ def _check_all(model, submission, check, pictures, training):
     """Run all checks of a model; returns the subject."""
     if model == "gan":
         subject = gan_subject(submission, pictures)
-        check(subject, gan.CHECKS)
+        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
         return subject
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
