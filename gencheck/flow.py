@@ -87,7 +87,7 @@ def _is_proof(flow) -> bool:
 def _refuse_small(flow, error, tolerance, moved):
     """An unstated tolerance can't tell a small error from an iterative inverse."""
     if flow.proves and flow.atol is None and tolerance < error < SMALL * moved:
-        power = math.ceil(math.log10(error))
+        power = math.floor(math.log10(2 * error)) + 1
         raise CannotJudge(
             f"the error is {error:.2g}, little beside the {moved:.2g} that points move: if the "
             f"flow is iterative, pass its tolerance, such as atol=1e{power}"

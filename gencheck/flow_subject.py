@@ -102,7 +102,8 @@ class AnyFlow(FlowSubject):
     """
 
     # First as it is, since perturbed weights may break what holds for those that were trained.
-    stds = (0.0, STD, 3 * STD)
+    # Noise of both signs, since a wrong absolute value shows for one sign only.
+    stds = (0.0, STD, -3 * STD)
     proves = True
 
     def __init__(self, flow, inverse, context, inverse_logdet, shape, domain=None, atol=None):
@@ -145,7 +146,7 @@ class AnyFlow(FlowSubject):
                 )
             if not is_copy:
                 stack.enter_context(changed_weights(weights))
-            perturb(weights, std, self.seed + round(1000 * std))
+            perturb(weights, std, self.seed)
             if precise:
                 self._to_float64(modules, weights, parts)
             self.has_weights = bool(weights)
@@ -156,8 +157,9 @@ class AnyFlow(FlowSubject):
     def _copy(self):
         """The flow, its inverse and one row of the context, and whether they are copies.
 
-        Transforms of `torch.distributions` lose their inverse when they are copied, and tensors
-        that are results of others can't be: then what is changed is restored.
+        Transforms of `torch.distributions` lose their inverse when they are copied, functions keep
+        the modules that they enclose, and tensors that are results of others can't be copied: then
+        what is changed is restored.
         """
         *maps, context = self.parts
         if context is not None and context.dim() > 1:
@@ -167,7 +169,11 @@ class AnyFlow(FlowSubject):
             context = context[None]
         if not any(isinstance(part, Transform | Distribution) for part in maps):
             with contextlib.suppress(Exception):
-                return (*copy.deepcopy(maps), context), True
+                copies = copy.deepcopy(maps)
+                originals = {id(m) for m in modules_of(*maps)}
+                copied = modules_of(*copies)
+                if copied and not any(id(module) in originals for module in copied):
+                    return (*copies, context), True
         return (*maps, context), False
 
     def _remembered(self, name, bijection, measure):

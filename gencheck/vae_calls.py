@@ -66,6 +66,7 @@ class VAECalls:
         self.beta, self.batch_size = beta, batch_size
         self.x = x
         self.seed = 0
+        self._decoded = None  # what the loss's last call of the whole decoder returned
         self.reading = ""  # of what the loss returns, one of `readings`
         self.modules = modules_of(loss, encode, decode)
         self._to_float64()
@@ -194,7 +195,7 @@ class VAECalls:
         The decoder itself comes first, since the encoder may call a part that both share. With
         `early` the first call of the decoder itself ends what runs in the block.
         """
-        calls = {}
+        calls, whole = {}, (self.decode, getattr(self.decode, "__name__", None))
 
         def recording(part, function):
             def call(*args, **options):
@@ -203,7 +204,10 @@ class VAECalls:
                     calls.setdefault(part, []).append(given[0])
                 if early and given:
                     raise Reached
-                return function(*args, **options)
+                output = function(*args, **options)
+                if part in whole:
+                    self._decoded = output
+                return output
 
             return call
 
@@ -233,6 +237,7 @@ class VAECalls:
         """One call of the loss, with the latents it drew and the likelihood it should report."""
         if seed is not None:
             seed_everything(seed)
+        self._decoded = None
         with self.spied() as calls:
             found = readings(self.loss(x.clone()))
         if self.reading not in found:
@@ -240,7 +245,8 @@ class VAECalls:
         z, *others = latents_of(calls)
         if not all(torch.equal(z, other) for other in others):
             raise CannotJudge("the loss decodes more than one draw of z, which is not judged")
-        return Draw(found[self.reading], z, self.nll(self.decode(z), x))
+        output = self.decode(z) if self._decoded is None else self._decoded
+        return Draw(found[self.reading], z, self.nll(output, x))
 
     @cached_property
     def _likelihood(self) -> Likelihood:
