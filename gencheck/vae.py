@@ -77,7 +77,7 @@ def check_vae(
         checks = [check for check in checks if check.name not in ("sample", "stable")]
     elif sample is None:
         checks = [check for check in checks if check.name != "sample"]
-    with restored(modules_of(loss, encode, decode)):
+    with kept_random_numbers(), restored(modules_of(loss, encode, decode)):
         subject = LibraryVAE(
             loss,
             encode,
@@ -99,7 +99,7 @@ class LibraryVAE(VAESubject):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        with contextlib.suppress(Exception), kept_random_numbers():
+        with contextlib.suppress(Exception):
             shape = self._shape_for_encoder()
             self.to_encoder = lambda x: x.reshape(len(x), *shape)
 
