@@ -58,7 +58,7 @@ def inverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
         idle.append(min(moves) < NOTHING)
         measured = f"largest error {max(errors):.2g} with perturbed weights"
         right = max(errors) < tolerance
-        expected = f"below {tolerance:g}"
+        expected = f"below {tolerance:.2g}"
         return Outcome(PASS if right else WRONG, measured, expected, _is_proof(flow))
 
     outcome = over_settings(flow, measure)
@@ -77,7 +77,9 @@ def _movement(z, z1) -> float:
 
 
 def _point_tolerance(flow) -> float:
-    return max(1e-2 if flow.dtype == torch.float32 else 1e-6, flow.atol or 0.0)
+    """Allowed error of a point; `atol` is relative for points beyond 1, as a solver's is."""
+    size = 1 + flow.there(flow.flow)[0].abs().max().item()
+    return max(1e-2 if flow.dtype == torch.float32 else 1e-6, size * (flow.atol or 0.0))
 
 
 def _is_proof(flow) -> bool:
@@ -206,7 +208,7 @@ def rows_outcome(flow: FlowSubject) -> Outcome:
         tolerance = 10 * _point_tolerance(flow)  # a solver's steps may suit the whole batch
         _refuse_small(flow, error, tolerance, _movement(z, whole))
         measured = f"an example changes by {error:.2g} with the others of its batch"
-        expected = f"below {tolerance:g}, in evaluation mode"
+        expected = f"below {tolerance:.2g}, in evaluation mode"
         return Outcome(PASS if error < tolerance else WRONG, measured, expected, _is_proof(flow))
 
     return over_settings(flow, measure)

@@ -101,7 +101,9 @@ class VAESubject(VAECalls):
             first = self._latents_of(repeated).reshape(size, len(x), -1)
             if (first.std(dim=0) > 1e-6 * (1 + first.abs().mean())).any():
                 others = [self._latents_of(repeated) for _ in range(n // size - 1)]
-                return torch.cat([first.flatten(0, 1), *others]).reshape(n, len(x), -1), False
+                return torch.cat([first.flatten(0, 1), *others]).reshape(
+                    -1, *first.shape[1:]
+                ), False
         z = torch.stack([self._latents_of(x) for _ in range(n)])
         return z, self._shares_noise()
 
