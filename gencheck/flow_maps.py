@@ -149,8 +149,8 @@ def _with_logdet(map_, words, x, ldj):
     if added is None:
         raise CannotJudge(f"{words} returns no log-determinant: it must return (z, ldj)")
     added = torch.as_tensor(added, dtype=z.dtype, device=z.device)
-    if added.dim() == 0:
-        added = added.expand(len(x))
+    if added.numel() == 1:
+        added = added.reshape(()).expand(len(x))
     elif len(added) == len(x) and added.numel() in (len(x), z.numel()):
         added = added.reshape(len(x), -1).sum(dim=1)
     else:

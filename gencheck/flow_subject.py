@@ -14,6 +14,7 @@ from gencheck.outcomes import CannotJudge
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 PROBES = 4096  # rows of a Jacobian by one backward pass
+STRONG = 1.0  # noise of this deviation is divided by the root of a weight's inputs
 N_DRAWS = 128  # of a log-determinant that is estimated
 
 
@@ -27,6 +28,8 @@ class FlowSubject:
     """
 
     stds = (STD,)  # of the noise added to the weights, one measurement each
+    strong_stds = ()  # further ones, for log-determinants only
+    is_strong = False  # whether the setting is one of them
     proves = False  # whether one counterexample is proof
 
     def __init__(self, shape, domain=None, atol=None):
@@ -110,6 +113,8 @@ class AnyFlow(FlowSubject):
         super().__init__(shape, domain, atol)
         self.parts = flow, inverse, context
         self.inverse_logdet = inverse_logdet
+        if atol is None:  # iterative flows rely on weights that are small
+            self.strong_stds = (STRONG, -STRONG)
         self.has_weights = False
         self.setting = None  # seed and standard deviation
         self._copies, self._results = {}, {}
@@ -122,7 +127,7 @@ class AnyFlow(FlowSubject):
 
         Before that it is called once in its own mode: initialisation from data comes first.
         """
-        self.setting = self.seed, std
+        self.setting, self.is_strong = (self.seed, std), abs(std) >= STRONG
         if self.setting in self._copies:
             self.flow, self.dtype, self.has_weights = self._copies[self.setting]
             yield
@@ -146,7 +151,11 @@ class AnyFlow(FlowSubject):
                 )
             if not is_copy:
                 stack.enter_context(changed_weights(weights))
-            perturb(weights, std, self.seed)
+            if not self.is_strong:
+                perturb(weights, std, self.seed)
+            for i, weight in enumerate(weights) if self.is_strong else ():
+                inputs = weight[0].numel() if weight.dim() > 1 else 4
+                perturb([weight], std / math.sqrt(inputs), self.seed + i)
             if precise:
                 self._to_float64(modules, weights, parts)
             self.has_weights = bool(weights)

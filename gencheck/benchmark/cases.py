@@ -192,9 +192,9 @@ def _real_nvp_of_moons(sources):
 
 def _real_nvp_of_images(sources):
     module = sources.module("chrischute/real-nvp", "df51ad5", "models.real_nvp.real_nvp")
-    flow = module.RealNVP(num_scales=2, in_channels=1, mid_channels=8, num_blocks=1).flows
+    flow = module.RealNVP(num_scales=2, in_channels=3, mid_channels=8, num_blocks=1).flows
     back = partial(flow, reverse=True)
-    check_flow(flow, inverse=back, shape=(1, 8, 8), inverse_logdet=False)
+    check_flow(flow, inverse=back, shape=(3, 4, 4), inverse_logdet=False)
 
 
 def _gan(name, losses, sources):
@@ -282,7 +282,7 @@ CASES = [
     Case(
         "normflows 913cd2d",
         WRONG,
-        partial(_old_normflows, "1b06141^", _masked_affine, 4),
+        partial(_old_normflows, "1b06141^", _masked_affine, (1, 4)),
         "1b06141",
     ),
     Case(
@@ -294,7 +294,7 @@ CASES = [
     Case(
         "normflows, its inverse",
         WRONG,
-        partial(_old_normflows, "bf18411^", lambda m: m.Invertible1x1Conv(4, True), (4, 2, 2)),
+        partial(_old_normflows, "bf18411^", lambda m: m.Invertible1x1Conv(4), (4, 2, 2)),
         "bf18411",
     ),
     Case("normflows before 8b5415f", WRONG, partial(_core_of_normflows, "8b5415f^"), "#27"),

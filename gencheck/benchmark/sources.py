@@ -70,8 +70,9 @@ class Sources:
         vars(module).update(given)
         for node in ast.parse(text).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
-                wanted = "torch" in ast.unparse(node) or "numpy" in ast.unparse(node)
-                wanted = wanted and "torchvision" not in ast.unparse(node)
+                names = [node.module] if isinstance(node, ast.ImportFrom) else []
+                names = names or [alias.name for alias in node.names]
+                wanted = {str(name).partition(".")[0] for name in names} <= {"torch", "numpy"}
             elif isinstance(node, ast.Assign):
                 wanted = any(isinstance(t, ast.Name) and t.id in assigned for t in node.targets)
             else:
