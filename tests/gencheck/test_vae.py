@@ -60,10 +60,7 @@ CENTRAL = ("loss", "likelihood", "kl", "moments", "noise_per_image")
 
 
 def statuses(**options):
-    """The statuses by check, of a VAE that must not be accused.
-
-    What is not judged must be said aloud, unless it is allowed.
-    """
+    """The statuses by check, of a VAE that is not accused; what is not judged raises."""
     found = check_vae(**options, weak_too=True, allow_unjudged=CENTRAL)
     if found.unjudged and {f.check for f in found.unjudged} & {*CENTRAL}:
         with pytest.raises(NotJudged, match="allow_unjudged"):
