@@ -126,6 +126,17 @@ def _generative(sources):
     check_vae(loss, model.encode, model.decode, x, nll="gaussian", beta=0.1)
 
 
+def _pythae(sources):
+    from pythae.models import VAE, VAEConfig
+
+    model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=8))
+
+    def loss(x):
+        return model({"data": x}).loss
+
+    check_vae(loss, model.encoder, model.decoder, images(1, 28, 28), nll="gaussian")
+
+
 def _zuko(name, options, sources):
     import zuko
 
@@ -258,6 +269,7 @@ CASES = [
     Case("ctallec/world-models", RIGHT, _world_models),
     Case("1Konny/Beta-VAE", RIGHT, _beta_vae),
     Case("AntixK/PyTorch-VAE", RIGHT, _pytorch_vae),
+    Case("pythae VAE, mse", RIGHT, _pythae),
     Case("podgorskiy/VAE", WRONG, _generative, "#1"),
     Case("zuko NSF", RIGHT, partial(_zuko, "NSF", {})),
     Case("zuko MAF", RIGHT, partial(_zuko, "MAF", {})),
