@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from gencheck.gan_explain import EXACT
+from gencheck.gan_explain import EXACT, STATED
 from gencheck.gan_observer import Observer
 from gencheck.gan_step import EXPLAINED
 from gencheck.modules import changed_weights
@@ -106,7 +106,7 @@ def _stated(gan, which, expected):
     flipped = loss == "wgan" and max(terms) < 0  # D is low for real images: as good
     if flipped:
         terms = [-c for c in terms]
-    if residual > EXPLAINED:
+    if residual > STATED:
         others = {step.looks_like for step in steps} - {""}
         words = f", but that of {others.pop()}" if others else ""
         measured = f"{residual:.0%} of the gradient is not that of the {name} loss{words}"

@@ -23,6 +23,7 @@ from gencheck.modules import changed_weights
 
 ENTRIES = 100_000  # of a gradient that tell the images apart
 FEATURES = 8  # images on a side that are too few to tell random labels
+STATED = 1e-2  # of a gradient's norm may be left by a stated loss
 EXACT = 1e-3  # of a gradient's norm is left by a loss that is the right one
 WANTED = 3  # steps of each network to look at
 
@@ -117,7 +118,7 @@ class Explainer:
         if not n_terms:
             return None
         coefficients, residual = fit(columns[:n_terms], gradient)
-        if residual > EXPLAINED:
+        if residual > STATED:
             coefficients, residual = fit(columns, gradient)
         return Step(coefficients, math.nan, residual, leftover, n_terms=n_terms)
 

@@ -202,7 +202,7 @@ def test_stated_loss_may_be_a_function_of_both_outputs():
         return F.softplus(fake.mean() - real) + F.softplus(fake - real.mean())
 
     def generator_loss(real, fake):
-        return F.softplus(real.mean() - fake)
+        return -F.softplus(real.mean() - fake)
 
     found = gan_checks(
         lambda fake: F.softplus(-fake), relativistic, stated=(relativistic, "nonsaturating")
