@@ -8,14 +8,15 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader
 
+from gencheck.outcomes import PASS, CannotJudge, TooLong, seed_everything
+from gencheck.vae_calls import N_IMAGES
+from gencheck.vae_heads import kl_divergence
+from gencheck.vae_subject import VAESubject
 from grading.adapters import SHAPES, first_that_works, required
 from grading.flow_model import differentiated, grey_unit, log_normal, logit
 from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
-from grading.outcomes import PASS, CannotJudge, TooLong, seed_everything
 from grading.stand_ins import Images
-from grading.vae_heads import kl_divergence
-from grading.vae_subject import N_IMAGES, VAESubject
 
 BATCH = 32
 EPOCH_SECONDS = 20  # for a few batches

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from grading.outcomes import UNJUDGED, WRONG, Finding, printable
+from gencheck.outcomes import UNJUDGED, WRONG, Finding, printable
 from grading.zygote import Zygote
 
 MODELS = ("vae", "gan", "nf")
@@ -143,7 +143,10 @@ class Memory:
     def __init__(self, path: Path | None, **options):
         self.path, self.lock = path, threading.Lock()
         here = Path(__file__).parent
-        files = [*sorted(here.glob("*.py")), here / "checks.toml"]
+        folders = (here, here.parent / "gencheck")
+        files = [
+            file for kind in ("*.py", "*.toml") for f in folders for file in sorted(f.glob(kind))
+        ]
         code = b"".join(file.read_bytes() for file in files)
         options["torch"] = torch.__version__
         self.salt = hashlib.sha256(code + json.dumps(options, sort_keys=True).encode())

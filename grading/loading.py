@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from grading.outcomes import TooLong, one_line
+from gencheck.outcomes import TooLong, one_line
 from grading.stand_ins import Stub
 
 STATEMENT_SECONDS = 5  # for one statement at module level

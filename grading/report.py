@@ -5,8 +5,7 @@ import html
 import io
 import json
 
-from grading.grader import MODELS, FileResult, Person, as_json
-from grading.outcomes import (
+from gencheck.outcomes import (
     ACCUSING,
     NOTE,
     OLD,
@@ -18,6 +17,7 @@ from grading.outcomes import (
     Finding,
     printable,
 )
+from grading.grader import MODELS, FileResult, Person, as_json
 from grading.rubric import Rubric
 
 HINTS = ("full", "short", "none")

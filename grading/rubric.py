@@ -4,8 +4,9 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gencheck.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
+from grading.checks import POINTS, checks_table
 from grading.grader import MODELS, FileResult, Person
-from grading.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding, checks_table
 from harness.errors import UserError
 
 SECTIONS = {
@@ -17,9 +18,13 @@ CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged che
 
 
 def default_points(model: str) -> dict[str, float]:
-    """The points of a model's checks in `checks.toml`; 1 where it states none."""
-    tables = (checks_table()[section] for section in SECTIONS[model])
-    return {name: check.get("points", 1.0) for table in tables for name, check in table.items()}
+    """The points of a model's checks."""
+    table = checks_table()
+    return {
+        name: POINTS.get(section, {}).get(name, 1.0)
+        for section in SECTIONS[model]
+        for name in table[section]
+    }
 
 
 @dataclass

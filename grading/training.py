@@ -8,19 +8,10 @@ import time
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gencheck.modules import changed_weights, perturb
+from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Check, Outcome
+from grading.checks import load_checks
 from grading.epochs import BATCH, NATS_PER_BIT, numbers
-from grading.outcomes import (
-    NOTE,
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Check,
-    Outcome,
-    changed_weights,
-    load_checks,
-    perturb,
-)
 
 LAST = 8  # images in the short last batch: unusual ones
 BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely

@@ -18,21 +18,15 @@ import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from grading import flow, flow_model, gan, sandbox, vae
+from gencheck import gan_checks, vae_checks
+from gencheck.outcomes import NOTE, OLD, Outcome, finding, one_line, run_checks, seed_everything
+from grading import couplings, flow_model, sandbox
 from grading.adapters import flow_subject, gan_subject, vae_subject
+from grading.checks import load_checks
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs
 from grading.on_cpu import OnCPU
-from grading.outcomes import (
-    NOTE,
-    OLD,
-    Outcome,
-    finding,
-    load_checks,
-    one_line,
-    run_checks,
-    seed_everything,
-)
+from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import png, samples
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
@@ -133,15 +127,15 @@ def _check_all(model, submission, check, pictures, training):
     """Run all checks of a model; returns the subject."""
     if model == "gan":
         subject = gan_subject(submission, pictures)
-        check(subject, gan.CHECKS)
+        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
         return subject
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        check(subject, vae.CHECKS)
+        check(subject, vae_checks.CHECKS)
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        check(subject, flow.CHECKS)
+        check(subject, couplings.CHECKS)
         check(subject, flow_model.CHECKS)
         if subject.model is None:
             return subject

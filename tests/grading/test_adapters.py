@@ -7,8 +7,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gencheck.outcomes import ACCUSING, PASS
 from grading.grader import judge_file
-from grading.outcomes import ACCUSING, PASS
 from grading.shims import SHIMS
 from grading.training import _validation_values
 from tests.conftest import ROOT

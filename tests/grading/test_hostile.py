@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
+from gencheck.outcomes import Finding
 from grading import worker
 from grading.grader import judge_file
-from grading.outcomes import Finding
 from tests.conftest import ROOT
 from tests.grading.conftest import METHODS_VAE, SECRET
 

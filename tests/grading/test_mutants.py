@@ -2,8 +2,8 @@
 
 import pytest
 
+from gencheck.outcomes import ACCUSING
 from grading.grader import MODELS, judge_file
-from grading.outcomes import ACCUSING
 from tests.conftest import ROOT
 from tests.grading.mutants import MUTANTS, Mutant
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from gencheck.outcomes import Finding
 from grading import __main__ as command
 from grading import report
+from grading.checks import checks_table
 from grading.grader import FileResult, Memory, Person, discover, grade
 from grading.loading import CannotLoad, Submission
-from grading.outcomes import Finding, checks_table
 from grading.rubric import SECTIONS, Rubric, default_points, read_rubric
 from harness import cli
 from harness.errors import UserError
