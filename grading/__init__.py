@@ -4,6 +4,9 @@
 anyone's tests. `python -m grading PATH` grades implementations of the assignment.
 """
 
+import grading.search_path  # noqa: F401  (before anything else is imported)
+
+# isort: split
 from grading.flow import check_flow
 from grading.gan import check_gan
 from grading.outcomes import CheckFailure, Finding

@@ -1,12 +1,15 @@
 """Grade implementations of the assignment: one file, one person's folder, or a folder of people."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 from grading import report
-from grading.grader import Memory, discover, grade
+from grading.discovery import discover
+from grading.grader import Memory, grade
 from grading.rubric import Rubric, read_rubric
+from grading.sandbox import readable
 from harness import cli
 from harness.errors import UsageError, UserError
 from harness.progress import progress_bar
@@ -14,50 +17,115 @@ from harness.progress import progress_bar
 
 def main(args):
     """Grade what is in args.path and write the reports; exits with 0 if all is judged and right."""
-    path = Path(args.path).resolve()
+    for file in (args.json, args.csv, args.html, args.gradescope):
+        if file is not None:
+            _try_to_write(Path(file))
+    try:
+        _grade(args)
+    except UserError as error:
+        if args.gradescope is not None:
+            _write(args.gradescope, report.gradescope_without_results(str(error)))
+        raise
+
+
+def _grade(args):
+    path = Path(os.path.realpath(args.path))
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
-    for file in (args.json, args.csv, args.html, args.gradescope):
-        if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-            raise UsageError(f"{file}: no report can be written there")
+    shown = [folder for folder in readable() if path.is_relative_to(folder)]
+    if shown and not args.unsafe:
+        raise UsageError(f"{path}: every submission can read {shown[0]}; move the class elsewhere")
     rubric = read_rubric(Path(args.rubric)) if args.rubric else Rubric()
     people = discover(path)
     if not people:
         raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
     options = {"training": not args.no_training, "seed": args.seed}
     memory = Memory(None if args.fresh else Path(args.memory), **options)
+    if args.unsafe:
+        print("grading: --unsafe: submissions run with your rights", file=sys.stderr)
     n_files = sum(len(person.files) for person in people)
-    finished = []
-    with progress_bar(n_files, unit="file", disable=n_files < 4 or None) as bar:
-        steps = grade(
-            people, memory, args.jobs, args.time_limit, **options, on_result=lambda _: bar.update()
-        )
+    with (
+        progress_bar(n_files, unit="file", disable=n_files < 4 or None) as bar,
+        contextlib.closing(
+            grade(
+                people,
+                memory,
+                args.jobs,
+                args.time_limit,
+                **options,
+                on_result=lambda _: bar.update(),
+                unsafe=args.unsafe,
+            )
+        ) as steps,
+    ):
         for person in steps:
-            finished.append(person)
             bar.clear()
             print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
     _write_reports(args, people, rubric)
     results = [result for person in people for result in person.results.values()]
-    missing = sorted({limit for result in results for limit in result.not_enforced})
-    if missing:
-        print(f"not enforced on this system: {', '.join(missing)}", file=sys.stderr)
     wrong = sum(result.is_wrong for result in results)
     unjudged = sum(not result.is_judged for result in results)
+    unjudged += sum(not person.files for person in people)
     if len(people) > 1:
         print(f"{len(people)} people, {n_files} files: {wrong} wrong, {unjudged} not judged")
     sys.exit(1 if wrong or unjudged else 0)
 
 
+def _try_to_write(file):
+    """Find out before the work whether a report can be written; leaves files as they are."""
+    existed = file.exists()
+    try:
+        if not existed or file.is_file():  # a pipe, such as /dev/stdout, must not be closed
+            file.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"{file}: no report can be written there: {error.strerror}") from error
+    if not existed:
+        file.unlink()
+    if file.is_dir():
+        raise UsageError(f"{file}: no report can be written there: it is a folder")
+
+
 def _write_reports(args, people, rubric):
+    """Write all reports; one that can't be written doesn't keep the others from it."""
     reports = {
         args.json: lambda: report.to_json(people, rubric),
         args.csv: lambda: report.to_csv(people, rubric),
         args.html: lambda: report.to_html(people, rubric, args.hints),
         args.gradescope: lambda: report.to_gradescope(people, rubric, args.hints),
     }
+    errors = []
     for file, make in reports.items():
         if file is not None:
-            Path(file).write_text(make(), encoding="utf-8")
+            try:
+                _write(file, make())
+            except OSError as error:
+                errors.append(f"{file}: {error.strerror}")
+    if errors:
+        raise UserError("; ".join(errors))
+
+
+def _write(file, text):
+    Path(file).write_text(text, encoding="utf-8")
+
+
+class _Tolerant:
+    """A standard stream that may be missing, closed, full or narrow: what it can't take is lost."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        self.stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def parse_args(argv=None):
@@ -79,6 +147,11 @@ def parse_args(argv=None):
         default="runs/grading.jsonl",
         help="where results are kept, so that an interrupted grading goes on",
     )
+    parser.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run submissions without a sandbox: only in a container of its own for each person",
+    )
     for flag, words in (
         ("--rubric", "points per check, in TOML"),
         ("--json", "write everything as JSON"),
@@ -91,4 +164,5 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Tolerant(sys.stderr)
     cli.run_script(main, parse_args)

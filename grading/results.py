@@ -1,0 +1,120 @@
+"""Results as data with a schema: what a submission's process says is believed in no other form."""
+
+import base64
+import json
+import re
+from typing import Any
+
+import torch
+
+from grading.outcomes import STATUSES, Finding, checks_table, printable
+from grading.pictures import N_SIDE, png
+
+MAX_TEXT = 500  # characters of what was measured, of what was expected, of a reason
+SECTIONS = {  # of checks.toml, by model
+    "vae": ("vae", "epochs", "training", "all"),
+    "nf": ("flow", "model", "epochs", "training", "all"),
+    "gan": ("gan", "all"),
+}
+KEYS = {"token", "findings", "pixels", "reason"}
+FINDING_KEYS = {"check", "status", "measured", "expected"}
+
+
+class Damaged(Exception):
+    """What should be results is something else."""
+
+
+def checks_of(model: str) -> dict[str, dict]:
+    """The checks of a model in `checks.toml`, by name."""
+    table = checks_table()
+    return {name: check for section in SECTIONS[model] for name, check in table[section].items()}
+
+
+def read_results(text: str, token: str, model: str) -> tuple[list[Finding], str, str]:
+    """The findings in what a process wrote, a picture as PNG in base64 or "", and a reason or "".
+
+    Raises:
+        Damaged: it has other keys, types or lengths, another token, or an unknown check, a check
+            twice or none of a central one.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Damaged from error
+    if not isinstance(content, dict) or content.keys() != KEYS or content["token"] != token:
+        raise Damaged
+    reason = _text(content["reason"])
+    findings = read_findings(content["findings"], model)
+    named = {found.check for found in findings}
+    central = {name for name, check in checks_of(model).items() if check.get("central")}
+    if not reason and not central <= named:
+        raise Damaged
+    return findings, _picture(content["pixels"]), reason
+
+
+def read_findings(entries: Any, model: str) -> list[Finding]:
+    """Findings of known checks, each at most once; the words about a check are `checks.toml`'s.
+
+    Raises:
+        Damaged: they are something else.
+    """
+    checks, findings = dict(checks_of(model)), []
+    if not isinstance(entries, list):
+        raise Damaged
+    for entry in entries:
+        if not isinstance(entry, dict) or entry.keys() != FINDING_KEYS:
+            raise Damaged
+        name, status = _text(entry["check"]), entry["status"]
+        if name not in checks or status not in STATUSES:
+            raise Damaged
+        check = checks.pop(name)
+        findings.append(
+            Finding(
+                model=model,
+                check=name,
+                status=status,
+                measured=_text(entry["measured"]),
+                expected=_text(entry["expected"]),
+                why=check["why"],
+                reference=check.get("reference", ""),
+                hint=check["hint"],
+                central=check.get("central", False),
+            )
+        )
+    return findings
+
+
+def plain(found: Finding) -> dict[str, str]:
+    """A finding in the form that `read_findings` reads."""
+    return {key: getattr(found, key) for key in sorted(FINDING_KEYS)}
+
+
+def _text(value):
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise Damaged
+    return printable(value)
+
+
+def read_png(text: Any) -> str:
+    """A stored picture: base64 and nothing else.
+
+    Raises:
+        Damaged: it is something else.
+    """
+    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9+/]{0,100000}={0,2}", text):
+        raise Damaged
+    return text
+
+
+def _picture(pixels):
+    """The PNG is made here: a submission chooses grey levels and nothing else."""
+    if pixels == "":
+        return ""
+    try:
+        levels = base64.b64decode(pixels, validate=True)
+    except (TypeError, ValueError) as error:
+        raise Damaged from error
+    if len(levels) != N_SIDE * N_SIDE * 784:
+        raise Damaged
+    images = torch.frombuffer(bytearray(levels), dtype=torch.uint8).view(-1, 784)
+    return png(images.float() / 255)
