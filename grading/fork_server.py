@@ -23,11 +23,11 @@ N_INODES = 20_000  # and more files and folders
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
-def main(scratch: Path) -> None:
+def main(folders: list[Path]) -> None:
     """Answer requests until stdin closes.
 
     Args:
-        scratch: the folder that submissions may write in; it is emptied after each request.
+        folders: where submissions may write; emptied after each request. They start in the first.
     """
     if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0):  # hides its memory and descriptors
         raise OSError("prctl failed")
@@ -36,13 +36,14 @@ def main(scratch: Path) -> None:
     os.dup2(nothing, 0), os.dup2(nothing, 1)
     for line in requests:
         request = json.loads(line)
-        answer = _run(request, scratch, (requests, answers))
-        clear(scratch)
+        answer = _run(request, folders, (requests, answers))
+        for folder in folders:
+            clear(folder)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
-def _run(request, scratch, streams):
+def _run(request, folders, streams):
     results_r, results_w = os.pipe()
     output_r, output_w = os.pipe()
     pid = os.fork()
@@ -54,12 +55,12 @@ def _run(request, scratch, streams):
             os.close(results_r), os.close(output_r)
             os.dup2(output_w, 1), os.dup2(output_w, 2)
             os.close(output_w)
-            _child(request, scratch, results_w)
+            _child(request, folders[0], results_w)
         finally:
             os._exit(1)
     os.close(results_w), os.close(output_w)
     # The file systems in memory count their files; without a sandbox others make some, too.
-    counted = (scratch, Path("/dev/shm")) if request["sandboxed"] else ()
+    counted = folders if request["sandboxed"] else []
     results, output, reason = _collect(results_r, output_r, pid, request["seconds"], counted)
     _, _, usage = os.wait4(pid, 0)
     return {
@@ -132,4 +133,4 @@ def _inodes(folders):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(folder) for folder in sys.argv[1:]])

@@ -26,8 +26,8 @@ from harness.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("datasets", "gencheck", "grading")  # what judging needs of this project
-SCRATCH = "/scratch"
-SCRATCH_BYTES, SHARED_BYTES = 512 << 20, 16 << 20  # of the folder in memory, of /dev/shm
+SCRATCH, SHARED = "/scratch", "/dev/shm"
+SCRATCH_BYTES, SHARED_BYTES = 512 << 20, 16 << 20  # both in memory
 NOBODY = "65534"
 START_SECONDS = 120.0
 GRACE_SECONDS = 15.0  # for the fork server, to end a submission and to clear up
@@ -83,7 +83,7 @@ class Sandbox:
         else:
             if shutil.which("bwrap") is None:
                 raise SandboxError("bubblewrap is missing: install the package bubblewrap")
-            command = [*bubblewrap(), *server, SCRATCH]
+            command = [*bubblewrap(), *server, SCRATCH, SHARED]
         with self.lock:
             if self.closed:
                 raise SandboxError("the grading has ended")
@@ -193,8 +193,9 @@ def bubblewrap() -> list[str]:
     inner = [
         "bwrap", "--unshare-all", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY,
         "--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent",
+        "--as-pid-1",  # bubblewrap's own first process could be taken over: it has no filter
         *_root(), "--proc", "/proc", "--dev", "/dev",
-        "--size", str(SHARED_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
+        "--size", str(SHARED_BYTES), "--tmpfs", SHARED, "--remount-ro", "/dev",
         "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--remount-ro", "/",
         "--chdir", SCRATCH, "--",
     ]  # fmt: skip

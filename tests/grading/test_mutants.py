@@ -2,7 +2,8 @@
 
 import pytest
 
-from grading.grader import MODELS, judge_file
+from grading.discovery import MODELS
+from grading.grader import judge_file
 from grading.outcomes import ACCUSING
 from tests.conftest import ROOT
 from tests.grading.mutants import MUTANTS, Mutant
