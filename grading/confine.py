@@ -122,8 +122,10 @@ def open_doors(outside: dict) -> list[str]:
     here = str(Path(__file__).parent)
     folders = ["/", "/usr", "/dev", "/proc", sys.prefix, sys.base_prefix, here, outside["folder"]]
 
-    def write(path, flags=os.O_CREAT):
-        os.close(os.open(path, os.O_WRONLY | flags))
+    def write(folder):
+        path = f"{folder}/grading-probe"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.unlink(path)
 
     def connect(family, address):
         with socket.socket(family) as client:
@@ -158,8 +160,8 @@ def open_doors(outside: dict) -> list[str]:
             raise PermissionError
 
     attempts = [
-        *(("write outside its folder", lambda f=f: write(f"{f}/probe")) for f in folders),
-        ("change the kernel's settings", lambda: write("/proc/sys/vm/drop_caches", 0)),
+        *(("write outside its folder", lambda f=f: write(f)) for f in folders),
+        ("change the kernel's settings", lambda: open("/proc/sys/vm/drop_caches", "r+b").close()),
         *(("read the user's files", lambda f=f: open(f).close()) for f in outside["files"]),
         ("connect", lambda: connect(socket.AF_UNIX, outside["unix"])),
         ("connect", lambda: connect(socket.AF_INET, ("127.0.0.1", outside["port"]))),

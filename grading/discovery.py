@@ -46,17 +46,17 @@ class Person:
         name: printable.
         files: a file for each model.
         other_files: more files of these models, which are not judged.
+        results: by model, filled by `grader.grade`.
         root: the person's folder, which links may not leave.
         notes: what in the folder was not read, a line each.
-        results: filled by `grader.grade`.
     """
 
     name: str
     files: dict[str, Path] = field(default_factory=dict)
     other_files: list[Path] = field(default_factory=list)
+    results: "dict[str, FileResult]" = field(default_factory=dict)
     root: Path = Path()
     notes: list[str] = field(default_factory=list)
-    results: "dict[str, FileResult]" = field(default_factory=dict)
 
 
 def read_regular(path: Path, at_most: int = SOURCE_BYTES) -> bytes:

@@ -260,6 +260,8 @@ def grade(
         for box in boxes:
             box.close()
         pool.shutdown(cancel_futures=True)
+        for box in boxes:
+            box.end()
 
 
 def _remembered(memory, person, model, path):

@@ -44,7 +44,10 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-INSTEAD = "or give --unsafe in a container of its own for each person"
+INSTEAD = (
+    "install the package bubblewrap, and allow user namespaces; "
+    "or give --unsafe in a container of its own for each person"
+)
 
 
 class SandboxError(Exception):
@@ -68,6 +71,7 @@ class Sandbox:
 
     def __exit__(self, *error):
         self.close()
+        self.end()
 
     def start(self) -> None:
         """Start it, and try from inside what must fail.
@@ -82,7 +86,7 @@ class Sandbox:
             command = [*server, self.scratch]
         else:
             if shutil.which("bwrap") is None:
-                raise SandboxError("bubblewrap is missing: install the package bubblewrap")
+                raise SandboxError("bubblewrap is missing")
             command = [*bubblewrap(), *server, SCRATCH, SHARED]
         with self.lock:
             if self.closed:
@@ -160,7 +164,7 @@ class Sandbox:
             self.scratch = None
 
     def close(self) -> None:
-        """End it for good; another thread that waits for an answer gets none."""
+        """Let it end and never start again; a thread that waits for an answer gets none."""
         with self.lock:
             self.closed = True
         if self.process is not None:
@@ -183,8 +187,7 @@ def require(unsafe: bool) -> Sandbox:
     try:
         sandbox.start()
     except SandboxError as error:
-        sandbox.close()
-        raise UsageError(f"{error}, {INSTEAD}") from error
+        raise UsageError(f"there is no sandbox ({error}): {INSTEAD}") from error
     return sandbox
 
 

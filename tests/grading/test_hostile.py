@@ -3,15 +3,12 @@
 import contextlib
 import os
 import secrets
-import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from grading.discovery import COPIED_BYTES, discover, gather
+from grading.discovery import discover
 from grading.grader import Memory, grade, judge_file
 from grading.sandbox import readable
 from tests.conftest import ROOT
@@ -111,3 +108,102 @@ def test_it_ends_as_one_line_and_the_next_file_is_judged(sandbox, tmp_path, outs
     after = run(sandbox, tmp_path / "next", left, outside)
     assert after.output == "contained: OSError ['1']\n"  # the folder of its own
     assert sandbox.process is process
+
+
+def judge_source(box, folder, source):
+    path = folder / "a3_vae_template.py"
+    path.write_text(source)
+    return judge_file(box, "vae", path, 20, False)
+
+
+def test_environment_is_not_shown(sandbox, tmp_path):
+    result = judge_source(sandbox, tmp_path, "import os\nresult = print(dict(os.environ))")
+    assert "PATH" in result.output
+    assert SECRET not in result.output
+
+
+def test_a_reason_cannot_paint_the_terminal(sandbox, tmp_path):
+    source = (
+        METHODS_VAE + "class VAE(VAE):\n    def __init__(self): raise OSError('\\x1b[2J\\u202e')"
+    )
+    result = judge_source(sandbox, tmp_path, source)
+    assert "\\x1b[2J\\u202e" in result.reason and result.reason.isprintable()
+
+
+def test_deceiving_the_checks_is_visible(sandbox, tmp_path):
+    assert judge_source(sandbox, tmp_path, METHODS_VAE).look == []
+    lines = (
+        "import sys",
+        "f = getattr(sys, '_getframe')(0)",
+        "import gc",
+        "import ctypes",
+        "m = sys.modules",
+        "from grading import outcomes",
+        "open('/etc/passwd')",
+    )
+    look = judge_source(sandbox, tmp_path, "\n".join(lines)).look
+    what = ["frames", "objects of the interpreter", "ctypes", "sys.modules", "the checks' modules"]
+    what.append("an absolute path")
+    assert look == [f"a3_vae_template.py, line {i}: {word}" for i, word in enumerate(what, 2)]
+
+
+def test_empty_template_is_not_judged(sandbox, tmp_path):
+    source = "import torch.nn as nn\n\n\nclass VAE(nn.Module):\n    def forward(self, input):\n"
+    result = judge_source(sandbox, tmp_path, f"{source}        raise NotImplementedError()\n")
+    assert result.reason
+    assert not result.is_wrong
+
+
+def test_the_reason_names_modules_that_are_not_beside_the_file(sandbox, tmp_path):
+    source = (ROOT / "a3_vae_template.py").read_text()
+    result = judge_source(sandbox, tmp_path, source)
+    assert result.reason.endswith("(not found beside the file, nor installed: harness)")
+
+
+@pytest.mark.parametrize("source", ["print 'python 2'", "\0", "import missing_module_xyz; VAE = 1"])
+def test_file_that_cannot_be_loaded_is_not_judged(sandbox, tmp_path, source):
+    result = judge_source(sandbox, tmp_path, source)
+    assert result.reason
+    assert not result.findings
+
+
+def test_folders_above_the_script_and_google_colab(sandbox, tmp_path):
+    source = (
+        f"{METHODS_VAE}\nimport os\nfrom google.colab import drive\ndrive.mount('/content/drive')\n"
+        "os.makedirs('../../../data/mnist')\nfile = open('../../../data/mnist/x', 'w')\n"
+    )
+    result = judge_source(sandbox, tmp_path, source)
+    assert result.is_judged, result.reason
+
+
+def test_one_attacker_and_two_others_who_are_graded(sandbox, tmp_path, monkeypatch):
+    for name in ("ann", "bob", "eve"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3_vae_template.py").write_text(METHODS_VAE)
+    eve = tmp_path / "eve"
+    os.mkfifo(eve / "a3_gan_template.py")
+    os.symlink(tmp_path / "ann" / "a3_vae_template.py", eve / "a3_nf_template.py")
+    os.symlink("loop.py", eve / "loop.py")
+    os.symlink("/dev/zero", eve / "data.bin")
+    (eve / "a3_vae_template.py").write_bytes(b"[" * (1 << 21))
+    attacks.write(eve / "..", "pass").rename(eve / "a3_vae_again.py")
+    deep = os.open(eve, os.O_DIRECTORY)
+    for _ in range(60):  # a path of more than 4,096 bytes
+        os.mkdir("d" * 100, dir_fd=deep)
+        deep, above = os.open("d" * 100, os.O_DIRECTORY, dir_fd=deep), deep
+        os.close(above)
+    os.close(deep)
+    # One sandbox for all three: starting one takes seconds.
+    monkeypatch.setattr(sandbox, "close", lambda: None)
+    monkeypatch.setattr("grading.grader.Sandbox", lambda unsafe: sandbox)
+    monkeypatch.setattr("grading.sandbox.require", lambda unsafe: sandbox)
+    people = {}
+    for person in grade(discover(tmp_path), Memory(None), 1, 60, False, 0, lambda _: None):
+        people[person.name] = person
+    assert people["ann"].results["vae"].is_judged and people["bob"].results["vae"].is_judged
+    reasons = {model: result.reason for model, result in people["eve"].results.items()}
+    assert reasons["gan"] == "no regular file"
+    assert reasons["nf"] == "a link"
+    assert reasons["vae"] == "larger than 1 MB"
+    assert "loop.py: a link out of eve/" in people["eve"].notes
+    assert any("deeper than 20 folders" in note for note in people["eve"].notes)

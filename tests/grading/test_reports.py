@@ -4,19 +4,27 @@ import csv
 import io
 import json
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from grading import __main__ as command
 from grading import report
-from grading.grader import FileResult, Memory, Person, discover, grade
+from grading.discovery import Person, discover, gather
+from grading.grader import FileResult, Memory, grade
 from grading.loading import CannotLoad, Submission
 from grading.outcomes import Finding, checks_table
-from grading.rubric import SECTIONS, Rubric, default_points, read_rubric
+from grading.results import SECTIONS, Damaged, checks_of, read_results
+from grading.rubric import Rubric, default_points, read_rubric
+from grading.sandbox import Sandbox
 from harness import cli
 from harness.errors import UserError
+from tests.conftest import ROOT
 
 VAE = "import torch\n\n\nclass VAE:\n    pass\n"
 GAN = "class Generator:\n    pass\n\n\nclass Discriminator:\n    pass\n"
@@ -73,7 +81,8 @@ def test_odd_names_and_deep_nesting_do_not_end_the_grading_of_others(tmp_path):
     names = {"M\\udcfcller": {"vae"}, "\\x1b[31mred": {"vae"}, "deep": {"gan"}}
     assert {person.name: {*person.files} for person in found} == names
     for person in found:
-        assert Memory(None).key("vae", next(iter(person.files.values())))
+        file = next(iter(person.files.values()))
+        assert Memory(None).key("vae", file.name, gather(file, person.root))
         report.terminal(person, Rubric(), "full", True).encode()
     (deep,) = (person for person in found if person.name == "deep")
     with pytest.raises(CannotLoad, match="no Python 3: "):
@@ -91,14 +100,14 @@ def test_the_assignments_names_come_first(tmp_path):
 def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
     judged = []
 
-    def judge(zygote, model, path, *options):
+    def judge(box, model, path, *options):
         judged.append(path.parent.name)
         if len(judged) == 3:
             raise KeyboardInterrupt
         return FileResult(model, str(path), [found("kl", "pass")])
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
-    monkeypatch.setattr("grading.grader.Zygote", lambda: type("Z", (), {"close": lambda _: None})())
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
     for name in "abcd":
         (tmp_path / name).mkdir()
         (tmp_path / name / "a3_vae_template.py").write_text(VAE)
@@ -126,8 +135,9 @@ def test_what_could_not_be_judged_is_judged_again(tmp_path):
     memory.put("open", FileResult("vae", "file", [found("kl", "unjudged", central=True)]))
     memory.put("judged", FileResult("vae", "file", [found("kl", "pass")]))
     memory = Memory(tmp_path / "memory.jsonl")
-    assert memory.get("slow") is memory.get("open") is None
-    assert memory.get("judged").findings[0].check == "kl"
+    slow, unjudged, judged = (memory.get(k, "vae", Path("f")) for k in ("slow", "open", "judged"))
+    assert slow is unjudged is None
+    assert judged.findings[0].check == "kl" and judged.findings[0].why
 
 
 def test_changed_modules_and_versions_are_judged_again(tmp_path, monkeypatch):
@@ -137,7 +147,7 @@ def test_changed_modules_and_versions_are_judged_again(tmp_path, monkeypatch):
     file.write_text(VAE), module.write_text("")
 
     def key():
-        return Memory(None).key("vae", file)
+        return Memory(None).key("vae", file.name, gather(file, tmp_path))
 
     keys = [key()]
     (tmp_path / ".venv" / "installed.py").write_text("")
@@ -237,17 +247,200 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
     (tmp_path / "a3_vae_template.py").write_text(VAE)
     findings = [found("kl", status, central=True) for status in statuses]
 
-    def judge(zygote, model, path, *options):
+    def judge(box, model, path, *options):
         return FileResult(model, str(path), findings, reason)
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
-    monkeypatch.setattr("grading.grader.Zygote", lambda: type("Z", (), {"close": lambda _: None})())
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
     args = command.parse_args([str(tmp_path), "--fresh", "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as exit:
         command.main(args)
     assert exit.value.code == expected
     assert tmp_path.name in capsys.readouterr().out
     assert (tmp_path / "out.json").exists()
+
+
+VILE = "\x1b[2J\u202eevil\n<script>alert(1)</script>" + "x" * 10_000
+
+
+def test_no_text_of_a_submission_leaves_its_cell(people):
+    person = Person(f"=HYPERLINK({VILE})", notes=[VILE], results=people[0].results)
+    result = person.results["vae"]
+    result.reason, result.look = VILE, [VILE]
+    result.findings = [replace(found("kl", "wrong"), measured=VILE, expected=VILE)]
+    result.findings.append(replace(result.findings[0], measured=" =1+1"))
+    for text in (
+        report.terminal(person, Rubric(), "full", True),
+        report.to_csv([person], Rubric()),
+        report.to_html([person], Rubric(), "full"),
+        report.to_gradescope([person], Rubric(), "full"),
+    ):
+        assert "\x1b" not in text and "\u202e" not in text
+        assert max(map(len, text.splitlines())) < 5_000
+    assert "<script>" not in report.to_html([person], Rubric(), "full")
+    (row,) = csv.DictReader(io.StringIO(report.to_csv([person], Rubric())))
+    assert row["name"].startswith("'=") and "\\x1b" in row["vae_judged"]
+    assert [report.csv_cell(t)[0] for t in (" =1", "+1", "@x", "-1", "\t=1")] == ["'"] * 4 + ["\\"]
+
+
+def result_text(**changes):
+    names = [name for name, check in checks_of("vae").items() if check.get("central")]
+    entries = [{"check": n, "status": "pass", "measured": "", "expected": ""} for n in names]
+    content = {"token": "t", "findings": entries, "pixels": "", "reason": ""}
+    return json.dumps(content | changes)
+
+
+def test_results_are_read_in_one_form_only():
+    findings, picture, reason = read_results(result_text(), "t", "vae")
+    assert len(findings) == 5 and picture == reason == ""
+    assert findings[0].why == checks_of("vae")["loss"]["why"]
+    entry = {"check": "kl", "status": "pass", "measured": "", "expected": ""}
+    for text in (
+        "", "null", "[1]", "{}", "[" * 10**6, result_text() * 2, result_text(token="x"),
+        result_text(more=1), result_text(reason=None), result_text(reason="x" * 501),
+        result_text(pixels="AAAA"), result_text(pixels=[1]), result_text(pixels="<" * 16728),
+        result_text(findings={}), result_text(findings=[entry]), result_text(findings=[[]]),
+        *(
+            result_text(findings=[*json.loads(result_text())["findings"], entry | change])
+            for change in (
+                {}, {"check": "none"}, {"check": []}, {"check": "stable", "status": "best"},
+                {"check": "stable", "status": []}, {"check": "stable", "measured": 1},
+                {"check": "stable", "why": ""}, {"check": "stable", "expected": "x" * 501},
+            )
+        ),
+    ):  # fmt: skip
+        with pytest.raises(Damaged):
+            read_results(text, "t", "vae")
+
+
+STORED = {"findings": [], "seconds": 1, "peak_mb": 1, "picture": ""}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "findings",
+                        "seconds",
+                        "peak_mb",
+                        "picture",
+                        "check",
+                        "status",
+                        "measured",
+                        "expected",
+                    ]
+                ),
+                inner,
+            )
+        ),
+    )
+)
+def test_a_memory_of_any_content_ends_no_grading(tmp_path, stored):
+    text = "\n".join(json.dumps({"key": "k", "result": r}) for r in (STORED, stored))
+    (tmp_path / "memory.jsonl").write_text(text)
+    result = Memory(tmp_path / "memory.jsonl").get("k", "vae", Path("file"))
+    assert result is None or report.to_html(
+        [Person("a", results={"vae": result})], Rubric(), "full"
+    )
+
+
+def test_a_memory_that_is_none_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_bytes(b"\xff my only copy")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    names = ["thesis.txt", "fifo", "folder", "thesis.txt/below", "x" * 300, "a\0b"]
+    for name in names:
+        memory = Memory(tmp_path / name)
+        assert memory.path is None
+        memory.put("key", FileResult("vae", "file", [found("kl", "pass")]))
+    assert len(capsys.readouterr().err.splitlines()) == len(names)
+    assert (tmp_path / "thesis.txt").read_bytes() == b"\xff my only copy"
+
+
+def test_a_memory_that_fills_the_disk_ends_no_grading(tmp_path, capsys, monkeypatch):
+    memory = Memory(tmp_path / "memory.jsonl")
+    memory.path = Path("/dev/full")
+    for _ in range(2):
+        memory.put("key", FileResult("vae", "file", [found("kl", "pass")]))
+    assert capsys.readouterr().err.count("No space left") == 1
+
+
+def test_one_file_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
+    def judge(box, model, path, *options):
+        if path.parent.name == "bob":
+            raise RecursionError("of an attacker")
+        return FileResult(model, str(path), [found("kl", "pass")])
+
+    monkeypatch.setattr("grading.grader.judge_file", judge)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    for name in ("ann", "bob", "cem"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3_vae_template.py").write_text(VAE)
+    people = grade(discover(tmp_path), Memory(None), 2, 9, False, 0, lambda _: None)
+    reasons = {person.name: person.results["vae"].reason for person in people}
+    failed = "the grader failed: RecursionError: of an attacker"
+    assert reasons == {"ann": "", "bob": failed, "cem": ""}
+
+
+def test_gradescope_always_gets_its_file(tmp_path):
+    results = tmp_path / "results.json"
+    args = command.parse_args([str(tmp_path), "--gradescope", str(results)])
+    with pytest.raises(UserError):
+        command.main(args)
+    content = json.loads(results.read_text())
+    assert content["score"] == 0 and "no file of the assignment" in content["output"]
+
+
+def test_a_rubric_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.toml").write_bytes("\ufeff[vae]\nkl = 9\n".encode())
+    assert read_rubric(tmp_path / "r.toml").points["vae"]["kl"] == 9
+
+
+def test_reports_are_tried_before_the_work(tmp_path):
+    (tmp_path / "class.csv").write_text("of last year")
+    args = ["--csv", str(tmp_path / "class.csv"), "--json", str(tmp_path / "new.json")]
+    with pytest.raises(UserError, match="no file of the assignment"):
+        command.main(command.parse_args([str(tmp_path), *args]))
+    assert [file.name for file in tmp_path.iterdir()] == ["class.csv"]
+    assert (tmp_path / "class.csv").read_text() == "of last year"
+
+
+SLOW_STREAMS = (">&-", "2>&-", "2> /dev/full")
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        "> /dev/full 2>&-",
+        "| head -c1",
+        *(pytest.param(words, marks=pytest.mark.slow) for words in SLOW_STREAMS),
+    ],
+)
+def test_streams_that_fail_cost_no_report(tmp_path, redirection):
+    """A person whose name no Latin-1 has, nothing to judge, and streams that take nothing."""
+    os.mkfifo(tmp_path / "a3.py")
+    (tmp_path / "\u674e\u660e").mkdir()
+    os.symlink("/etc", tmp_path / "\u674e\u660e" / "link")
+    out = tmp_path / "class.json"
+    line = f'"$0" -m grading "$1" --fresh --json "$2" {redirection}'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, sys.executable, str(tmp_path), str(out)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "rror" not in done.stderr
+    (person,) = json.loads(out.read_text())
+    assert person["name"] == "\u674e\u660e" and person["not_read"]
 
 
 def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
