@@ -135,7 +135,7 @@ def parse_args(argv=None):
     parser.add_argument("--no_training", action="store_true", help="leave out the short trainings")
     parser.add_choice("--hints", report.HINTS, "how much reports say about a finding")
     parser.add_argument("--verbose", action="store_true", help="list what passes, too")
-    parser.add_number("--jobs", os.cpu_count() or 1, "files judged at the same time", at_least=1)
+    parser.add_number("--jobs", os.cpu_count() or 1, "people judged at the same time", at_least=1)
     parser.add_number("--time_limit", 120.0, "seconds for a file", above=0)
     parser.add_number("--seed", 0, "seed of the measurements", at_least=0, below=1000)
     parser.add_argument(

@@ -29,7 +29,8 @@ CLASS_LINE = re.compile(rb"(?:^|[\r\n])class[ \t]+(\w+)")
 NOT_CODE = {"__pycache__", "node_modules", "venv", "site-packages"}
 NOT_COPIED = NOT_CODE | {"runs", "data"}
 SOURCE_BYTES = 1 << 20  # of one file
-COPIED_BYTES = 32 << 20  # of a folder
+CODE_BYTES = 4 << 20  # of the code of a folder
+COPIED_BYTES = 32 << 20  # of everything in it
 COPIED_DEPTH = 4  # folders
 DEPTH, N_ENTRIES, N_NOTES = 20, 10_000, 10  # of a person's folder; lines about it
 
@@ -179,17 +180,27 @@ def _person(folder):
             candidates.append((path, reason))
         if reason not in ("", "a link"):
             person.notes.append(f"{path.relative_to(folder)}: {reason}")
-    if len(person.notes) > N_NOTES:
-        more = len(person.notes) - N_NOTES
-        person.notes[N_NOTES:] = [f"and {more} more that were not read"]
+    person.notes = shortened(person.notes, "files")
     candidates.sort(key=lambda c: (c[1] != "", _distance(c[0]), len(c[0].parts), str(c[0])))
-    for path, _ in candidates:
+    left = COPIED_BYTES
+    for path, reason in candidates:
+        left -= 0 if reason else min(path.lstat().st_size, SOURCE_BYTES)
+        if left < 0:
+            more = f"more than {COPIED_BYTES >> 20} MB of code: the rest is not looked at"
+            person.notes.append(more)
+            break
         model = kind_of(path)
         if model and model not in person.files:
             person.files[model] = path
         elif model:
             person.other_files.append(path)
     return person
+
+
+def shortened(notes: list[str], noun: str) -> list[str]:
+    """The first N_NOTES, and how many more there are."""
+    more = len(notes) - N_NOTES
+    return notes if more <= 0 else [*notes[:N_NOTES], f"and {more} more {noun}"]
 
 
 def _distance(file):
@@ -202,8 +213,8 @@ def _distance(file):
 def gather(file: Path, root: Path) -> dict[str, bytes]:
     """A submission's file and what lies beside and below it, by path in its folder.
 
-    Code comes first, then smaller files: what is larger than SOURCE_BYTES (code), or doesn't fit
-    COPIED_BYTES any more, is left out.
+    Code comes first, then smaller files. What is larger than SOURCE_BYTES (code), or doesn't fit
+    CODE_BYTES or COPIED_BYTES any more, is left out.
 
     Args:
         file: the submission's file.
@@ -220,17 +231,18 @@ def gather(file: Path, root: Path) -> dict[str, bytes]:
         taken = reason == "" or reason.startswith("a link")
         if taken and target is not None and target.is_file() and path != file:
             found.append((path.suffix != ".py", target.stat().st_size, str(path), target))
-    left = COPIED_BYTES
+    left, left_for_code = COPIED_BYTES, CODE_BYTES
     for is_data, size, path, target in sorted(found):
-        at_most = left if is_data else min(left, SOURCE_BYTES)
+        at_most = left if is_data else min(left_for_code, SOURCE_BYTES)
         if size > at_most:
-            continue  # no module of this size is anyone's code, and no check reads data
+            continue  # nobody's code is that long, and no check reads data
         try:
             content = read_regular(target, at_most)
         except Unreadable:
             continue  # `discover` has a note about it; the submission may miss it
         files[os.path.relpath(path, folder)] = content
         left -= len(content)
+        left_for_code -= 0 if is_data else len(content)
     return files
 
 
@@ -254,15 +266,11 @@ SUSPICIOUS = {
 
 def look_at(files: dict[str, bytes]) -> list[str]:
     """Notes on lines of a submission that a person should read: "FILE, line N: WHAT"."""
-    notes = []
+    notes, any_of_them = [], re.compile("|".join(SUSPICIOUS.values()))
     for name, content in files.items():
-        if not name.endswith(".py"):
-            continue
-        lines = content.decode(errors="replace").splitlines()
+        lines = content.decode(errors="replace").splitlines() if name.endswith(".py") else []
         for number, line in enumerate(lines, 1):
-            if line.lstrip().startswith("#"):
-                continue
-            for words, pattern in SUSPICIOUS.items():
-                if re.search(pattern, line):
-                    notes.append(f"{printable(name)}, line {number}: {words}")
-    return [*notes[:N_NOTES], *([f"and {len(notes) - N_NOTES} more"] if notes[N_NOTES:] else [])]
+            if any_of_them.search(line) and not line.lstrip().startswith("#"):
+                what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, line)]
+                notes.append(f"{printable(name)}, line {number}: {', '.join(what)}")
+    return shortened(notes, "lines")

@@ -29,8 +29,7 @@ PACKAGES = ("datasets", "gencheck", "grading")  # what judging needs of this pro
 SCRATCH, SHARED = "/scratch", "/dev/shm"
 SCRATCH_BYTES, SHARED_BYTES = 512 << 20, 16 << 20  # both in memory
 NOBODY = "65534"
-START_SECONDS = 120.0
-GRACE_SECONDS = 15.0  # for the fork server, to end a submission and to clear up
+GRACE_SECONDS = 120.0  # beyond a request's own, for the fork server to start and to clear up
 PROBE_SECONDS = 20.0
 ANSWER_BYTES = 8 << 20
 ENVIRONMENT = {
@@ -45,7 +44,7 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 INSTEAD = (
-    "install the package bubblewrap, and allow user namespaces; "
+    "install the packages bubblewrap and libseccomp2 and allow user namespaces, "
     "or give --unsafe in a container of its own for each person"
 )
 
@@ -105,7 +104,7 @@ class Sandbox:
 
     def _probe(self):
         with outside() as things:
-            answer = self._ask({"outside": things}, PROBE_SECONDS, START_SECONDS)
+            answer = self._ask({"outside": things}, PROBE_SECONDS)
         try:
             doors = json.loads(answer["results"])
         except ValueError:
@@ -128,12 +127,12 @@ class Sandbox:
         """
         if self.process is None:
             self.start()
-        return self._ask(request, seconds, GRACE_SECONDS)
+        return self._ask(request, seconds)
 
-    def _ask(self, request, seconds, grace):
+    def _ask(self, request, seconds):
         process = self.process
         content = request | {"seconds": seconds, "sandboxed": not self.unsafe}
-        timer = threading.Timer(seconds + grace, _kill, [process])
+        timer = threading.Timer(seconds + GRACE_SECONDS, _kill, [process])
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # the answer is missing, too
@@ -258,11 +257,11 @@ def outside():
         socket.socket(socket.AF_UNIX) as unix,
         socket.create_server(("127.0.0.1", 0)) as server,
     ):
-        os.chmod(folder, 0o777)  # only the sandbox keeps it out
+        os.chmod(folder, 0o755)  # only the sandbox keeps everyone out
         path = f"{folder}/{secrets.token_hex(4)}"
         unix.bind(path)
         unix.listen()
-        os.chmod(path, 0o777)
+        os.chmod(path, 0o666)
         canary = Path(folder, "file")
         canary.touch()
         files = [str(canary)]

@@ -44,7 +44,7 @@ def assert_refused(done, words, tmp_path):
 
 def test_without_bubblewrap_nothing_runs(submission, tmp_path):
     done = grading(submission, PATH=str(tmp_path))
-    assert_refused(done, "install the package bubblewrap", tmp_path)
+    assert_refused(done, "install the packages bubblewrap", tmp_path)
 
 
 def test_without_user_namespaces_nothing_runs(submission, tmp_path):
