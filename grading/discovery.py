@@ -11,12 +11,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from grading.outcomes import printable
-
-if TYPE_CHECKING:
-    from grading.grader import FileResult
+from grading.results import FileResult
 
 MODELS = ("vae", "gan", "nf")
 CLASSES = {
@@ -55,7 +52,7 @@ class Person:
     name: str
     files: dict[str, Path] = field(default_factory=dict)
     other_files: list[Path] = field(default_factory=list)
-    results: "dict[str, FileResult]" = field(default_factory=dict)
+    results: dict[str, FileResult] = field(default_factory=dict)
     root: Path = Path()
     notes: list[str] = field(default_factory=list)
 

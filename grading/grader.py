@@ -8,58 +8,18 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from grading import sandbox
 from grading.discovery import Person, Unreadable, gather, look_at
-from grading.outcomes import UNJUDGED, WRONG, Finding, one_line, printable
-from grading.results import Damaged, plain, read_findings, read_png, read_results
+from grading.outcomes import one_line, printable
+from grading.results import Damaged, FileResult, plain, read_findings, read_png, read_results
 from grading.sandbox import Sandbox, SandboxError
 
 CODE = {".py", ".toml"}  # what results depend on, in our packages
 MEMORY_BYTES = 256 << 20  # of a file of results
-
-
-@dataclass
-class FileResult:
-    """What came out of judging one file.
-
-    Args:
-        model: one of MODELS.
-        path: the file.
-        findings: in the order of the checks.
-        reason: why the file could not be judged, or "".
-        seconds: of processor time.
-        peak_mb: the process's memory at its largest.
-        output: what the submission printed, cut.
-        look: lines of the source that a person should look at.
-        picture: a PNG of samples in base64, or "".
-    """
-
-    model: str
-    path: str
-    findings: list[Finding] = field(default_factory=list)
-    reason: str = ""
-    seconds: float = 0.0
-    peak_mb: int = 0
-    output: str = ""
-    look: list[str] = field(default_factory=list)
-    picture: str = ""
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether the checks ran and no central one is left open."""
-        return not self.reason and not any(
-            f.central and f.status == UNJUDGED for f in self.findings
-        )
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether something is wrong."""
-        return any(f.status == WRONG for f in self.findings)
 
 
 class Memory:
@@ -159,11 +119,6 @@ class Memory:
                     file.write(json.dumps({"key": key, "result": stored}) + "\n")
             except OSError as error:
                 self._give_up(error)
-
-
-def as_json(result: FileResult) -> dict:
-    """A result as plain data."""
-    return vars(result) | {"findings": [vars(found) for found in result.findings]}
 
 
 def judge_file(

@@ -11,7 +11,6 @@ import json
 import math
 
 from grading.discovery import MODELS, Person
-from grading.grader import FileResult, as_json
 from grading.outcomes import (
     ACCUSING,
     NOTE,
@@ -24,6 +23,7 @@ from grading.outcomes import (
     Finding,
     printable,
 )
+from grading.results import FileResult, as_json
 from grading.rubric import Rubric
 
 HINTS = ("full", "short", "none")

@@ -3,11 +3,12 @@
 import base64
 import json
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from grading.outcomes import STATUSES, Finding, checks_table, printable
+from grading.outcomes import STATUSES, UNJUDGED, WRONG, Finding, checks_table, printable
 from grading.pictures import N_SIDE, png
 
 MAX_TEXT = 500  # characters of what was measured, of what was expected, of a reason
@@ -18,6 +19,50 @@ SECTIONS = {  # of checks.toml, by model
 }
 KEYS = {"token", "findings", "pixels", "reason"}
 FINDING_KEYS = {"check", "status", "measured", "expected"}
+
+
+@dataclass
+class FileResult:
+    """What came out of judging one file.
+
+    Args:
+        model: one of MODELS.
+        path: the file.
+        findings: in the order of the checks.
+        reason: why the file could not be judged, or "".
+        seconds: of processor time.
+        peak_mb: the process's memory at its largest.
+        output: what the submission printed, cut.
+        look: lines of the source that a person should look at.
+        picture: a PNG of samples in base64, or "".
+    """
+
+    model: str
+    path: str
+    findings: list[Finding] = field(default_factory=list)
+    reason: str = ""
+    seconds: float = 0.0
+    peak_mb: int = 0
+    output: str = ""
+    look: list[str] = field(default_factory=list)
+    picture: str = ""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the checks ran and no central one is left open."""
+        return not self.reason and not any(
+            f.central and f.status == UNJUDGED for f in self.findings
+        )
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether something is wrong."""
+        return any(f.status == WRONG for f in self.findings)
+
+
+def as_json(result: FileResult) -> dict:
+    """A result as plain data."""
+    return vars(result) | {"findings": [vars(found) for found in result.findings]}
 
 
 class Damaged(Exception):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grading.discovery import MODELS, Person
-from grading.grader import FileResult
 from grading.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
-from grading.results import checks_of
+from grading.results import FileResult, checks_of
 from harness.errors import UserError
 
 CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks don't count
