@@ -61,7 +61,9 @@ def _run(request, folders, streams):
     os.close(results_w), os.close(output_w)
     # The file systems in memory count their files; without a sandbox others make some, too.
     counted = folders if request["sandboxed"] else []
-    results, output, reason = _collect(results_r, output_r, pid, request["seconds"], counted)
+    results, output, reason = _collect(
+        results_r, output_r, streams[0].fileno(), pid, request["seconds"], counted
+    )
     _, _, usage = os.wait4(pid, 0)
     return {
         "results": results.decode(errors="replace"),
@@ -89,16 +91,21 @@ def _child(request, scratch, results):
     os._exit(0)
 
 
-def _collect(results_r, output_r, pid, seconds, folders):
+def _collect(results_r, output_r, requests, pid, seconds, folders):
     """(results, output, the reason why the process was ended or "") once it has ended."""
     parts, reason, ends = {results_r: [], output_r: []}, "", time.monotonic() + seconds
     sizes = dict.fromkeys(parts, 0)
     before = _inodes(folders)
     with selectors.DefaultSelector() as selector:
-        for descriptor in parts:
+        # There is one request at a time: anything to read is the end of the grader's process.
+        for descriptor in (*parts, requests):
             selector.register(descriptor, selectors.EVENT_READ)
-        while selector.get_map() and not reason:
-            for key, _ in selector.select(0.2):
+        # A process may close both pipes and go on.
+        while not reason and not (len(selector.get_map()) == 1 and _has_ended(pid)):
+            for key, _ in selector.select(0.2 if len(selector.get_map()) > 1 else 0.02):
+                if key.fd == requests:
+                    reason = "the grader has ended"
+                    break
                 chunk = os.read(key.fd, 1 << 16)
                 if not chunk:
                     selector.unregister(key.fd)
@@ -113,11 +120,6 @@ def _collect(results_r, output_r, pid, seconds, folders):
                 reason = f"it made more than {N_INODES:,} files"
             elif time.monotonic() > ends:
                 reason = f"it took longer than {seconds:.0f} s"
-    # Closing both pipes doesn't end a process: the time that is left holds for the rest, too.
-    while not reason and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if time.monotonic() > ends:
-            reason = f"it took longer than {seconds:.0f} s"
-        time.sleep(0.01)
     for descriptor in parts:
         os.close(descriptor)
     # Its process group, since without a sandbox it may have started processes. It has not been
@@ -125,6 +127,10 @@ def _collect(results_r, output_r, pid, seconds, folders):
     os.killpg(pid, signal.SIGKILL)
     output = b"".join(parts[output_r])[:KEPT_OUTPUT]
     return b"".join(parts[results_r])[:RESULT_BYTES], output, reason
+
+
+def _has_ended(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _inodes(folders):

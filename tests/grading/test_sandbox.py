@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -82,6 +83,44 @@ def test_unsafe_runs_without_one_and_leaves_nothing(submission, tmp_path, monkey
     assert (tmp_path / "it ran").exists()
     assert "VAE: " in done.stdout and "could not" not in done.stdout
     assert not os.listdir(tmp_path / "tmp")
+
+
+ENDLESS = """
+from base64 import b64encode
+from grading.sandbox import Sandbox
+
+request = {"model": "vae", "name": "a.py", "training": False, "seed": 0, "token": ""}
+with Sandbox() as box:
+    box.start()
+    print(box.process.pid, flush=True)
+    source = b64encode(b"x = sum(0 for _ in iter(int, 1))").decode()  # without end
+    box.ask(request | {"files": {"a.py": source}}, 99)
+"""
+
+
+def processes_of(pid):
+    """The process and all below it."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    parents = dict(map(int, line.split()) for line in listing.splitlines())
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found & parents.keys()
+
+
+@pytest.mark.slow
+def test_a_killed_grader_leaves_no_process(sandbox):
+    """Not even as root, where the sandbox's parent may not signal it."""
+    grader = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    pid = int(grader.stdout.readline())
+    time.sleep(1)
+    family = processes_of(pid)
+    assert len(family) >= 3  # bubblewrap, the server and the file's process
+    grader.kill(), grader.wait(), grader.stdout.close()
+    time.sleep(2)
+    assert not any(processes_of(pid) for pid in family)
 
 
 @pytest.mark.slow
