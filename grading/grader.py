@@ -72,7 +72,7 @@ class Memory:
 
     def _give_up(self, error):
         words = printable(getattr(error, "strerror", None) or str(error))
-        print(f"grading: --memory {self.path}: not used: {words}", file=sys.stderr)
+        print(f"grading: --memory {printable(str(self.path))}: not used: {words}", file=sys.stderr)
         self.path = None
 
     def key(self, model: str, name: str, files: dict[str, bytes]) -> str:
@@ -162,9 +162,8 @@ def judge_file(
         elif not answer["results"]:
             result.reason = "its process ended before the checks did"
         else:
-            findings, result.picture, result.reason = read_results(answer["results"], token, model)
-            # A process that ends its checks early may have hidden the rest.
-            result.findings = [] if result.reason else findings
+            results = read_results(answer["results"], token, model)
+            result.findings, result.picture, result.reason = results
     except Damaged:
         result.reason = "its results are damaged"
     return result
@@ -221,9 +220,13 @@ def grade(
 
 def _remembered(memory, person, model, path):
     try:
-        return memory.get(memory.key(model, path.name, gather(path, person.root)), model, path)
+        files = gather(path, person.root)
     except (Unreadable, OSError):
         return None  # judging it gives the reason
+    result = memory.get(memory.key(model, path.name, files), model, path)
+    if result is not None:
+        result.look = look_at(files)
+    return result
 
 
 def _judge_any(box, memory, person, model, path, seconds, training, seed):

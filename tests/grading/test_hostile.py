@@ -53,9 +53,6 @@ class Outside:
             "files": {path.name: path.read_text() for path in self.canary.iterdir()},
             "settings": [path.read_text() for path in settings],
             "packages": [(p, p.stat().st_mtime_ns) for f in packages for p in f.rglob("*.py")],
-            "shared memory": Path("/proc/sysvipc/shm").read_text().count("\n"),
-            "queues": Path("/proc/sysvipc/msg").read_text().count("\n"),
-            "left behind": sorted(map(str, Path("/tmp").glob("grading-*"))),
         }
 
     def visitors(self):

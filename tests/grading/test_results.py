@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from grading import report
 from grading.discovery import Person, discover, gather
 from grading.grader import Memory, grade
-from grading.results import Damaged, FileResult, checks_of, read_results
+from grading.results import Damaged, FileResult, checks_of, plain, read_results
 from grading.rubric import Rubric
 from grading.sandbox import Sandbox
 from tests.grading.test_reports import VAE, found
+
+
+def complete(model="vae"):
+    """Findings that pass every central check."""
+    names = [name for name, check in checks_of(model).items() if check.get("central")]
+    return [found(name, "pass", central=True) for name in names]
 
 
 def result_text(**changes):
@@ -47,7 +53,7 @@ def test_results_are_read_in_one_form_only():
             read_results(text, "t", "vae")
 
 
-STORED = {"findings": [], "seconds": 1, "peak_mb": 1, "picture": ""}
+STORED = {"findings": [plain(one) for one in complete()], "seconds": 1, "peak_mb": 1, "picture": ""}
 
 
 @settings(
@@ -93,7 +99,7 @@ def test_a_memory_that_is_none_is_left_alone(tmp_path, capsys):
     for name in names:
         memory = Memory(tmp_path / name)
         assert memory.path is None
-        memory.put("key", FileResult("vae", "file", [found("kl", "pass")]))
+        memory.put("key", FileResult("vae", "file", complete()))
     assert len(capsys.readouterr().err.splitlines()) == len(names)
     assert (tmp_path / "thesis.txt").read_bytes() == b"\xff my only copy"
 
@@ -102,7 +108,7 @@ def test_a_memory_that_fills_the_disk_ends_no_grading(tmp_path, capsys, monkeypa
     memory = Memory(tmp_path / "memory.jsonl")
     memory.path = Path("/dev/full")
     for _ in range(2):
-        memory.put("key", FileResult("vae", "file", [found("kl", "pass")]))
+        memory.put("key", FileResult("vae", "file", complete()))
     assert capsys.readouterr().err.count("No space left") == 1
 
 
@@ -113,7 +119,7 @@ def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
         judged.append(path.parent.name)
         if len(judged) == 3:
             raise KeyboardInterrupt
-        return FileResult(model, str(path), [found("kl", "pass")])
+        return FileResult(model, str(path), complete(model))
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
     monkeypatch.setattr("grading.sandbox.require", Sandbox)
@@ -142,11 +148,11 @@ def test_what_could_not_be_judged_is_judged_again(tmp_path):
     memory = Memory(tmp_path / "memory.jsonl")
     memory.put("slow", FileResult("vae", "file", reason="it took longer than 120 s"))
     memory.put("open", FileResult("vae", "file", [found("kl", "unjudged", central=True)]))
-    memory.put("judged", FileResult("vae", "file", [found("kl", "pass")]))
+    memory.put("judged", FileResult("vae", "file", complete()))
     memory = Memory(tmp_path / "memory.jsonl")
     slow, unjudged, judged = (memory.get(k, "vae", Path("f")) for k in ("slow", "open", "judged"))
     assert slow is unjudged is None
-    assert judged.findings[0].check == "kl" and judged.findings[0].why
+    assert judged.findings[0].check == "loss" and judged.findings[0].why
 
 
 def test_changed_modules_and_versions_are_judged_again(tmp_path, monkeypatch):
@@ -177,7 +183,7 @@ def test_one_file_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     def judge(box, model, path, *options):
         if path.parent.name == "bob":
             raise RecursionError("of an attacker")
-        return FileResult(model, str(path), [found("kl", "pass")])
+        return FileResult(model, str(path), complete(model))
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
     monkeypatch.setattr("grading.sandbox.require", Sandbox)
