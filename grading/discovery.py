@@ -166,7 +166,11 @@ def discover(path: Path) -> list[Person]:
             name = printable(folder.name)
             people.append(Person(name, root=folder, notes=["a link to a folder: not followed"]))
         elif entry.is_dir(follow_symlinks=False):
-            people.append(_person(folder))
+            try:
+                people.append(_person(folder))
+            except OSError as error:  # whatever it is, the others are not to blame
+                note = f"cannot be searched: {error.strerror}"
+                people.append(Person(printable(folder.name), root=folder, notes=[note]))
     return [person for person in people if person.files or person.notes]
 
 

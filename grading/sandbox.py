@@ -158,8 +158,11 @@ class Sandbox:
             with contextlib.suppress(BrokenPipeError):  # of a request that was not read
                 process.stdin.close()
         if self.scratch is not None:
-            clear(Path(self.scratch))
-            os.rmdir(self.scratch)
+            try:
+                clear(Path(self.scratch))
+                os.rmdir(self.scratch)
+            except OSError as error:
+                print(f"grading: {self.scratch} is left: {error.strerror}", file=sys.stderr)
             self.scratch = None
 
     def close(self) -> None:

@@ -83,3 +83,22 @@ def test_classes_are_found_without_parsing(tmp_path):
         ("ann", "vae"),
         ("bob", "vae"),
     ]
+
+
+def test_a_path_that_is_too_long_for_a_file_is_that_persons(tmp_path):
+    """The folder can be listed by its path, the file in it can't be looked at."""
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3_vae_template.py").write_text(VAE)
+    folder, length = os.open(tmp_path / "ann", os.O_DIRECTORY), len(str(tmp_path / "ann"))
+    while length < 4080:
+        name = "d" * min(250, 4080 - length)
+        os.mkdir(name, dir_fd=folder)
+        folder, above = os.open(name, os.O_DIRECTORY, dir_fd=folder), folder
+        os.close(above)
+        length += 1 + len(name)
+    os.close(os.open("a3_gan_template.py", os.O_CREAT, dir_fd=folder))
+    os.close(folder)
+    ann, bob = discover(tmp_path)
+    assert ann.notes == ["cannot be searched: File name too long"]
+    assert bob.files.keys() == {"vae"}
