@@ -21,14 +21,23 @@ def main(args):
         if file is not None:
             _try_to_write(Path(file))
     try:
-        _grade(args)
-    except UserError as error:
+        people, rubric = _grade(args)
+    except (UserError, OSError) as error:
         if args.gradescope is not None:
             _write(args.gradescope, report.gradescope_without_results(str(error)))
         raise
+    _write_reports(args, people, rubric)
+    results = [result for person in people for result in person.results.values()]
+    wrong = sum(result.is_wrong for result in results)
+    unjudged = sum(not result.is_judged for result in results)
+    unjudged += sum(not person.files for person in people)
+    if len(people) > 1:
+        print(f"{len(people)} people, {len(results)} files: {wrong} wrong, {unjudged} not judged")
+    sys.exit(1 if wrong or unjudged else 0)
 
 
 def _grade(args):
+    """(people with their results, rubric); prints each person as soon as all files are judged."""
     path = Path(os.path.realpath(args.path))
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
@@ -61,14 +70,7 @@ def _grade(args):
         for person in steps:
             bar.clear()
             print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
-    _write_reports(args, people, rubric)
-    results = [result for person in people for result in person.results.values()]
-    wrong = sum(result.is_wrong for result in results)
-    unjudged = sum(not result.is_judged for result in results)
-    unjudged += sum(not person.files for person in people)
-    if len(people) > 1:
-        print(f"{len(people)} people, {n_files} files: {wrong} wrong, {unjudged} not judged")
-    sys.exit(1 if wrong or unjudged else 0)
+    return people, rubric
 
 
 def _try_to_write(file):

@@ -222,6 +222,18 @@ def test_gradescope_always_gets_its_file(tmp_path):
     assert content["score"] == 0 and "no file of the assignment" in content["output"]
 
 
+def test_a_full_disk_costs_one_report_and_no_points(tmp_path, monkeypatch):
+    (tmp_path / "a3_vae_template.py").write_text(VAE)
+    result = FileResult("vae", "file", [found("kl", "pass")])
+    monkeypatch.setattr("grading.grader.judge_file", lambda *args: result)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    out = tmp_path / "results.json"
+    args = ["--fresh", "--csv", "/dev/full", "--gradescope", str(out)]
+    with pytest.raises(UserError, match="/dev/full: No space left"):
+        command.main(command.parse_args([str(tmp_path), *args]))
+    assert json.loads(out.read_text())["score"] == default_points("vae")["kl"]
+
+
 def test_a_rubric_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "r.toml").write_bytes("\ufeff[vae]\nkl = 9\n".encode())
     assert read_rubric(tmp_path / "r.toml").points["vae"]["kl"] == 9
