@@ -16,7 +16,6 @@ SCRIPTS = ("a3_vae_template", "a3_gan_template", "a3_nf_template")
 FLOORS = {
     "gencheck": 0,
     "datasets": 0,
-    "gencheck": 0,
     "harness": 1,
     **dict.fromkeys(SCRIPTS, 2),
     "examples": 3,
