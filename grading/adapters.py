@@ -1,5 +1,6 @@
 """From a submission's module to what the checks measure: callables, by the course's names."""
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable
@@ -212,7 +213,8 @@ def gan_subject(submission: Submission, pictures: list) -> GanSubject:
     if main is None:
         raise CannotLoad("there is no function main")
     if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
-        submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
+        with contextlib.suppress(AttributeError):  # of a frozen dataclass
+            submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
 
     def watch(seed):
         return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)

@@ -15,6 +15,9 @@ import socket
 import sys
 from pathlib import Path
 
+import gencheck
+import grading
+
 MEMORY_BYTES = 6 << 30  # more than at the start
 FILE_BYTES = 256 << 20
 N_FILES = 512  # open at the same time
@@ -119,8 +122,9 @@ def open_doors(outside: dict) -> list[str]:
         outside: made by the grader, out of reach: `folder`, a folder; `files`, files that exist;
             `unix`, the path of a socket that listens; `port`, one on 127.0.0.1.
     """
-    here = str(Path(__file__).parent)
-    folders = ["/", "/usr", "/dev", "/proc", sys.prefix, sys.base_prefix, here, outside["folder"]]
+    checks = [str(Path(module.__file__).parent) for module in (gencheck, grading)]
+    folders = ["/", "/usr", "/dev", "/proc", sys.prefix, sys.base_prefix, *checks]
+    folders.append(outside["folder"])
 
     def write(folder):
         path = f"{folder}/grading-probe"

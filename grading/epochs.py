@@ -142,7 +142,12 @@ def epoch_subject(model, submission: Submission, subject, caught, images, labels
 
 
 def numbers(value) -> list[float]:
-    """The readings of a returned value: itself, its first part, or the sum of two parts."""
+    """The readings of a returned value: itself, its first part, or the sum of two parts.
+
+    The parts are those of a tuple, or the values of a dictionary.
+    """
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if isinstance(value, tuple | list):
         parts = [numbers(part)[0] for part in value]
         return [parts[0]] + ([parts[0] + parts[1]] if len(parts) > 1 else [])

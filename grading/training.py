@@ -213,8 +213,11 @@ def _short_training(epochs):
 def _validation_values(value):
     """What the validation's value may be in what `run_epoch` returns.
 
-    The second value: (train, val, ...). Or a half: the terms of train, then those of val.
+    The second value: (train, val, ...). Or a half: the terms of train, then those of val. Of a
+    dictionary, the values in this order.
     """
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if not isinstance(value, tuple | list) or len(value) < 2:
         raise CannotJudge("run_epoch doesn't return a value for each data set")
     half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]

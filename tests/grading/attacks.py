@@ -93,6 +93,7 @@ ESCAPES = {
     "the users of the machine": "open('/etc/passwd').read()",
     "the user's home": "assert [n for n in os.listdir(HOME) if n not in PYTHONS_PARENTS]",
     "writing to the checks": "open(sys.modules['grading'].__file__, 'a')",
+    "writing to gencheck": "open(sys.modules['gencheck'].__file__, 'a')",
     "writing to PyTorch": "open(torch.__file__, 'a')",
     "writing to /dev": "open('/dev/new', 'w')",
     "writing to the root": "open('/new', 'w')",

@@ -102,3 +102,12 @@ def test_a_path_that_is_too_long_for_a_file_is_that_persons(tmp_path):
     ann, bob = discover(tmp_path)
     assert ann.notes == ["cannot be searched: File name too long"]
     assert bob.files.keys() == {"vae"}
+
+
+def test_unchanged_files_of_this_project_need_no_look():
+    name = "harness/interrupts.py"
+    content = (discovery.ROOT / name).read_bytes()
+    assert discovery.look_at({name: content}) == []
+    assert discovery.look_at({"interrupts.py": content})  # a file of the submission's own
+    changed = discovery.look_at({name: content + b"\nimport gc\n"})
+    assert changed[-1].endswith("objects of the interpreter")

@@ -10,7 +10,7 @@ import pytest
 
 from grading.discovery import discover
 from grading.grader import Memory, grade, judge_file
-from grading.sandbox import readable
+from grading.sandbox import PACKAGES, readable
 from tests.conftest import ROOT
 from tests.grading import attacks
 from tests.grading.conftest import METHODS_VAE, SECRET
@@ -48,7 +48,7 @@ class Outside:
     def state(self):
         """The state of the machine, as far as an attack could change it."""
         settings = [Path("/proc/sys/kernel", name) for name in ("core_pattern", "hostname")]
-        packages = [ROOT / "grading", ROOT / "datasets"]
+        packages = [ROOT / name for name in PACKAGES]
         return {
             "files": {path.name: path.read_text() for path in self.canary.iterdir()},
             "settings": [path.read_text() for path in settings],

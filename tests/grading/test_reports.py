@@ -287,6 +287,6 @@ def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
     for line in lines:
         monkeypatch.setattr(sys, "argv", ["grading", *line])
         with pytest.raises(SystemExit) as exit:
-            cli.run_script(command.main, command.parse_args)
+            cli.run(command.main, command.parse)
         assert exit.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
