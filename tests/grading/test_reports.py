@@ -183,7 +183,7 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
     monkeypatch.setattr("grading.sandbox.require", Sandbox)
-    args = command.parse_args([str(tmp_path), "--fresh", "--json", str(tmp_path / "out.json")])
+    args = command.parse([str(tmp_path), "--fresh", "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as exit:
         command.main(args)
     assert exit.value.code == expected
@@ -216,7 +216,7 @@ def test_no_text_of_a_submission_leaves_its_cell(people):
 
 def test_gradescope_always_gets_its_file(tmp_path):
     results = tmp_path / "results.json"
-    args = command.parse_args([str(tmp_path), "--gradescope", str(results)])
+    args = command.parse([str(tmp_path), "--gradescope", str(results)])
     with pytest.raises(UserError):
         command.main(args)
     content = json.loads(results.read_text())
@@ -231,7 +231,7 @@ def test_a_full_disk_costs_one_report_and_no_points(tmp_path, monkeypatch):
     out = tmp_path / "results.json"
     args = ["--fresh", "--csv", "/dev/full", "--gradescope", str(out)]
     with pytest.raises(UserError, match="/dev/full: No space left"):
-        command.main(command.parse_args([str(tmp_path), *args]))
+        command.main(command.parse([str(tmp_path), *args]))
     assert json.loads(out.read_text())["score"] == default_points("vae")["kl"]
 
 
@@ -244,7 +244,7 @@ def test_reports_are_tried_before_the_work(tmp_path):
     (tmp_path / "class.csv").write_text("of last year")
     args = ["--csv", str(tmp_path / "class.csv"), "--json", str(tmp_path / "new.json")]
     with pytest.raises(UserError, match="no file of the assignment"):
-        command.main(command.parse_args([str(tmp_path), *args]))
+        command.main(command.parse([str(tmp_path), *args]))
     assert [file.name for file in tmp_path.iterdir()] == ["class.csv"]
     assert (tmp_path / "class.csv").read_text() == "of last year"
 
