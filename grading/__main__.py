@@ -1,94 +1,180 @@
 """Grade implementations of the assignment: one file, one person's folder, or a folder of people."""
 
+import contextlib
+import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import tyro
 
 from grading import report
-from grading.grader import Memory, discover, grade
+from grading.discovery import discover
+from grading.grader import Memory, grade
 from grading.rubric import Rubric, read_rubric
+from grading.sandbox import readable
 from harness import cli
 from harness.errors import UsageError, UserError
 from harness.progress import progress_bar
 
 
-def main(args):
+@dataclass
+class Command:
+    """Grade implementations of the assignment: one file, one person's folder, or people's folders.
+
+    Example: python -m grading class --jobs 2 --csv class.csv --html report.html
+    """
+
+    path: tyro.conf.Positional[Path]  # a file or a folder of submissions
+    training: bool = True  # train each model for some steps
+    hints: Literal[*report.HINTS] = report.HINTS[0]  # how much reports say about a finding
+    verbose: bool = False  # list what passes, too
+    jobs: int = os.cpu_count() or 1  # people judged at the same time
+    time_limit: float = 120.0  # seconds for a file
+    seed: int = 0  # seed of the measurements
+    fresh: bool = False  # neither read nor keep results of other gradings
+    # where results are kept, so that an interrupted grading resumes
+    memory: Path = Path("runs/grading.jsonl")
+    # run submissions without a sandbox: only in a container of its own for each person
+    unsafe: bool = False
+
+    rubric: Path | None = None  # points per check, in TOML
+    json: Path | None = None  # write everything as JSON
+    csv: Path | None = None  # write one row per person
+    html: Path | None = None  # write a page with pictures of samples
+    gradescope: Path | None = None  # write Gradescope's results.json
+
+    def __post_init__(self):
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {self.jobs}")
+        if not 0 < self.time_limit < math.inf:
+            raise ValueError(f"--time_limit must be a positive number, not {self.time_limit}")
+        if not 0 <= self.seed < 1000:
+            raise ValueError(f"--seed must be at least 0 and below 1000, not {self.seed}")
+
+
+def parse(words: list[str] | None = None) -> Command:
+    """The command of a command line; None is sys.argv's."""
+    return cli.parse(Command, words, "python -m grading")
+
+
+def main(args: Command) -> None:
     """Grade what is in args.path and write the reports; exits with 0 if all is judged and right."""
-    path = Path(args.path).resolve()
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such file or folder")
     for file in (args.json, args.csv, args.html, args.gradescope):
-        if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-            raise UsageError(f"{file}: no report can be written there")
-    rubric = read_rubric(Path(args.rubric)) if args.rubric else Rubric()
-    people = discover(path)
-    if not people:
-        raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
-    options = {"training": not args.no_training, "seed": args.seed}
-    memory = Memory(None if args.fresh else Path(args.memory), **options)
-    n_files = sum(len(person.files) for person in people)
-    finished = []
-    with progress_bar(n_files, unit="file", disable=n_files < 4 or None) as bar:
-        steps = grade(
-            people, memory, args.jobs, args.time_limit, **options, on_result=lambda _: bar.update()
-        )
-        for person in steps:
-            finished.append(person)
-            bar.clear()
-            print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
+        if file is not None:
+            _try_to_write(file)
+    try:
+        people, rubric = _grade(args)
+    except (UserError, OSError) as error:
+        if args.gradescope is not None:
+            _write(args.gradescope, report.gradescope_without_results(str(error)))
+        raise
     _write_reports(args, people, rubric)
     results = [result for person in people for result in person.results.values()]
-    missing = sorted({limit for result in results for limit in result.not_enforced})
-    if missing:
-        print(f"not enforced on this system: {', '.join(missing)}", file=sys.stderr)
     wrong = sum(result.is_wrong for result in results)
     unjudged = sum(not result.is_judged for result in results)
+    unjudged += sum(not person.files for person in people)
     if len(people) > 1:
-        print(f"{len(people)} people, {n_files} files: {wrong} wrong, {unjudged} not judged")
+        print(f"{len(people)} people, {len(results)} files: {wrong} wrong, {unjudged} not judged")
     sys.exit(1 if wrong or unjudged else 0)
 
 
+def _grade(args):
+    """(people with their results, rubric); prints each person as soon as all files are judged."""
+    path = Path(os.path.realpath(args.path))
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder")
+    shown = [folder for folder in readable() if path.is_relative_to(folder)]
+    if shown and not args.unsafe:
+        raise UsageError(f"{path}: every submission can read {shown[0]}; move the class elsewhere")
+    rubric = read_rubric(args.rubric) if args.rubric else Rubric()
+    people = discover(path)
+    if not people:
+        raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
+    options = {"training": args.training, "seed": args.seed}
+    memory = Memory(None if args.fresh else args.memory, **options)
+    if args.unsafe:
+        print("grading: --unsafe: submissions run with your rights", file=sys.stderr)
+    n_files = sum(len(person.files) for person in people)
+    with (
+        progress_bar(n_files, unit="file", disable=n_files < 4 or None) as bar,
+        contextlib.closing(
+            grade(
+                people,
+                memory,
+                args.jobs,
+                args.time_limit,
+                **options,
+                on_result=lambda _: bar.update(),
+                unsafe=args.unsafe,
+            )
+        ) as steps,
+    ):
+        for person in steps:
+            bar.clear()
+            print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
+    return people, rubric
+
+
+def _try_to_write(file):
+    """Find out before the work whether a report can be written; leaves files as they are."""
+    existed = file.exists()
+    try:
+        if not existed or file.is_file():  # a pipe, such as /dev/stdout, must not be closed
+            file.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"{file}: no report can be written there: {error.strerror}") from error
+    if not existed:
+        file.unlink()
+    if file.is_dir():
+        raise UsageError(f"{file}: no report can be written there: it is a folder")
+
+
 def _write_reports(args, people, rubric):
+    """Write all reports; one that can't be written doesn't keep the others from it."""
     reports = {
         args.json: lambda: report.to_json(people, rubric),
         args.csv: lambda: report.to_csv(people, rubric),
         args.html: lambda: report.to_html(people, rubric, args.hints),
         args.gradescope: lambda: report.to_gradescope(people, rubric, args.hints),
     }
+    errors = []
     for file, make in reports.items():
         if file is not None:
-            Path(file).write_text(make(), encoding="utf-8")
+            try:
+                _write(file, make())
+            except OSError as error:
+                errors.append(f"{file}: {error.strerror}")
+    if errors:
+        raise UserError("; ".join(errors))
 
 
-def parse_args(argv=None):
-    """The command line."""
-    parser = cli.ArgumentParser(__doc__, prog="python -m grading")
-    parser.add_argument("path", metavar="PATH", help="a file or a folder of submissions")
-    parser.add_argument("--no_training", action="store_true", help="leave out the short trainings")
-    parser.add_choice("--hints", report.HINTS, "how much reports say about a finding")
-    parser.add_argument("--verbose", action="store_true", help="list what passes, too")
-    parser.add_number("--jobs", os.cpu_count() or 1, "files judged at the same time", at_least=1)
-    parser.add_number("--time_limit", 120.0, "seconds for a file", above=0)
-    parser.add_number("--seed", 0, "seed of the measurements", at_least=0, below=1000)
-    parser.add_argument(
-        "--fresh", action="store_true", help="neither read nor keep results of other gradings"
-    )
-    parser.add_argument(
-        "--memory",
-        metavar="FILE",
-        default="runs/grading.jsonl",
-        help="where results are kept, so that an interrupted grading goes on",
-    )
-    for flag, words in (
-        ("--rubric", "points per check, in TOML"),
-        ("--json", "write everything as JSON"),
-        ("--csv", "write one row per person"),
-        ("--html", "write a page with pictures of samples"),
-        ("--gradescope", "write Gradescope's results.json"),
-    ):
-        parser.add_optional_argument(flag, metavar="FILE", help=words)
-    return parser.parse_args(argv)
+def _write(file, text):
+    file.write_text(text, encoding="utf-8")
+
+
+class _Tolerant:
+    """A standard stream that may be missing, closed, full or narrow: what it can't take is lost."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        self.stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 if __name__ == "__main__":
-    cli.run_script(main, parse_args)
+    sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Tolerant(sys.stderr)
+    cli.run(main, parse)

@@ -1,5 +1,6 @@
 """From a submission's module to what the checks measure: callables, by the course's names."""
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable
@@ -8,13 +9,14 @@ from functools import partial
 import torch
 import torch.nn as nn
 
-from grading.flow_subject import Bijection, FlowSubject
-from grading.gan import GanSubject
-from grading.gan_observer import Observer
+from gencheck.flow_maps import Bijection
+from gencheck.gan_checks import GanSubject
+from gencheck.gan_observer import Observer
+from gencheck.outcomes import one_line, seed_everything
+from gencheck.vae_loss import readings
+from gencheck.vae_subject import VAESubject
+from grading.flow_subject import FlowSubject
 from grading.loading import CannotLoad, Submission, time_limit
-from grading.outcomes import one_line, seed_everything
-from grading.vae_loss import readings
-from grading.vae_subject import VAESubject
 
 GAN_BATCH = 32
 MAIN_SECONDS = 15  # until `main` calls the first epoch
@@ -211,12 +213,14 @@ def gan_subject(submission: Submission, pictures: list) -> GanSubject:
     if main is None:
         raise CannotLoad("there is no function main")
     if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
-        submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
+        with contextlib.suppress(AttributeError):  # of a frozen dataclass
+            submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
 
     def watch(seed):
         return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)
 
-    subject = GanSubject(watch, pictures)
+    subject = GanSubject(watch)
+    subject.pictures = pictures  # whether G was in training mode at each one saved
     subject.seed = 1000
     try:
         _ = subject.seen  # remembered for the first measurement

@@ -8,14 +8,15 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader
 
+from gencheck.outcomes import PASS, CannotJudge, TooLong, seed_everything
+from gencheck.vae_calls import N_IMAGES
+from gencheck.vae_heads import kl_divergence
+from gencheck.vae_subject import VAESubject
 from grading.adapters import SHAPES, first_that_works, required
 from grading.flow_model import differentiated, grey_unit, log_normal, logit
 from grading.flow_subject import FlowSubject
 from grading.loading import Submission, time_limit
-from grading.outcomes import PASS, CannotJudge, TooLong, seed_everything
 from grading.stand_ins import Images
-from grading.vae_heads import kl_divergence
-from grading.vae_subject import N_IMAGES, VAESubject
 
 BATCH = 32
 EPOCH_SECONDS = 20  # for a few batches
@@ -141,7 +142,12 @@ def epoch_subject(model, submission: Submission, subject, caught, images, labels
 
 
 def numbers(value) -> list[float]:
-    """The readings of a returned value: itself, its first part, or the sum of two parts."""
+    """The readings of a returned value: itself, its first part, or the sum of two parts.
+
+    The parts are those of a tuple, or the values of a dictionary.
+    """
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if isinstance(value, tuple | list):
         parts = [numbers(part)[0] for part in value]
         return [parts[0]] + ([parts[0] + parts[1]] if len(parts) > 1 else [])

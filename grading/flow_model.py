@@ -6,17 +6,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from grading.flow_subject import STD, pair
-from grading.outcomes import (
-    NOTE,
-    PASS,
-    WRONG,
-    CannotJudge,
-    Outcome,
-    load_checks,
-    replaced,
-    seed_everything,
-)
+from gencheck.flow_subject import STD, pair
+from gencheck.modules import replaced
+from gencheck.outcomes import NOTE, PASS, WRONG, CannotJudge, Outcome, seed_everything
+from grading.checks import load_checks
 
 QUIRK_NATS = 0.02  # the hand-out's logit step leaves out 784 log(1 - 1e-5) = -0.0078 nats
 QUIRK_LEVELS = 0.01  # and its reverse doesn't undo alpha: up to 0.0013 grey levels

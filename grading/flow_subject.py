@@ -1,30 +1,18 @@
-"""A flow as a black box: its maps with their log-determinants, at perturbed weights."""
+"""A submission's flow: the course's conventions, its couplings and its model of images."""
 
 import contextlib
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 
-from grading.outcomes import CannotJudge, changed_weights, perturb, restored_modes
-
-STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
-
-
-class Bijection(NamedTuple):
-    """A map with its log-determinant, both ways.
-
-    Args:
-        forward: (z [batch, dim], ldj [batch]) -> (z, ldj + log |det|).
-        inverse: the same, backwards.
-    """
-
-    forward: Callable
-    inverse: Callable
+from gencheck.flow_maps import Bijection
+from gencheck.flow_subject import STD
+from gencheck.flow_subject import FlowSubject as AnyShape
+from gencheck.modules import changed_weights, perturb, restored_modes
+from gencheck.outcomes import CannotJudge
 
 
-class FlowSubject:
+class FlowSubject(AnyShape):
     """A flow under measurement; parts that are None can't be judged.
 
     Args:
@@ -46,11 +34,10 @@ class FlowSubject:
         log_prior=None,
         x=None,
     ):
-        self.flow, self.couplings, self.module, self.dim = flow, couplings, module, dim
+        super().__init__(dim)
+        self.flow, self.couplings, self.module = flow, couplings, module
         self.parameters = [] if module is None else list(module.parameters())
         self.model, self.log_prior, self.x = model, log_prior, x
-        self.seed = 0
-        self.dtype = torch.float32
 
     @contextlib.contextmanager
     def perturbed(self, precise: bool = True, std: float = STD):
@@ -83,17 +70,6 @@ class FlowSubject:
             self.module.float()
         self.dtype = torch.float32
 
-    def inputs(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """n points and log-determinants to start from, which are not 0."""
-        generator = torch.Generator().manual_seed(self.seed)
-        z = torch.randn(n, self.dim, generator=generator).to(self.dtype)
-        return z, torch.linspace(-3, 5, n).to(self.dtype)
-
-    def tolerance(self, size: float = 1.0) -> float:
-        """Allowed error of a log-determinant or a point: rounding over all dimensions."""
-        unit = 2.0**-53 if self.dtype == torch.float64 else 2.0**-24
-        return 100 * self.dim * unit * max(1.0, size)
-
     def layers(self) -> list[Bijection]:
         """The couplings.
 
@@ -103,17 +79,3 @@ class FlowSubject:
         if not self.couplings:
             raise CannotJudge("no coupling layers were found")
         return self.couplings
-
-
-def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (z, ldj) that a map returned; CannotJudge for anything else."""
-    if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise CannotJudge("no pair (z, ldj) is returned")
-    return returned
-
-
-def jacobian(function: Callable, z: torch.Tensor) -> torch.Tensor:
-    """The Jacobian of z [dim] -> [dim], by one backward pass over dim copies of z."""
-    copies = z.repeat(len(z), 1).requires_grad_()
-    output = function(copies)
-    return torch.autograd.grad(output, copies, torch.eye(len(z), dtype=z.dtype))[0]

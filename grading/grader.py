@@ -1,139 +1,32 @@
-"""Finding submissions, judging their files side by side, and remembering what was judged."""
+"""Judging submissions side by side, one sandbox a person, and remembering what was judged."""
 
-import ast
 import hashlib
 import json
-import os
-import re
 import secrets
+import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from grading.outcomes import UNJUDGED, WRONG, Finding, printable
-from grading.zygote import Zygote
+from gencheck.outcomes import one_line, printable
+from grading import sandbox
+from grading.discovery import Person, Unreadable, gather, look_at
+from grading.results import Damaged, FileResult, plain, read_findings, read_png, read_results
+from grading.sandbox import Sandbox, SandboxError
 
-MODELS = ("vae", "gan", "nf")
-CLASSES = {
-    "vae": ({"VAE"},),
-    "gan": ({"Generator", "Discriminator"},),
-    "nf": ({"Coupling"}, {"Flow"}),
-}
-NAMES = {"vae": r"vae", "gan": r"gan", "nf": r"(^|_)nf|flow|nvp"}
-NOT_CODE = {"__pycache__", "node_modules", "venv", "site-packages"}
-
-
-@dataclass
-class FileResult:
-    """What came out of judging one file.
-
-    Args:
-        model: one of MODELS.
-        path: the file.
-        findings: in the order of the checks.
-        reason: why the file could not be judged, or "".
-        seconds: processor's time, about.
-        peak_mb: the process's memory at its largest.
-        output: what the submission printed, cut.
-        not_enforced: limits that this system couldn't set.
-        picture: a PNG of samples in base64, or "".
-    """
-
-    model: str
-    path: str
-    findings: list[Finding] = field(default_factory=list)
-    reason: str = ""
-    seconds: float = 0.0
-    peak_mb: int = 0
-    output: str = ""
-    not_enforced: list[str] = field(default_factory=list)
-    picture: str = ""
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether the checks ran and no central one is left open."""
-        return not self.reason and not any(
-            f.central and f.status == UNJUDGED for f in self.findings
-        )
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether something is wrong."""
-        return any(f.status == WRONG for f in self.findings)
-
-
-@dataclass
-class Person:
-    """One person's submission: a file for each model."""
-
-    name: str
-    files: dict[str, Path] = field(default_factory=dict)
-    other_files: list[Path] = field(default_factory=list)
-    results: dict[str, FileResult] = field(default_factory=dict)
-
-
-def kind_of(path: Path) -> str | None:
-    """The model that a file implements, by its classes; by its name if it can't be parsed."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
-        # Code that is nested too deeply raises one of the last two.
-        matches = [m for m in MODELS if re.search(NAMES[m], path.stem.lower())]
-        return matches[0] if matches and path.stem.startswith("a3") else None
-    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    named = [m for m in MODELS if re.search(NAMES[m], path.stem.lower())]
-    for model in (*named, *MODELS):
-        if any(wanted <= classes for wanted in CLASSES[model]):
-            return model
-    return named[0] if named and path.stem.startswith("a3_") else None
-
-
-def discover(path: Path) -> list[Person]:
-    """The submissions in a file or folder: one person per folder that is directly in it.
-
-    A folder with one of the assignment's files directly in it is one person's. A person's folder is
-    searched in any depth.
-    """
-    if path.is_file():
-        model = kind_of(path)
-        return [Person(printable(path.stem), {model: path})] if model else []
-    is_own = any(kind_of(file) for file in path.glob("*.py"))
-    folders = [path] if is_own else sorted(p for p in path.iterdir() if p.is_dir())
-    people = []
-    for folder in folders:
-        person = Person(printable(folder.name))
-        files = [file for file in folder.rglob("*.py") if _is_code(file.relative_to(path))]
-        for file in sorted(files, key=lambda f: (_distance(f), len(f.parts), str(f))):
-            model = kind_of(file)
-            if model and model not in person.files:
-                person.files[model] = file
-            elif model:
-                person.other_files.append(file)
-        if person.files:
-            people.append(person)
-    return people
-
-
-def _is_code(file: Path) -> bool:
-    """Whether neither a file nor a folder on its way is hidden, and none is an installation's."""
-    return not any(name in NOT_CODE or name.startswith(".") for name in file.parts)
-
-
-def _distance(file: Path) -> int:
-    """0 for the course's own names, 1 for nearly those, 2 for others."""
-    if file.stem in {f"a3_{model}_template" for model in MODELS}:
-        return 0
-    return 1 if file.stem.startswith("a3") else 2
+CODE = {".py", ".toml"}  # what results depend on, in our packages
+MEMORY_BYTES = 256 << 20  # of a file of results
 
 
 class Memory:
     """Results by a file's content, in a file of JSON lines: an interrupted grading goes on there.
 
-    What could not be judged is not remembered: with more time, or more memory, it may be.
+    What could not be judged is not remembered: with more time, or more memory, it may be. A file
+    that can't be read or written, or that holds something else, is reported and left alone.
 
     Args:
         path: the file; None remembers nothing.
@@ -142,93 +35,137 @@ class Memory:
 
     def __init__(self, path: Path | None, **options):
         self.path, self.lock = path, threading.Lock()
-        here = Path(__file__).parent
-        files = [*sorted(here.glob("*.py")), here / "checks.toml"]
-        code = b"".join(file.read_bytes() for file in files)
+        folders = (sandbox.ROOT / name for name in sandbox.PACKAGES)
+        files = [file for folder in folders for file in folder.rglob("*.*")]
+        code = b"".join(file.read_bytes() for file in sorted(files) if file.suffix in CODE)
         options["torch"] = torch.__version__
         self.salt = hashlib.sha256(code + json.dumps(options, sort_keys=True).encode())
         self.known = {}
-        if path is not None and path.exists():
-            text = path.read_text()
-            if text and not text.endswith("\n"):  # a grading was interrupted in this line
-                with path.open("a") as file:
-                    file.write("\n")
-            for line in text.splitlines():
-                try:
-                    entry = json.loads(line)
-                    self.known[entry["key"]] = entry["result"]
-                except (ValueError, KeyError, TypeError):
-                    continue
+        if path is not None:
+            try:
+                self._open()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
 
-    def key(self, model: str, file: Path) -> str:
-        """Changes with the file, the modules beside and below it, and the grader."""
+    def _open(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError("no regular file")
+        with self.path.open("a+b") as file:
+            file.seek(0)
+            text = file.read(MEMORY_BYTES + 1).decode(errors="replace")
+            if len(text) > MEMORY_BYTES:
+                raise ValueError(f"larger than {MEMORY_BYTES >> 20} MB")
+            for line in text.splitlines():
+                self._learn(line)
+            if text and not self.known:
+                raise ValueError("its lines are no results of this grader")
+            if text and not text.endswith("\n"):  # a grading was interrupted in this line
+                file.write(b"\n")
+
+    def _learn(self, line):
+        try:
+            entry = json.loads(line)
+            self.known[entry["key"]] = entry["result"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # a damaged line is no result: its file is judged again
+
+    def _give_up(self, error):
+        words = printable(getattr(error, "strerror", None) or str(error))
+        print(f"grading: --memory {printable(str(self.path))}: not used: {words}", file=sys.stderr)
+        self.path = None
+
+    def key(self, model: str, name: str, files: dict[str, bytes]) -> str:
+        """Changes with a file, what lies beside and below it (see `gather`), and the grader."""
         digest = self.salt.copy()
-        digest.update(f"{model} ".encode() + os.fsencode(file))
-        for module in sorted(file.parent.rglob("*.py")):
-            name = module.relative_to(file.parent)
-            if module.is_file() and _is_code(name):
-                digest.update(os.fsencode(name) + b" " + module.read_bytes())
+        for text in (model, name):
+            digest.update(hashlib.sha256(text.encode(errors="surrogateescape")).digest())
+        for path, content in sorted(files.items()):
+            digest.update(hashlib.sha256(path.encode(errors="surrogateescape")).digest())
+            digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
-    def get(self, key: str) -> FileResult | None:
-        """The result that was stored under this key."""
+    def get(self, key: str, model: str, path: Path) -> FileResult | None:
+        """The result that was stored under this key, if it is one."""
         stored = self.known.get(key)
-        if stored is None:
+        try:
+            result = FileResult(
+                model,
+                str(path),
+                read_findings(stored["findings"], model),
+                seconds=float(stored["seconds"]),
+                peak_mb=int(stored["peak_mb"]),
+                picture=read_png(stored["picture"]),
+            )
+        except (Damaged, KeyError, TypeError, ValueError, OverflowError):
             return None
-        findings = [Finding(**found) for found in stored["findings"]]
-        return FileResult(**stored | {"findings": findings})
+        return result if result.is_judged else None
 
     def put(self, key: str, result: FileResult) -> None:
         """Store a result at once, if the file could be judged."""
-        if self.path is None or not result.is_judged:
+        if not result.is_judged:
             return
-        line = json.dumps({"key": key, "result": as_json(result)})
+        stored = {
+            "findings": [plain(found) for found in result.findings],
+            "seconds": result.seconds,
+            "peak_mb": result.peak_mb,
+            "picture": result.picture,
+        }
         with self.lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(line + "\n")
-
-
-def as_json(result: FileResult) -> dict:
-    """A result as plain data."""
-    return vars(result) | {"findings": [vars(found) for found in result.findings]}
+            if self.path is None:
+                return
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"key": key, "result": stored}) + "\n")
+            except OSError as error:
+                self._give_up(error)
 
 
 def judge_file(
-    zygote: Zygote,
+    box: Sandbox,
     model: str,
     path: Path,
     seconds: float = 120.0,
     training: bool = True,
     seed: int = 0,
+    files: dict[str, bytes] | None = None,
 ) -> FileResult:
-    """Judge one file in a process of its own; another seed (0 to 999) measures with other draws."""
+    """Judge one file in a process of its own; another seed (0 to 999) measures with other draws.
+
+    Args:
+        box: the person's sandbox.
+        model: one of MODELS.
+        path: the file.
+        seconds: the limit.
+        training: whether to run the short trainings.
+        seed: of the measurements.
+        files: what `gather` found, if that is known.
+
+    Raises:
+        Unreadable: the file can't be read.
+    """
+    files = gather(path, path.parent) if files is None else files
     token = secrets.token_hex(16)
-    request = {"model": model, "path": str(path.resolve()), "token": token}
-    request |= {"training": training, "seed": seed}
-    lines, reason, output = zygote.run(request, seconds)
-    lines = [line for line in lines if line.get("token") == token]
-    result = FileResult(model, str(path), output=output)
-    ended = False
-    for line in lines:
-        kind = line["kind"]
-        if kind == "finding":
-            content = {k: v for k, v in line.items() if k not in ("token", "kind")}
-            content |= {k: printable(v) for k, v in content.items() if isinstance(v, str)}
-            result.findings.append(Finding(**content))
-        elif kind == "unjudged":
-            reason = printable(line["reason"])
-        elif kind == "sandbox":
-            result.not_enforced = line["not_enforced"]
-        elif kind == "picture":
-            result.picture = line["png"]
-        elif kind == "end":
-            ended, result.seconds, result.peak_mb = True, line["seconds"], line["peak_mb"]
-    if not ended and not reason:
-        reason = "its process ended before the checks did"
-    if reason:
-        result.findings = []  # a process that ends itself may have hidden the rest
-    result.reason = reason
+    request = {"model": model, "name": path.name, "training": training, "seed": seed}
+    request |= {"files": {name: b64encode(content).decode() for name, content in files.items()}}
+    result = FileResult(model, str(path), look=look_at(files))
+    try:
+        answer = box.ask(request | {"token": token}, seconds)
+    except SandboxError as error:
+        result.reason = printable(str(error))
+        return result
+    result.output = answer["output"]
+    result.seconds, result.peak_mb = answer["seconds"], answer["peak_mb"]
+    try:
+        if answer["reason"]:
+            result.reason = answer["reason"]
+        elif not answer["results"]:
+            result.reason = "its process ended before the checks did"
+        else:
+            results = read_results(answer["results"], token, model)
+            result.findings, result.picture, result.reason = results
+    except Damaged:
+        result.reason = "its results are damaged"
     return result
 
 
@@ -240,33 +177,66 @@ def grade(
     training: bool,
     seed: int,
     on_result: Callable[[FileResult], None],
+    unsafe: bool = False,
 ) -> Iterator[Person]:
-    """Judge all files, `jobs` at a time; yields people as they are finished."""
-    zygote = None
-    open_files = {person.name: len(person.files) for person in people}
-    todo = [(person, model, path) for person in people for model, path in person.files.items()]
+    """Judge all files, `jobs` people at a time; yields people as they are finished.
 
-    def judge(model, path):
-        key = memory.key(model, path)
-        result = memory.get(key)
-        if result is None:
-            result = judge_file(zygote, model, path, seconds, training, seed)
-            memory.put(key, result)
-        return result
+    Raises:
+        UsageError: no sandbox can be had, and there is something to judge; nothing has run.
+    """
+    for person in people:
+        for model, path in person.files.items():
+            if (result := _remembered(memory, person, model, path)) is not None:
+                person.results[model] = result
+                on_result(result)
+    open_people = [person for person in people if person.files.keys() - person.results.keys()]
+    done = [person for person in people if not person.files.keys() - person.results.keys()]
+    boxes = [Sandbox(unsafe) for _ in open_people]
+    if open_people:
+        boxes[0] = sandbox.require(unsafe)
 
-    if any(memory.get(memory.key(model, path)) is None for _, model, path in todo):
-        zygote = Zygote()
+    def judge(person, box):
+        with box:
+            for model, path in person.files.items():
+                if model not in person.results:
+                    result = _judge_any(box, memory, person, model, path, seconds, training, seed)
+                    person.results[model] = result
+                    on_result(result)
+        return person
+
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {pool.submit(judge, model, path): (person, model) for person, model, path in todo}
+        yield from done
+        futures = [pool.submit(judge, *work) for work in zip(open_people, boxes)]
         for future in as_completed(futures):
-            person, model = futures[future]
-            person.results[model] = future.result()
-            on_result(person.results[model])
-            open_files[person.name] -= 1
-            if open_files[person.name] == 0:
-                yield person
+            yield future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if zygote is not None:
-            zygote.close()
+        for box in boxes:
+            box.close()
+        pool.shutdown(cancel_futures=True)
+        for box in boxes:
+            box.end()
+
+
+def _remembered(memory, person, model, path):
+    try:
+        files = gather(path, person.root)
+    except (Unreadable, OSError):
+        return None  # judging it gives the reason
+    result = memory.get(memory.key(model, path.name, files), model, path)
+    if result is not None:
+        result.look = look_at(files)
+    return result
+
+
+def _judge_any(box, memory, person, model, path, seconds, training, seed):
+    """The result of a file; whatever goes wrong with it ends with it."""
+    try:
+        files = gather(path, person.root)
+        result = judge_file(box, model, path, seconds, training, seed, files)
+        memory.put(memory.key(model, path.name, files), result)
+    except Unreadable as error:
+        return FileResult(model, str(path), reason=str(error))
+    except Exception as error:
+        return FileResult(model, str(path), reason=f"the grader failed: {one_line(error)}")
+    return result

@@ -6,6 +6,7 @@ import argparse
 import ast
 import builtins
 import contextlib
+import dataclasses
 import errno
 import functools
 import inspect
@@ -22,12 +23,13 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from grading.outcomes import TooLong, one_line
+from gencheck.outcomes import TooLong, one_line
 from grading.stand_ins import Stub
 
 STATEMENT_SECONDS = 5  # for one statement at module level
 WORK = ("main", "run", "train", "fit", "test", "show", "generate", "interpolate", "demo")
 SETTINGS = ("args", "ARGS", "FLAGS", "opt", "opts", "config", "cfg", "params", "hparams", "options")
+DATACLASSES = ("Config", "Args", "Settings", "Options", "Hyperparameters")
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EAGAIN)
 
 
@@ -176,12 +178,20 @@ class Submission:
             (v for v in vars(self.module).values() if isinstance(v, argparse.Namespace)), None
         )
         if self.settings is None:
-            self.settings = argparse.Namespace(**self._defaults())
+            self.settings = self._dataclass() or argparse.Namespace(**self._defaults())
         for name in names & {*SETTINGS}:
             if vars(self.module).get(name) is None:
                 vars(self.module)[name] = self.settings
         for name in names & {"device", "DEVICE"}:
             vars(self.module).setdefault(name, torch.device("cpu"))
+
+    def _dataclass(self) -> Any:
+        """The module's dataclass of settings with its defaults, or None."""
+        kind = self.find(*DATACLASSES)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            with contextlib.suppress(Exception):  # a setting may have no default
+                return kind()
+        return None
 
     def _defaults(self) -> dict:
         """The literal defaults of all `add_argument` calls."""

@@ -6,7 +6,22 @@ import zlib
 
 import torch
 
+from gencheck.outcomes import NOTE, PASS, Outcome
+from grading.checks import load_checks
+
 N_SIDE = 4
+
+
+def _pictures(gan):
+    _ = gan.seen
+    if not gan.pictures:
+        return Outcome(PASS, "no picture saved in the steps that were watched")
+    if any(gan.pictures):
+        return Outcome(NOTE, "pictures are drawn in training mode", "evaluation mode")
+    return Outcome(PASS, "pictures are drawn in evaluation mode")
+
+
+CHECKS = load_checks("gan", {"pictures": _pictures})
 
 
 def samples(model: str, subject) -> torch.Tensor:

@@ -1,12 +1,16 @@
-"""Reports of graded submissions: in the terminal, as JSON, CSV, HTML, and for Gradescope."""
+"""Reports of graded submissions: in the terminal, as JSON, CSV, HTML, and for Gradescope.
+
+All that comes from a submission, its names included, passes `words`, and then its format's own
+escaping: `csv_cell` or `html_cell`.
+"""
 
 import csv
 import html
 import io
 import json
+import math
 
-from grading.grader import MODELS, FileResult, Person, as_json
-from grading.outcomes import (
+from gencheck.outcomes import (
     ACCUSING,
     NOTE,
     OLD,
@@ -18,15 +22,35 @@ from grading.outcomes import (
     Finding,
     printable,
 )
+from grading.discovery import MODELS, Person
+from grading.results import FileResult, as_json
 from grading.rubric import Rubric
 
 HINTS = ("full", "short", "none")
 TITLES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
+CELL = 600  # characters
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;width:100%}td,th{padding:.3em .6em;text-align:left;
-border-bottom:1px solid #ddd;vertical-align:top}.wrong{color:#b00020}.weak{color:#b36b00}
-.old{color:#6a4fb3}.unjudged{color:#555}.note{color:#005a9c}.pass{color:#1b7a2f}
+border-bottom:1px solid #ddd;vertical-align:top;overflow-wrap:anywhere}.wrong{color:#b00020}
+.weak{color:#b36b00}.old{color:#6a4fb3}.unjudged{color:#555}.note{color:#005a9c}.pass{color:#1b7a2f}
 img{image-rendering:pixelated;width:280px;border:1px solid #ddd}"""
+
+
+def words(text: str) -> str:
+    """A text for people: one line, no control characters or direction marks, not endless."""
+    text = printable(text[: CELL + 1])
+    return text if len(text) <= CELL else f"{text[: CELL - 1]}…"
+
+
+def csv_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    text = words(text)
+    return f"'{text}" if text.lstrip()[:1] in {*"=+-@|%"} else text
+
+
+def html_cell(text: str) -> str:
+    """A text without markup; its direction doesn't reach what stands beside it."""
+    return f"<bdi>{html.escape(words(text))}</bdi>"
 
 
 def explain(found: Finding, hints: str) -> str:
@@ -49,25 +73,27 @@ def summary(result: FileResult) -> str:
     if result.reason:
         return f"could not be judged: {result.reason}"
     counts = {s: sum(f.status == s for f in result.findings) for s in STATUSES}
-    words = [f"{n} {status}" for status, n in counts.items() if n]
-    return ", ".join(words) + ("" if result.is_judged else " (judged in part)")
+    parts = [f"{n} {status}" for status, n in counts.items() if n]
+    return ", ".join(parts) + ("" if result.is_judged else " (judged in part)")
 
 
 def terminal(person: Person, rubric: Rubric, hints: str, verbose: bool) -> str:
     """A table of a person's findings, failures first, one line each."""
     earned, possible = rubric.of_person(person)
-    lines = [f"{person.name}   {earned:g} of {possible:g} points"]
+    lines = [f"{words(person.name)}   {earned:g} of {possible:g} points"]
     for model in MODELS:
         result = person.results.get(model)
         if result is None:
             continue
-        lines.append(f"  {TITLES[model]}: {summary(result)}")
+        lines.append(f"  {TITLES[model]}: {words(summary(result))}")
+        lines += [f"    look at it  {words(line)}" for line in result.look]
         for found in sorted_findings(result):
             if verbose or found.status != PASS:
-                text = explain(found, hints)
+                text = words(explain(found, hints))
                 lines.append(f"    {found.status:8}  {found.check:24}  {text}".rstrip())
+    lines += [f"  not read: {words(note)}" for note in person.notes]
     if person.other_files:
-        lines.append(f"  not judged: {printable(', '.join(map(str, person.other_files)))}")
+        lines.append(f"  not judged: {words(', '.join(map(str, person.other_files)))}")
     return "\n".join(lines)
 
 
@@ -80,6 +106,7 @@ def to_json(people: list[Person], rubric: Rubric) -> str:
                 "points": rubric.of_person(person)[0],
                 "possible": rubric.of_person(person)[1],
                 "files": {model: as_json(result) for model, result in person.results.items()},
+                "not_read": person.notes,
             }
             for person in people
         ],
@@ -89,28 +116,26 @@ def to_json(people: list[Person], rubric: Rubric) -> str:
 
 def to_csv(people: list[Person], rubric: Rubric) -> str:
     """One row per person."""
-    columns = ["name", "points", "possible"]
+    columns = ["name", "points", "possible", "not_read"]
+    statuses = (WRONG, WEAK, OLD, UNJUDGED, NOTE)
     for model in MODELS:
-        columns += [f"{model}_{name}" for name in ("judged", WRONG, WEAK, OLD, UNJUDGED, NOTE)]
+        columns += [f"{model}_{name}" for name in ("judged", *statuses, "look_at_it")]
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for person in people:
         earned, possible = rubric.of_person(person)
-        row = {"name": _safe(person.name), "points": earned, "possible": possible}
+        row = {"name": person.name, "not_read": "; ".join(person.notes)}
         for model, result in person.results.items():
             judged = "yes" if result.is_judged else "in part"
             row[f"{model}_judged"] = f"no: {result.reason}" if result.reason else judged
-            for status in (WRONG, WEAK, OLD, UNJUDGED, NOTE):
+            for status in statuses:
                 names = [f.check for f in result.findings if f.status == status]
                 row[f"{model}_{status}"] = " ".join(names)
-        writer.writerow(row)
+            row[f"{model}_look_at_it"] = "; ".join(result.look)
+        cells = {column: csv_cell(text) for column, text in row.items()}
+        writer.writerow(cells | {"points": earned, "possible": possible})
     return out.getvalue()
-
-
-def _safe(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell[:1] in "=+-@" else cell
 
 
 def to_html(people: list[Person], rubric: Rubric, hints: str) -> str:
@@ -118,7 +143,8 @@ def to_html(people: list[Person], rubric: Rubric, hints: str) -> str:
     parts = [f"<!doctype html><meta charset=utf-8><title>Grading</title><style>{STYLE}</style>"]
     for person in people:
         earned, possible = rubric.of_person(person)
-        parts.append(f"<h1>{html.escape(person.name)}</h1><p>{earned:g} of {possible:g} points</p>")
+        parts.append(f"<h1>{html_cell(person.name)}</h1><p>{earned:g} of {possible:g} points</p>")
+        parts += [f"<p>not read: {html_cell(note)}</p>" for note in person.notes]
         for model in MODELS:
             if model in person.results:
                 parts += _html_of_file(person.results[model], hints)
@@ -126,7 +152,9 @@ def to_html(people: list[Person], rubric: Rubric, hints: str) -> str:
 
 
 def _html_of_file(result: FileResult, hints: str):
-    yield f"<h2>{TITLES[result.model]}</h2><p>{html.escape(summary(result))}</p>"
+    yield f"<h2>{TITLES[result.model]}</h2><p>{html_cell(summary(result))}</p>"
+    for line in result.look:
+        yield f"<p>look at it: {html_cell(line)}</p>"
     if result.picture:
         source = f"data:image/png;base64,{html.escape(result.picture)}"
         yield f'<p><img alt="samples" src="{source}"></p>'
@@ -137,23 +165,34 @@ def _html_of_file(result: FileResult, hints: str):
         why = found.why if hints == "full" else ""
         reference = f" ({found.reference})" if found.reference and hints == "full" else ""
         cells = (found.check, explain(found, hints), why + reference)
-        row = "".join(f"<td>{html.escape(cell)}" for cell in cells)
+        row = "".join(f"<td>{html_cell(cell)}" for cell in cells)
         yield f'<tr><td class="{found.status}">{found.status}{row}</tr>'
     yield "</table>"
 
 
 def to_gradescope(people: list[Person], rubric: Rubric, hints: str) -> str:
-    """Gradescope's results.json for one submission."""
+    """Gradescope's results.json for one submission; what to look at is hidden from the student."""
     tests = []
     for result in (r for person in people for r in person.results.values()):
+        title = TITLES[result.model]
         if result.reason:
-            tests.append({"name": TITLES[result.model], "output": summary(result), "max_score": 0})
+            tests.append({"name": title, "output": words(summary(result)), "max_score": 0})
+        if result.look:
+            output = "\n".join(map(words, result.look))
+            hidden = {"max_score": 0, "visibility": "hidden"}
+            tests.append({"name": f"{title}: look at it", "output": output} | hidden)
         for found in sorted_findings(result):
             earned, possible = rubric.of_check(result.model, found)
-            test = {"name": f"{TITLES[result.model]}: {found.check}", "max_score": possible}
+            test = {"name": f"{title}: {found.check}", "max_score": possible}
             if found.status != UNJUDGED:
                 status = "failed" if found.status in ACCUSING else "passed"
                 test |= {"score": earned, "status": status}
-            output = f"{found.status}. {explain(found, hints)}".strip()
+            output = f"{found.status}. {words(explain(found, hints))}".strip()
             tests.append(test | {"output": output})
-    return json.dumps({"score": sum(t.get("score", 0) for t in tests), "tests": tests}, indent=1)
+    score = math.fsum(t.get("score", 0) for t in tests)
+    return json.dumps({"score": score, "tests": tests}, indent=1)
+
+
+def gradescope_without_results(reason: str) -> str:
+    """Gradescope's results.json of a grading that could not be done: no points, and the reason."""
+    return json.dumps({"score": 0, "output": words(reason), "tests": []}, indent=1)

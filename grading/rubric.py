@@ -4,22 +4,17 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grading.grader import MODELS, FileResult, Person
-from grading.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding, checks_table
+from gencheck.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
+from grading.discovery import MODELS, Person
+from grading.results import FileResult, checks_of
 from harness.errors import UserError
 
-SECTIONS = {
-    "vae": ("vae", "epochs", "training", "all"),
-    "nf": ("flow", "model", "epochs", "training", "all"),
-    "gan": ("gan", "all"),
-}
 CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks don't count
 
 
 def default_points(model: str) -> dict[str, float]:
-    """The points of a model's checks in `checks.toml`; 1 where it states none."""
-    tables = (checks_table()[section] for section in SECTIONS[model])
-    return {name: check.get("points", 1.0) for table in tables for name, check in table.items()}
+    """The points of a model's checks."""
+    return {name: check["points"] for name, check in checks_of(model).items()}
 
 
 @dataclass
@@ -56,7 +51,7 @@ def read_rubric(path: Path) -> Rubric:
         UserError: it is missing, no TOML, or names a check or status that doesn't exist.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--rubric {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,157 +1,279 @@
-"""Limits on the process that runs a submission: what it may write, reach, start and use up.
+"""The sandbox of one person's submission: bubblewrap around a fork server.
 
-On Linux: namespaces of its own for users, mounts, processes and the network (none left), a file
-system that is read-only outside the scratch directory, and a filter that refuses new processes.
-Elsewhere only the resource limits hold. Nothing here replaces a container for strangers' code.
+Everything is unshared. The root is empty but for Python, /usr, the virtual environment and the
+packages that judge, all read-only; a folder in memory is for writing. There is no environment, no
+network, no other process, no privilege, and nobody's files: a request carries the content of the
+submission's own folder. `confine.py` adds the limits of the process itself.
 """
 
-import ctypes
-import errno
+import contextlib
+import itertools
+import json
 import os
-import platform
-import resource
+import secrets
+import shutil
 import signal
-import struct
+import site
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
-MEMORY_BYTES = 6 << 30  # more than at the start
-FILE_BYTES = 256 << 20
-N_FILES = 512
-N_PROCESSES = 64
-CLONE = {
-    "user": 0x10000000,
-    "mount": 0x20000,
-    "pid": 0x20000000,
-    "network": 0x40000000,
-    "ipc": 0x8000000,
+from grading.scratch import clear
+from harness.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("datasets", "gencheck", "grading")  # what judging needs of this project
+SCRATCH, SHARED = "/scratch", "/dev/shm"
+SCRATCH_BYTES, SHARED_BYTES = 512 << 20, 16 << 20  # both in memory
+NOBODY = "65534"
+GRACE_SECONDS = 120.0  # beyond a request's own, for the fork server to start and to clear up
+PROBE_SECONDS = 20.0
+ANSWER_BYTES = 8 << 20
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "USER": "nobody",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONDONTWRITEBYTECODE": "1",
 }
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
-NAMESPACES = ("network", "files", "hidden processes")
-KEPT_FLAGS = (
-    2 | 4 | 8 | 1024 | 2048
-)  # nosuid, nodev, noexec, noatime, nodiratime: may not be dropped
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 4, 38, 22
-CAPABILITY_VERSION_3 = 0x20080522
+INSTEAD = (
+    "install the packages bubblewrap and libseccomp2 and allow user namespaces, "
+    "or give --unsafe in a container of its own for each person"
+)
 
 
-def isolate(scratch: Path) -> list[str]:
-    """Enter namespaces of its own; only `scratch` stays writable. Call it before any thread starts.
+class SandboxError(Exception):
+    """The sandbox can't be started, or does not hold; the message says why in one line."""
 
-    Returns what could not be enforced. The caller goes on as another process, in whose place this
-    one waits, if process namespaces exist.
+
+class Sandbox:
+    """One person's sandbox. It starts with the first request, and again if a request ends it.
+
+    Args:
+        unsafe: run the fork server as it is, with the rights of the user.
     """
-    if platform.system() != "Linux":
-        return list(NAMESPACES)
-    libc = ctypes.CDLL(None, use_errno=True)
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(sum(CLONE.values())):
-        return list(NAMESPACES)
-    for name, content in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        Path(f"/proc/self/{name}").write_text(content)
-    missing = [] if _read_only_except(libc, str(scratch.resolve())) else ["files"]
-    _continue_in_child(libc)  # the first process of the namespace: all others end with it
-    _continue_in_child(libc)  # the submission's, which cannot end the first one
-    if libc.mount(b"proc", b"/proc", b"proc", 0, None):
-        missing.append("hidden processes")
-    return missing
 
+    def __init__(self, unsafe: bool = False):
+        self.unsafe = unsafe
+        self.process, self.closed, self.scratch = None, False, None
+        self.lock = threading.Lock()
 
-def _read_only_except(libc, scratch: str) -> bool:
-    def mount(source, target, flags):
-        return libc.mount(source and source.encode(), target.encode(), None, flags, None) == 0
+    def __enter__(self):
+        return self
 
-    if not mount(None, "/", MS_REC | MS_PRIVATE) or not mount(scratch, scratch, MS_BIND):
-        return False
-    done = True
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        target = line.split()[4].encode().decode("unicode_escape")
-        if target in (scratch, "/proc", "/dev/pts"):
-            continue
+    def __exit__(self, *error):
+        self.close()
+        self.end()
+
+    def start(self) -> None:
+        """Start it, and try from inside what must fail.
+
+        Raises:
+            SandboxError: it doesn't start, or something that must fail does not.
+        """
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (kept until the process ends)
+        server = [sys.executable, "-P", "-W", "ignore", "-m", "grading.fork_server"]
+        if self.unsafe:
+            self.scratch = tempfile.mkdtemp(prefix="grading-")
+            command = [*server, self.scratch]
+        else:
+            if shutil.which("bwrap") is None:
+                raise SandboxError("bubblewrap is missing")
+            command = [*bubblewrap(), *server, SCRATCH, SHARED]
+        with self.lock:
+            if self.closed:
+                raise SandboxError("the grading has ended")
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        if not self.unsafe:
+            self._probe()
+
+    def _probe(self):
+        with outside() as things:
+            answer = self._ask({"outside": things}, PROBE_SECONDS)
         try:
-            flags = os.statvfs(target).f_flag & KEPT_FLAGS
-        except OSError:
-            continue  # hidden under another mount
-        done &= mount(None, target, MS_REMOUNT | MS_BIND | MS_RDONLY | flags)
-    return done
+            doors = json.loads(answer["results"])
+        except ValueError:
+            self.end()
+            lines = answer["output"].strip().splitlines() or [answer["reason"]]
+            raise SandboxError(f"the sandbox can't be set up: {lines[-1]}") from None
+        if doors:
+            self.end()
+            raise SandboxError(f"the sandbox does not hold: a submission could {', '.join(doors)}")
 
+    def ask(self, request: dict, seconds: float) -> dict:
+        """The fork server's answer to a request, which may take `seconds`.
 
-def _continue_in_child(libc) -> None:
-    """Go on as a child, which ends with this process; nobody may look into the one that waits."""
-    child = os.fork()
-    if child:
-        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        Returns:
+            `results` and `output`, texts; `reason`, why the process was ended, or ""; `seconds` of
+            processor time and `peak_mb` of memory.
 
+        Raises:
+            SandboxError: it can't be started.
+        """
+        if self.process is None:
+            self.start()
+        return self._ask(request, seconds)
 
-def limit(cpu_seconds: int) -> list[str]:
-    """Limit memory, files, processor time and processes; returns what could not be enforced."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.path.exists("/proc") else 0
-    limits = {
-        resource.RLIMIT_AS: pages * resource.getpagesize() + MEMORY_BYTES,
-        resource.RLIMIT_FSIZE: FILE_BYTES,
-        resource.RLIMIT_NOFILE: N_FILES,
-        resource.RLIMIT_CPU: cpu_seconds,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NPROC: N_PROCESSES,
-    }
-    missing = []
-    for kind, value in limits.items():
-        _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    def _ask(self, request, seconds):
+        process = self.process
+        content = request | {"seconds": seconds, "sandboxed": not self.unsafe}
+        timer = threading.Timer(seconds + GRACE_SECONDS, _kill, [process])
+        timer.start()
         try:
-            resource.setrlimit(kind, (value, value))
-        except (OSError, ValueError):
-            missing.append("memory" if kind == resource.RLIMIT_AS else "resources")
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead
-    if platform.system() != "Linux":
-        return [*missing, "privileges", "processes"]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not _drop_privileges(libc):
-        missing.append("privileges")
-    if not _refuse_processes(libc):
-        missing.append("processes")
-    return missing
+            with contextlib.suppress(BrokenPipeError):  # the answer is missing, too
+                process.stdin.write(json.dumps(content).encode() + b"\n")
+                process.stdin.flush()
+            line = process.stdout.readline(ANSWER_BYTES)
+            return json.loads(line)
+        except ValueError as error:  # no answer: it has ended, or was ended
+            self.end()
+            self.errors.seek(0)
+            words = self.errors.read(10_000).decode(errors="replace").strip().splitlines()
+            raise SandboxError(words[-1] if words else "the sandbox has ended") from error
+        finally:
+            timer.cancel()
+
+    def end(self) -> None:
+        """End all of its processes."""
+        process, self.process = self.process, None
+        if process is not None:
+            _kill(process)
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):  # of a request that was not read
+                process.stdin.close()
+        if self.scratch is not None:
+            try:
+                clear(Path(self.scratch))
+                os.rmdir(self.scratch)
+            except OSError as error:
+                print(f"grading: {self.scratch} is left: {error.strerror}", file=sys.stderr)
+            self.scratch = None
+
+    def close(self) -> None:
+        """Let it end and never start again; a thread that waits for an answer gets none."""
+        with self.lock:
+            self.closed = True
+        if self.process is not None:
+            _kill(self.process)
 
 
-def _drop_privileges(libc) -> bool:
-    """Give up all capabilities for good: with them a process undoes its own namespaces' limits."""
-    header, none = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
-    return libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 == libc.capset(header, none)
+def _kill(process):
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def _refuse_processes(libc) -> bool:
-    """A seccomp filter: fork and clone fail with EAGAIN unless they make a thread.
+def require(unsafe: bool) -> Sandbox:
+    """A sandbox that has been probed, for the first person.
 
-    It needs a process that can gain no privileges.
+    Raises:
+        UsageError: there can be none here; the message says what to do.
     """
-    numbers = {"x86_64": (0xC000003E, 56, (57, 58)), "aarch64": (0xC00000B7, 220, ())}
-    if platform.machine() not in numbers:
-        return False
-    architecture, clone, forks = numbers[platform.machine()]
-    load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
-    allow, again, unknown = 0x7FFF0000, 0x50000 | errno.EAGAIN, 0x50000 | errno.ENOSYS
-    clone3, clone_thread = 435, 0x10000
-    # (code, jump if true, jump if false, value): offset 4 is the architecture, 0 the number of the
-    # call, 16 its first argument. C libraries fall back to clone when clone3 is unknown.
-    program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, again), (load, 0, 0, 0)]
-    for fork in forks:
-        program += [(equal, 0, 1, fork), (give, 0, 0, again)]
-    program += [
-        (equal, 0, 1, clone3),
-        (give, 0, 0, unknown),
-        (equal, 0, 3, clone),
-        (load, 0, 0, 16),
-        (any_bit, 1, 0, clone_thread),
-        (give, 0, 0, again),
-        (give, 0, 0, allow),
+    sandbox = Sandbox(unsafe)
+    try:
+        sandbox.start()
+    except SandboxError as error:
+        raise UsageError(f"there is no sandbox ({error}): {INSTEAD}") from error
+    return sandbox
+
+
+def bubblewrap() -> list[str]:
+    """The words of the command line before the program that runs in the sandbox."""
+    inner = [
+        "bwrap", "--unshare-all", "--unshare-user", "--uid", NOBODY, "--gid", NOBODY,
+        "--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent",
+        "--as-pid-1",  # bubblewrap's own first process could be taken over: it has no filter
+        *_root(), "--proc", "/proc", "--dev", "/dev",
+        "--size", str(SHARED_BYTES), "--tmpfs", SHARED, "--remount-ro", "/dev",
+        "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--remount-ro", "/",
+        "--chdir", SCRATCH, "--",
+    ]  # fmt: skip
+    if os.getuid() != 0:
+        return inner
+    # A namespace that maps root to nobody leaves it root outside: owner of root's files and of
+    # /proc/sys, and free of limits on the number of threads. So root becomes nobody first, in a
+    # root with the same folders: nobody may not be able to enter the folders above them.
+    outer = [
+        "bwrap", "--die-with-parent", "--cap-drop", "ALL",
+        "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
+        *_root(), "--dir", "/tmp", "--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev", "--",
+        "setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups",
+        "--inh-caps=-all", "--ambient-caps=-all", "--",
+    ]  # fmt: skip
+    return [*outer, *inner]
+
+
+def readable() -> list[Path]:
+    """The folders that a submission can read: Python's, the libraries', and our packages."""
+    installed = [sys.prefix, sys.base_prefix, *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        installed.append(site.getusersitepackages())
+    ours = [ROOT / name for name in PACKAGES]
+    paths = [Path("/usr"), *(Path(path).resolve() for path in installed), *ours]
+    return [
+        path
+        for i, path in enumerate(paths)
+        if path.is_dir() and not any(path.is_relative_to(other) for other in paths[:i])
     ]
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HL", len(program), ctypes.addressof(buffer))
-    return libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0) == 0
+
+
+def _root():
+    """Arguments that mount what is readable, each at its own place."""
+    system = [Path("/lib"), Path("/lib64"), Path("/lib32"), Path("/bin"), Path("/sbin")]
+    links = [path for path in system if path.is_symlink()]
+    mounts = [path for path in system if path.is_dir() and not path.is_symlink()]
+    # The loader's cache, what Debian's links to libraries lead to, and the processor's features,
+    # without which PyTorch takes its slowest kernels.
+    details = ["/etc/ld.so.cache", "/etc/alternatives", "/sys/devices/system/cpu"]
+    mounts += [*readable(), *(path for path in map(Path, details) if path.exists())]
+    words = []
+    for path in links:
+        words += ["--symlink", os.readlink(path), str(path)]
+    for path in mounts:
+        for parent in [*path.parents][-2::-1]:  # bubblewrap would make them for their owner only
+            words += ["--dir", str(parent)]
+        words += ["--ro-bind", str(path), str(path)]
+    return words
+
+
+@contextlib.contextmanager
+def outside():
+    """Things out of a sandbox's reach that its probe tries to reach; see `confine.open_doors`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="grading-") as folder,
+        socket.socket(socket.AF_UNIX) as unix,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        os.chmod(folder, 0o755)  # only the sandbox keeps everyone out
+        path = f"{folder}/{secrets.token_hex(4)}"
+        unix.bind(path)
+        unix.listen()
+        os.chmod(path, 0o666)
+        canary = Path(folder, "file")
+        canary.touch()
+        files = [str(canary)]
+        with contextlib.suppress(OSError):  # a user without a home has no file there
+            home = (entry.path for entry in os.scandir(Path.home()) if entry.is_file())
+            files += itertools.islice(home, 1)
+        yield {
+            "folder": folder,
+            "files": files,
+            "unix": path,
+            "port": server.getsockname()[1],
+        }

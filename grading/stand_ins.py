@@ -141,6 +141,12 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             frame = frame.f_back
         return frame is not None and frame.f_code.co_filename.startswith(self.folder)
 
+    @staticmethod
+    def _is_real(package):
+        """Namespaces, such as `google`, may hold more on another machine: they decide nothing."""
+        is_namespace = getattr(package, "__file__", None) is None
+        return package is not None and not isinstance(package, StubModule) and not is_namespace
+
     def find_spec(self, name, path=None, target=None):  # noqa: D102
         top = name.partition(".")[0]
         if name not in self.modules and not self._is_asked_by_submission():
@@ -148,7 +154,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         known = name in self.modules or top in ALWAYS_STUBS or name == "torch.utils.tensorboard"
         if not known and not self.last:
             return None
-        if self.last and top in sys.modules and not isinstance(sys.modules[top], StubModule):
+        if self.last and self._is_real(sys.modules.get(top)):
             return None  # a submodule that a real package lacks is an error
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

@@ -8,19 +8,10 @@ import time
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gencheck.modules import changed_weights, perturb
+from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Check, Outcome
+from grading.checks import load_checks
 from grading.epochs import BATCH, NATS_PER_BIT, numbers
-from grading.outcomes import (
-    NOTE,
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Check,
-    Outcome,
-    changed_weights,
-    load_checks,
-    perturb,
-)
 
 LAST = 8  # images in the short last batch: unusual ones
 BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely
@@ -222,8 +213,11 @@ def _short_training(epochs):
 def _validation_values(value):
     """What the validation's value may be in what `run_epoch` returns.
 
-    The second value: (train, val, ...). Or a half: the terms of train, then those of val.
+    The second value: (train, val, ...). Or a half: the terms of train, then those of val. Of a
+    dictionary, the values in this order.
     """
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if not isinstance(value, tuple | list) or len(value) < 2:
         raise CannotJudge("run_epoch doesn't return a value for each data set")
     half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]

@@ -1,76 +1,55 @@
 """Judging one file of a submission, in the process forked for it."""
 
+import base64
 import contextlib
 import gc
 import json
 import os
-import resource
-import shutil
 import sys
-import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import scipy.stats  # noqa: F401  (loaded once, here, for all submissions)
 import torch
 import torch._dynamo  # noqa: F401  (the first optimiser's step would load it)
 from torch.utils.data import DataLoader
 
 import datasets
-from grading import flow, flow_model, gan, sandbox, vae
+from gencheck import gan_checks, vae_checks
+from gencheck.outcomes import NOTE, OLD, one_line, run_checks, seed_everything
+from grading import couplings, flow_model
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs
 from grading.on_cpu import OnCPU
-from grading.outcomes import (
-    NOTE,
-    OLD,
-    Outcome,
-    finding,
-    load_checks,
-    one_line,
-    run_checks,
-    seed_everything,
-)
-from grading.pictures import png, samples
+from grading.pictures import CHECKS as PICTURE_CHECKS
+from grading.pictures import samples
+from grading.results import MAX_TEXT
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
 from grading.training import TRAINING_CHECKS, epoch_checks
 
-N_IMAGES = 4096  # of each kind, in the zygote's memory
-COPIED_BYTES = 32 << 20
-SKIPPED_FOLDERS = {"__pycache__", "runs", "data", "venv", "node_modules"}
+N_IMAGES = 4096  # of each kind, in the fork server's memory
 BINARY = datasets.bmnist()[1].images[:N_IMAGES].clone()
 GREY = datasets.mnist()[1].images[:N_IMAGES].clone()
 LABELS = torch.from_numpy(datasets.read_mnist()["y_train"][-10_000:][:N_IMAGES]).long()
 gc.freeze()
 
-RUNS_TODAY, RUNS_ON_CPU = load_checks("all", {"runs_today": None, "runs_on_cpu": None})
 
+def judge(request: dict, scratch: Path) -> str:
+    """Judge the file of a request; returns what `grading.results` reads.
 
-def main(request: dict, results: int, output: int) -> None:
-    """Judge the file of a request; write findings to the descriptor `results`."""
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
-    stream = os.fdopen(results, "w", buffering=1)
-    token = request.pop("token")
-
-    def emit(kind, **content):
-        stream.write(json.dumps({"token": token, "kind": kind} | content) + "\n")
-        stream.flush()
-
-    not_found = []  # modules that became stubs
+    Args:
+        request: `model`; `name`, the file's path in its folder; `files`, the folder's content by
+            path, in base64; `training`; `seed`; `token`, repeated in the results.
+        scratch: an empty folder.
+    """
+    token, not_found = request.pop("token"), []  # the latter: modules that became stubs
+    results = {"token": token, "findings": [], "pixels": "", "reason": ""}
     try:
-        _judge(request, emit, not_found)
-    except (Exception, SystemExit) as error:
-        emit("unjudged", reason=_reason(error, not_found))
-    for printed in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            printed.flush()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    emit("end", seconds=round(time.process_time(), 2), peak_mb=peak >> 10)
+        _judge(request, scratch, results, not_found)
+    except BaseException as error:  # even of an interrupt that the submission raises
+        results["reason"] = _reason(error, not_found)[:MAX_TEXT]
+    return json.dumps(results)
 
 
 def _reason(error, not_found):
@@ -85,11 +64,13 @@ def _reason(error, not_found):
     return words
 
 
-def _judge(request, emit, not_found):
-    scratch, path = Path(request["scratch"]), Path(request["path"])
-    missing = sandbox.isolate(scratch)
-    code = scratch / "code"
-    _copy(path.parent, code)
+def _judge(request, scratch, results, not_found):
+    # So deep that paths relative to the script, such as ../../data, lead to places in the scratch.
+    code = scratch / "1" / "2" / "3" / "4" / "code"
+    for name, content in request["files"].items():
+        file = code / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(base64.b64decode(content))
     os.chdir(code)
     os.environ.clear()
     os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), PATH="/usr/bin:/bin", LANG="C.UTF-8")
@@ -103,45 +84,45 @@ def _judge(request, emit, not_found):
         pictures.extend([m.training for m in made if type(m).__name__ in names][-1:])
 
     _replace_modules(code, on_picture, not_found)
-    missing += sandbox.limit(int(request["seconds"]) + 5)
-    emit("sandbox", not_enforced=sorted(set(missing)))
     on_cpu.install()
     seed_everything(request["seed"])
-    submission = Submission(code / path.name, adaptation.attempt)
+    submission = Submission(code / request["name"], adaptation.attempt)
     submission_made.append(submission)
     model, folder = request["model"], str(Path.cwd())
 
+    def add(check, status, measured, expected=""):
+        texts = {"measured": measured[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
+        results["findings"].append({"check": check, "status": status} | texts)
+
     def check(subject, table):
         theirs = partial(is_theirs, folder=folder)
-        found = run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"])
-        for one in found:
-            emit("finding", **asdict(one))
+        for one in run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"]):
+            add(one.check, one.status, one.measured, one.expected)
 
-    try:
-        subject = _check_all(model, submission, check, pictures, request["training"])
-        with contextlib.suppress(Exception, SystemExit):
-            emit("picture", png=png(samples(model, subject)))
-    finally:
-        for words, error in adaptation.used.items():
-            emit("finding", **asdict(finding(model, RUNS_TODAY, Outcome(OLD, f"{words}: {error}"))))
-        if on_cpu.asked:
-            words = "CUDA is asked for by name, or where there is none"
-            emit("finding", **asdict(finding(model, RUNS_ON_CPU, Outcome(NOTE, words))))
+    subject = _check_all(model, submission, check, pictures, request["training"])
+    with contextlib.suppress(Exception, SystemExit):  # the page then has no picture
+        images = (samples(model, subject) * 255).byte()
+        results["pixels"] = base64.b64encode(images.numpy().tobytes()).decode()
+    if adaptation.used:
+        used = (f"{words}: {error}" for words, error in adaptation.used.items())
+        add("runs_today", OLD, "; ".join(used))
+    if on_cpu.asked:
+        add("runs_on_cpu", NOTE, "CUDA is asked for by name, or where there is none")
 
 
 def _check_all(model, submission, check, pictures, training):
     """Run all checks of a model; returns the subject."""
     if model == "gan":
         subject = gan_subject(submission, pictures)
-        check(subject, gan.CHECKS)
+        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
         return subject
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        check(subject, vae.CHECKS)
+        check(subject, vae_checks.CHECKS)
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        check(subject, flow.CHECKS)
+        check(subject, couplings.CHECKS)
         check(subject, flow_model.CHECKS)
         if subject.model is None:
             return subject
@@ -151,27 +132,6 @@ def _check_all(model, submission, check, pictures, training):
     if training:
         check(epochs, TRAINING_CHECKS)
     return subject
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a submission's folder, without hidden and large files: its process may write there."""
-    total = 0
-    for folder, folders, files in os.walk(source):
-        depth = len(Path(folder).relative_to(source).parts)
-        folders[:] = [
-            f for f in folders if f not in SKIPPED_FOLDERS and not f.startswith(".") and depth < 3
-        ]
-        for name in files:
-            file = Path(folder) / name
-            if name.startswith(".") or file.is_symlink() or not file.is_file():
-                continue
-            size = file.stat().st_size if file.suffix != ".py" else 0
-            if total + size <= COPIED_BYTES:
-                total += size
-                copy = target / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-    target.mkdir(exist_ok=True)
 
 
 def _replace_modules(code, on_picture, not_found):

@@ -93,6 +93,8 @@ INSIDE_FUNCTIONS = {
     "datasets.files": {"torchvision.datasets"},  # a second, which only a download takes
     "harness.tensorboard": {"torch.utils.tensorboard"},  # slow, and may not be installed
     "figures.cluster": {"submitit"},  # optional
+    # Each of the benchmark's cases needs one of them.
+    "gencheck.benchmark.cases": {"nflows", "normflows", "pythae.models", "zuko"},
 }
 
 

@@ -42,14 +42,16 @@ class Mutant:
         return path
 
 
-OTHER_AVERAGE = """def mean_over_images(step, data, after_step=None):
-    values = []
+SUMS = """sums, n_images = [], 0
     for batch in data:
-        values.append(step(batch) / len(batch))
-    return torch.stack(values).double().sum(dim=0) / {divisor}
-
-
-def epoch_iter("""
+        sums.append(step(batch))  # stays on the device
+        n_images += len(batch)
+"""
+BATCH_AVERAGES = """sums, n_images = [], {start}
+    for batch in data:
+        sums.append(step(batch) / len(batch))
+        n_images += 1
+"""
 NEVER_CLEARED = """torch.optim.Optimizer.zero_grad = lambda *arguments: None
 
 
@@ -62,14 +64,15 @@ VAE = [
      "0.5 * (torch.exp(log_std) + mean.square() - log_std", "kl", "wrong", "where the variance"),
     ("KL without one half", "0.5 * (torch.exp(2 * log_std)", "(torch.exp(2 * log_std)", "kl",
      "wrong", "2 times the KL"),
-    ("sign of the KL", "Nats(recon + kl, recon, kl,", "Nats(recon - kl, recon, kl,", "kl",
-     "wrong", "sign"),
+    ("sign of the KL", "kl = kl_divergence(mean, log_std)", "kl = -kl_divergence(mean, log_std)",
+     "kl", "wrong", "sign"),
     ("KL summed over the batch", "kl = kl_divergence(mean, log_std)",
-     "kl = kl_divergence(mean, log_std).sum()", "kl", "wrong", "summed over the batch"),
+     "kl = kl_divergence(mean, log_std).sum().expand_as(recon)", "kl", "wrong",
+     "summed over the batch"),
     ("KL averaged over dimensions", "- 2 * log_std - 1).sum(dim=1)",
      "- 2 * log_std - 1).mean(dim=1)", "kl", "wrong", "averaged over the latent"),
-    ("no KL", "Nats(recon + kl, recon, kl,", "Nats(recon + 0 * kl, recon, kl,", "kl", "wrong",
-     "there is none"),
+    ("no KL", "kl = kl_divergence(mean, log_std)", "kl = 0 * kl_divergence(mean, log_std)", "kl",
+     "wrong", "there is none"),
     ("sigma squared times eps", "z = mean + log_std.exp() * eps\n        recon",
      "z = mean + (2 * log_std).exp() * eps\n        recon", "kl"),
     ("twice sigma times eps", "z = mean + log_std.exp() * eps\n        recon",
@@ -96,8 +99,8 @@ VAE = [
      "(torch.sigmoid(logits) - input).square()", "likelihood", "wrong", "", NO_LOSS),
     ("average over pixels", 'input, reduction="none").sum(dim=1)',
      'input, reduction="none").mean(dim=1)', "loss", "weak", "average over pixels", ("kl",)),
-    ("sum over the batch", "return self.terms(input).neg_elbo.mean()",
-     "return self.terms(input).neg_elbo.sum()", "loss", "weak", "sum over"),
+    ("sum over the batch", 'return self.terms(input)["neg_elbo"].mean()',
+     'return self.terms(input)["neg_elbo"].sum()', "loss", "weak", "sum over"),
     ("logarithm of a saturated mean",
      'F.binary_cross_entropy_with_logits(logits, input, reduction="none")',
      "-(input * torch.sigmoid(logits).log() + (1 - input) * (1 - torch.sigmoid(logits)).log())",
@@ -108,12 +111,11 @@ VAE = [
      "wrong", "no binary"),
     ("samples not from the prior", "z = torch.randn(n_samples, self.z_dim",
      "z = 2 * torch.randn(n_samples, self.z_dim", "sample", "wrong", "variance"),
-    ("training on validation", "evaluate(model if average is None else average.model, val)",
+    ("training on validation", "validated.validate(val, optimizer)",
      "epoch_iter(model, val, optimizer)", "validation", "wrong", "validation trains"),
-    ("average of batch averages", "def epoch_iter(", OTHER_AVERAGE.format(divisor="len(values)"),
-     "epoch_average", "weak", "batch averages"),
-    ("batches minus 1", "def epoch_iter(", OTHER_AVERAGE.format(divisor="(len(values) - 1)"),
-     "epoch_average", "weak", "minus 1"),
+    ("average of batch averages", SUMS, BATCH_AVERAGES.format(start=0), "epoch_average", "weak",
+     "batch averages"),
+    ("batches minus 1", SUMS, BATCH_AVERAGES.format(start=-1), "epoch_average", "weak", "minus 1"),
 ]  # fmt: skip
 NF = [
     ("doubled log-determinant", "ldj + log_scale.sum(dim=1)",
@@ -127,9 +129,8 @@ NF = [
      "coupling_reverse_logdet", "wrong", "again", REVERSE),
     ("reverse in forward order", "self.layers[::-1] if reverse else self.layers", "self.layers",
      "flow_inverse", "wrong", "", REVERSE),
-    # The flow joins its halves as if masks alternated, so this one has no inverse.
-    ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows",
-     "flow_inverse", "wrong", "", REVERSE),
+    ("masks don't alternate", "(mask, 1 - mask) * n_flows", "(mask, mask) * n_flows", "masks",
+     "wrong", "pixels never change"),
     ("stripes", "steps[:, None] + steps + 1", "0 * steps[:, None] + steps + 1", "masks", "weak",
      "checkerboard"),
     ("no dequantisation noise", "z + torch.rand_like(z)", "z + 0.5", "dequantize"),
@@ -144,7 +145,7 @@ NF = [
     ("log-determinant left out", "return log_prior(z) + ldj", "return log_prior(z)", "log_px"),
     ("nats per dimension", "(n_dimensions * math.log(2))", "n_dimensions", "bits_per_dimension",
      "wrong", "log 2"),
-    ("no clipping", "clipped_step(optimizer, max_norm)", "optimizer.step()", "clipping",
+    ("no clipping", "nn.utils.clip_grad_norm_(model.parameters(), max_norm)", "pass", "clipping",
      "weak"),
     ("a name that NumPy dropped", "z + torch.rand_like(z)",
      "z + torch.rand_like(z) * __import__('numpy').float(1)", "runs_today", "old", "np.float"),
@@ -152,10 +153,10 @@ NF = [
      "sample"),
 ]  # fmt: skip
 GAN = [
-    ("smoothing of both sides", '"standard": 0.0', '"standard": 0.1', "smoothing", "note",
-     "both sides"),
-    ("the same label for both", "labels = args.real_label, args.fake_label",
-     "labels = args.real_label, args.real_label", "discriminator_loss"),
+    ("smoothing of both sides", "fake_label: float = 0.0", "fake_label: float = 0.1", "smoothing",
+     "note", "both sides"),
+    ("the same label for both", "labels = config.real_label, config.fake_label",
+     "labels = config.real_label, config.real_label", "discriminator_loss"),
     ("a sigmoid too many", "discriminator.logits(images).chunk(2)",
      "discriminator(images).squeeze(1).chunk(2)", "discriminator_loss", "wrong",
      "a sigmoid too many"),
@@ -164,14 +165,14 @@ GAN = [
     ("saturating loss", "F.softplus(-logits_fake)", "-F.softplus(logits_fake)", "generator_loss",
      "note", "saturating"),
     ("gradients never cleared", "def train_step(", NEVER_CLEARED, "stray_gradient"),
-    ("one optimiser moves both", "adam(discriminator, args.lr)",
-     "adam(nn.ModuleList([generator, discriminator]), args.lr)", "steps",
+    ("one optimiser moves both", "adam(discriminator, config.lr)",
+     "adam(nn.ModuleList([generator, discriminator]), config.lr)", "steps",
      "wrong", "", ("stray_gradient", "generator_loss")),
-    ("discriminator stands still", "adam(discriminator, args.lr)", "adam(discriminator, 0.0)",
+    ("discriminator stands still", "adam(discriminator, config.lr)", "adam(discriminator, 0.0)",
      "both_move"),
     ("generator without tanh", "nn.Tanh()", "nn.Identity()", "generator_range", "wrong", "",
      ("image_scale",)),
-    ("images in [0, 1]", "grey / 127.5 - 1", "grey / 255", "image_scale", "weak"),
+    ("images in [0, 1]", "next(batches) / 127.5 - 1", "next(batches) / 255", "image_scale", "weak"),
     ("the same noise for every batch", "torch.randn(n_samples, latent_dim, device=device)",
      "torch.randn(n_samples, latent_dim, generator=torch.Generator().manual_seed(0))", "latents"),
 ]  # fmt: skip

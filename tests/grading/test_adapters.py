@@ -7,8 +7,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gencheck.outcomes import ACCUSING, PASS
 from grading.grader import judge_file
-from grading.outcomes import ACCUSING, PASS
 from grading.shims import SHIMS
 from grading.training import _validation_values
 from tests.conftest import ROOT
@@ -23,7 +23,7 @@ UNIT_INTERVAL = [
     ("math.log(1 - ALPHA) - math.log(self.n_bins)", "math.log(1 - ALPHA)"),
     ("/ (1 - ALPHA) * self.n_bins, ldj", "/ (1 - ALPHA), ldj"),
     ("z = z / self.n_bins * (1 - ALPHA)", "z = z * (1 - ALPHA)"),
-    ("return log_prior(z) + ldj", "{} - N_PIXELS * math.log(self.n_bins)"),
+    ("return log_prior(z) + ldj", "{} - z.shape[1] * math.log(self.n_bins)"),
     ("return z.floor()", "return (self.n_bins * z).floor()"),
 ]
 X, LINEAR = torch.ones(4, 2), nn.Linear(2, 1)
@@ -36,23 +36,23 @@ def statuses(result):
     return {f.check: f.status for f in result.findings}
 
 
-def test_vae_with_methods_for_parts(zygote, tmp_path):
+def test_vae_with_methods_for_parts(sandbox, tmp_path):
     path = tmp_path / "a3_vae_template.py"
     path.write_text(METHODS_VAE)
-    found = statuses(judge_file(zygote, "vae", path, training=False))
+    found = statuses(judge_file(sandbox, "vae", path, training=False))
     expected = ("shapes", "kl", "gradient", "moments", "likelihood", "decoder_blind", "sample")
     assert {found[check] for check in expected} == {PASS}
 
 
 @pytest.mark.parametrize("patches", [NESTED_COUPLINGS, UNIT_INTERVAL], ids=["nested", "unit"])
-def test_flow_built_another_way(zygote, project, patches):
+def test_flow_built_another_way(sandbox, project, patches):
     source = (ROOT / "a3_nf_template.py").read_text()
     for old, new in patches:
         assert source.count(old) == 1, old
         source = source.replace(old, new.format(old))
     path = project / "a3_nf_template.py"
     path.write_text(source)
-    found = statuses(judge_file(zygote, "nf", path, training=False))
+    found = statuses(judge_file(sandbox, "nf", path, training=False))
     assert set(found.values()) == {PASS}
 
 
@@ -63,6 +63,8 @@ def test_flow_built_another_way(zygote, project, patches):
         ((3.0, 2.0, 9.0), {2.0}),  # and something else
         ((3.0, 0.5, 2.0, 0.25), {0.5, 2.0, 2.25}),  # either a value more, or terms of both sets
         ((3.0, [4.0, 2.0]), {4.0, 6.0}),  # a value and more, or its terms
+        (({"recon": 2.5, "kl": 0.5}, {"recon": 4.0, "kl": 2.0}), {4.0, 6.0}),
+        ({"train": 3.0, "val": 2.0}, {2.0}),
     ],
 )
 def test_where_the_validations_value_may_be(returned, values):

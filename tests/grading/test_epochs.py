@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 
+from gencheck.outcomes import PASS, UNJUDGED, WRONG, run_checks
 from grading import epochs
-from grading.outcomes import PASS, UNJUDGED, WRONG, run_checks
 from grading.training import EPOCH_CHECKS, TRAINING_CHECKS
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from grading import flow, flow_model
+from gencheck.flow_maps import Bijection
+from gencheck.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
+from grading import couplings, flow_model
 from grading.epochs import true_bpd
-from grading.flow_subject import Bijection, FlowSubject
-from grading.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
+from grading.flow_subject import FlowSubject
 
 DIM = 784
 
@@ -100,9 +101,9 @@ def subject_of(flow, model=None, x=None):
     ],
 )
 def test_only_pixels_that_never_change_are_wrong_masks(masks, status, words):
-    found = {f.check: f for f in run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)}
+    found = {f.check: f for f in run_checks("flow", subject_of(TinyFlow(masks)), couplings.CHECKS)}
     assert (found.pop("masks").status, {f.status for f in found.values()}) == (status, {PASS})
-    findings = run_checks("flow", subject_of(TinyFlow(masks)), flow.CHECKS)
+    findings = run_checks("flow", subject_of(TinyFlow(masks)), couplings.CHECKS)
     assert words in {f.check: f for f in findings}["masks"].measured
 
 
@@ -115,11 +116,11 @@ class Flip(nn.Module):
 
 def test_masks_of_couplings_with_permutations_between_them_are_not_judged():
     whole = TinyFlow((HALF, HALF))
-    couplings = [Bijection(m, partial(m, reverse=True)) for m in whole.layers]
+    layers = [Bijection(m, partial(m, reverse=True)) for m in whole.layers]
     whole.layers = nn.ModuleList([whole.layers[0], Flip(), whole.layers[1], Flip()])
     bijection = Bijection(whole, partial(whole, reverse=True))
-    subject = FlowSubject(bijection, couplings, whole, DIM)
-    found = {f.check: f.status for f in run_checks("flow", subject, flow.CHECKS)}
+    subject = FlowSubject(bijection, layers, whole, DIM)
+    found = {f.check: f.status for f in run_checks("flow", subject, couplings.CHECKS)}
     assert (found.pop("masks"), found.pop("flow_logdet")) == (UNJUDGED, UNJUDGED)
     assert set(found.values()) == {PASS}
 

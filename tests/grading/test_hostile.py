@@ -1,187 +1,206 @@
 """A submission can harm nothing but itself: it ends as one line, whatever it does."""
 
-import json
-import shutil
+import contextlib
+import os
+import secrets
 import socket
+from pathlib import Path
 
 import pytest
 
-from grading import worker
-from grading.grader import judge_file
-from grading.outcomes import Finding
+from grading.discovery import discover
+from grading.grader import Memory, grade, judge_file
+from grading.sandbox import PACKAGES, readable
 from tests.conftest import ROOT
+from tests.grading import attacks
 from tests.grading.conftest import METHODS_VAE, SECRET
 
-FILE = """
-import os, sys, json, shutil, signal, socket, subprocess, time
-import torch
-import torch.nn as nn
+
+class Outside:
+    """What attacks reach for: files, sockets that listen, and the state of the machine."""
+
+    def __init__(self, folder, stack):
+        self.canary, self.name = folder / "canary", secrets.token_hex(8)
+        self.canary.mkdir()
+        (self.canary / "file").write_text(SECRET)
+        (self.canary / "neighbour.py").write_text("")
+        for path in (folder, self.canary, *self.canary.iterdir()):
+            path.chmod(0o777)  # only the sandbox keeps them out
+        unix, abstract = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        unix.bind(str(folder / "unix"))
+        abstract.bind(f"\0{self.name}")
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.port = tcp.getsockname()[1]
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", self.port))
+        for server in (unix, abstract, tcp):
+            server.listen()
+        self.servers = unix, abstract, tcp, udp
+        for server in self.servers:
+            server.setblocking(False)
+        python = [path for path in readable() if path.is_relative_to(Path.home())]
+        self.values = {
+            "CANARY": str(self.canary), "UNIX": str(folder / "unix"), "ABSTRACT": self.name,
+            "PORT": self.port, "HOME": str(Path.home()),
+            "PYTHONS_PARENTS": [path.relative_to(Path.home()).parts[0] for path in python],
+        }  # fmt: skip
+
+    def state(self):
+        """The state of the machine, as far as an attack could change it."""
+        settings = [Path("/proc/sys/kernel", name) for name in ("core_pattern", "hostname")]
+        packages = [ROOT / name for name in PACKAGES]
+        return {
+            "files": {path.name: path.read_text() for path in self.canary.iterdir()},
+            "settings": [path.read_text() for path in settings],
+            "packages": [(p, p.stat().st_mtime_ns) for f in packages for p in f.rglob("*.py")],
+        }
+
+    def visitors(self):
+        """Which servers somebody has connected to."""
+        for server in self.servers:
+            with contextlib.suppress(BlockingIOError):
+                yield server.accept() if server.type == socket.SOCK_STREAM else server.recv(1)
 
 
-def attack():
-{attack}
+@pytest.fixture
+def outside(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield Outside(tmp_path, stack)
 
 
-result = attack()
+def run(box, folder, body, outside, seconds=20, **options):
+    folder.mkdir(exist_ok=True)
+    path = attacks.write(folder, body, **options, **outside.values)
+    before = outside.state()
+    result = judge_file(box, "vae", path, seconds, False)
+    assert outside.state() == before
+    assert not list(outside.visitors())
+    assert os.listdir(folder) == [path.name]
+    assert SECRET not in result.output and "ESCAPED" not in result.output, result.output
+    assert result.reason and result.reason.isprintable() and not result.findings
+    assert len(result.output) <= 20_000
+    return result
 
 
-class VAE(nn.Module):
-    def __init__(self, hidden_dim=500, z_dim=20):
-        super().__init__()
-        attack()
-        raise RuntimeError("the attack went on")
-"""
-FORGED = json.dumps({"kind": "finding", "token": ""} | dict.fromkeys(Finding.__annotations__, ""))
-UNDO = """import ctypes
-libc = ctypes.CDLL(None)
-for _ in range(2):
-    libc.mount(None, b'/', None, 4096 | 32, None), libc.umount2(b'/proc', 2)
-    libc.unshare(0x10000000 | 0x20000)
-open(CANARY + '/new', 'w')"""
-LEAVE = """import ctypes
-os.setsid()
-ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)  # outlive the parent
-signal.setitimer(signal.ITIMER_REAL, 0)
-time.sleep(9)
-print('escaped', flush=True)"""
-NO_OBJECTS = "[1]\\nnull\\n" + 100_000 * "[" + "\\n"
-WENT_ON = "the attack went on"  # its harm is looked for, and not found
-ATTACKS = {  # what it runs, and a part of the reason why the file is not judged
-    "endless loop": ("while True: pass", "longer than 3 s"),
-    "100 GB": ("return bytearray(100 << 30)", "MemoryError"),
-    "100 GB tensor": ("return torch.ones(25 << 30)", "allocate memory"),
-    "fork bomb": ("while True: os.fork()", "BlockingIOError"),
-    "other programs": ("subprocess.run(['/bin/sh', '-c', 'echo'], check=True)", "BlockingIOError"),
-    "deletion": ("shutil.rmtree(CANARY)", "Read-only file system"),
-    "silent deletion": ("shutil.rmtree(CANARY, ignore_errors=True)", WENT_ON),
-    "writing": ("open(CANARY + '/new', 'w')", "Read-only file system"),
-    "overwriting": ("open(CANARY + '/file', 'w').write('gone')", "Read-only file system"),
-    "undoing the limits": (UNDO, "Read-only file system"),
-    "a gigabyte of output": ("for _ in range(1 << 10): os.write(1, bytes(1 << 20))", "than 64 MB"),
-    "a large file": (
-        "f = open('big', 'wb')\nfor _ in range(1 << 10): f.write(bytes(1 << 20))",
-        "File too large",
-    ),
-    "exit": ("os._exit(0)", "ended before the checks"),
-    "system exit": ("sys.exit(0)", "sys.exit"),
-    "killing": ("os.kill(os.getppid(), signal.SIGKILL)", WENT_ON),
-    "killing all": ("os.kill(-1, signal.SIGKILL)", "ProcessLookupError"),
-    "leaving the group": (LEAVE, "longer than 3 s"),
-    "printed results": (f"print({FORGED!r})", WENT_ON),
-    "results that are none": (f'forge(b"{NO_OBJECTS}")', WENT_ON),
-    "a flood of results": ("forge(bytes(1 << 25))", "than 16 MB"),
-    "a closed result": ("os.closerange(3, 64)", ""),
-}
-FORGE = """
-def forge(content):
-    for fd in range(3, 64):
-        try:
-            os.write(fd, content)
-        except OSError:
-            pass
-"""
+def test_there_are_forty_attacks():
+    assert len(attacks.ESCAPES | attacks.ENDS) >= 40
 
 
-def write(folder, attack, canary, port=0):
-    lines = "\n".join(f"    {line}" for line in attack.splitlines())
-    source = FILE.format(attack=lines).replace("result =", f"{FORGE}\n\nresult =", 1)
+@pytest.mark.parametrize("name", attacks.ESCAPES)
+def test_nothing_outside_is_reached(sandbox, tmp_path, outside, name):
+    result = run(sandbox, tmp_path / "attacker", attacks.ESCAPES[name], outside)
+    assert "contained: " in result.output, result.reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in attacks.LASTING else n for n in attacks.ENDS],
+)
+def test_it_ends_as_one_line_and_the_next_file_is_judged(sandbox, tmp_path, outside, name):
+    body, words = attacks.ENDS[name]
+    seconds = 2 if "longer than" in words else 20
+    assert words in run(sandbox, tmp_path / "attacker", body, outside, seconds).reason
+    process = sandbox.process
+    left = "raise OSError([*os.listdir(os.environ['HOME']), *os.listdir('/dev/shm')])"
+    after = run(sandbox, tmp_path / "next", left, outside)
+    assert after.output == "contained: OSError ['1']\n"  # the folder of its own
+    assert sandbox.process is process
+
+
+def judge_source(box, folder, source):
     path = folder / "a3_vae_template.py"
-    path.write_text(source.replace("CANARY", repr(str(canary))).replace("PORT", str(port)))
-    return path
+    path.write_text(source)
+    return judge_file(box, "vae", path, 20, False)
 
 
-@pytest.fixture(scope="module")
-def contained(zygote, tmp_path_factory):
-    """Skip unless a harmless file shows that all limits hold: attacks kill what they can reach."""
-    path = write(tmp_path_factory.mktemp("harmless"), "pass", "")
-    if missing := judge_file(zygote, "vae", path, 20, False).not_enforced:
-        pytest.skip(f"not enforced here: {', '.join(missing)}")
-
-
-@pytest.mark.usefixtures("contained")
-@pytest.mark.parametrize("name", ATTACKS)
-def test_attack_ends_as_one_line_and_touches_nothing(zygote, tmp_path, name):
-    canary, folder = tmp_path / "canary", tmp_path / "submission"
-    canary.mkdir(), folder.mkdir()
-    (canary / "file").write_text("here")
-    attack, words = ATTACKS[name]
-    result = judge_file(zygote, "vae", write(folder, attack, canary), 3, False)
-    assert result.reason and "\n" not in result.reason and words in result.reason
-    assert result.findings == []
-    assert len(result.output) < 100_000 and "escaped" not in result.output
-    assert [file.name for file in canary.iterdir()] == ["file"]
-    assert (canary / "file").read_text() == "here"
-    assert [file.name for file in folder.iterdir()] == ["a3_vae_template.py"]
-    assert zygote.process.poll() is None
-
-
-def test_forged_results_are_not_believed(zygote, tmp_path):
-    path = tmp_path / "a3_vae_template.py"
-    path.write_text(f"{METHODS_VAE}\nimport os\n{FORGE}\nresult = forge(b'{FORGED}\\n')\n")
-    result = judge_file(zygote, "vae", path, training=False)
-    assert result.is_judged, result.reason
-    assert all(found.measured for found in result.findings)
-
-
-def test_network_is_out_of_reach(zygote, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        attack = "socket.create_connection(('127.0.0.1', PORT), timeout=2)"
-        path = write(tmp_path, attack, tmp_path, server.getsockname()[1])
-        result = judge_file(zygote, "vae", path, 10, False)
-        assert result.reason
-        if "network" in result.not_enforced:
-            pytest.skip("no network namespaces here")
-        with pytest.raises(TimeoutError):
-            server.accept()
-
-
-def test_environment_is_not_shown(zygote, tmp_path):
-    attack = "print(dict(os.environ)); print(open('/proc/self/environ').read())"
-    result = judge_file(zygote, "vae", write(tmp_path, attack, tmp_path), 10, False)
+def test_environment_is_not_shown(sandbox, tmp_path):
+    result = judge_source(sandbox, tmp_path, "import os\nresult = print(dict(os.environ))")
     assert "PATH" in result.output
     assert SECRET not in result.output
 
 
-def test_a_reason_cannot_paint_the_terminal(zygote, tmp_path):
-    attack = "raise RuntimeError('\\x1b[2J\\udcff')"
-    result = judge_file(zygote, "vae", write(tmp_path, attack, tmp_path), 20, False)
-    assert "\\x1b[2J\\udcff" in result.reason and result.reason.isprintable()
-
-
-def test_a_large_file_does_not_keep_small_ones_out(tmp_path):
-    (tmp_path / "code" / "a").mkdir(parents=True)
-    with open(tmp_path / "code" / "checkpoint.pt", "wb") as file:
-        file.truncate(worker.COPIED_BYTES + 1)
-    for name in ("a/config.json", "a3_vae_template.py"):
-        (tmp_path / "code" / name).touch()
-    worker._copy(tmp_path / "code", tmp_path / "copy")
-    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*.*")}
-    assert copied == {"a/config.json", "a3_vae_template.py"}
-
-
-def test_empty_template_is_not_judged(zygote, tmp_path):
-    path = tmp_path / "a3_vae_template.py"
-    path.write_text(
-        "import torch.nn as nn\n\n\nclass VAE(nn.Module):\n    def forward(self, input):\n"
-        "        raise NotImplementedError()\n"
+def test_a_reason_cannot_paint_the_terminal(sandbox, tmp_path):
+    source = (
+        METHODS_VAE + "class VAE(VAE):\n    def __init__(self): raise OSError('\\x1b[2J\\u202e')"
     )
-    result = judge_file(zygote, "vae", path, 20, False)
+    result = judge_source(sandbox, tmp_path, source)
+    assert "\\x1b[2J\\u202e" in result.reason and result.reason.isprintable()
+
+
+def test_deceiving_the_checks_is_visible(sandbox, tmp_path):
+    assert judge_source(sandbox, tmp_path, METHODS_VAE).look == []
+    lines = (
+        "import sys",
+        "f = getattr(sys, '_getframe')(0)",
+        "import gc",
+        "import ctypes",
+        "m = sys.modules",
+        "from grading import outcomes",
+        "open('/etc/passwd')",
+    )
+    look = judge_source(sandbox, tmp_path, "\n".join(lines)).look
+    what = ["frames", "objects of the interpreter", "ctypes", "sys.modules", "the checks' modules"]
+    what.append("an absolute path")
+    assert look == [f"a3_vae_template.py, line {i}: {word}" for i, word in enumerate(what, 2)]
+
+
+def test_empty_template_is_not_judged(sandbox, tmp_path):
+    source = "import torch.nn as nn\n\n\nclass VAE(nn.Module):\n    def forward(self, input):\n"
+    result = judge_source(sandbox, tmp_path, f"{source}        raise NotImplementedError()\n")
     assert result.reason
     assert not result.is_wrong
 
 
-def test_the_reason_names_modules_that_are_not_beside_the_file(zygote, tmp_path):
-    path = tmp_path / "a3_vae_template.py"
-    shutil.copyfile(ROOT / path.name, path)
-    result = judge_file(zygote, "vae", path, 20, False)
+def test_the_reason_names_modules_that_are_not_beside_the_file(sandbox, tmp_path):
+    source = (ROOT / "a3_vae_template.py").read_text()
+    result = judge_source(sandbox, tmp_path, source)
     assert result.reason.endswith("(not found beside the file, nor installed: harness)")
 
 
 @pytest.mark.parametrize("source", ["print 'python 2'", "\0", "import missing_module_xyz; VAE = 1"])
-def test_file_that_cannot_be_loaded_is_not_judged(zygote, tmp_path, source):
-    path = tmp_path / "a3_vae_template.py"
-    path.write_text(source)
-    result = judge_file(zygote, "vae", path, 20, False)
+def test_file_that_cannot_be_loaded_is_not_judged(sandbox, tmp_path, source):
+    result = judge_source(sandbox, tmp_path, source)
     assert result.reason
     assert not result.findings
+
+
+def test_folders_above_the_script_and_google_colab(sandbox, tmp_path):
+    source = (
+        f"{METHODS_VAE}\nimport os\nfrom google.colab import drive\ndrive.mount('/content/drive')\n"
+        "os.makedirs('../../../data/mnist')\nfile = open('../../../data/mnist/x', 'w')\n"
+    )
+    result = judge_source(sandbox, tmp_path, source)
+    assert result.is_judged, result.reason
+
+
+def test_one_attacker_and_two_others_who_are_graded(sandbox, tmp_path, monkeypatch):
+    for name in ("ann", "bob", "eve"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3_vae_template.py").write_text(METHODS_VAE)
+    eve = tmp_path / "eve"
+    os.mkfifo(eve / "a3_gan_template.py")
+    os.symlink(tmp_path / "ann" / "a3_vae_template.py", eve / "a3_nf_template.py")
+    os.symlink("loop.py", eve / "loop.py")
+    os.symlink("/dev/zero", eve / "data.bin")
+    (eve / "a3_vae_template.py").write_bytes(b"[" * (1 << 21))
+    attacks.write(eve / "..", "pass").rename(eve / "a3_vae_again.py")
+    deep = os.open(eve, os.O_DIRECTORY)
+    for _ in range(60):  # a path of more than 4,096 bytes
+        os.mkdir("d" * 100, dir_fd=deep)
+        deep, above = os.open("d" * 100, os.O_DIRECTORY, dir_fd=deep), deep
+        os.close(above)
+    os.close(deep)
+    # One sandbox for all three: starting one takes seconds.
+    monkeypatch.setattr(sandbox, "close", lambda: None)
+    monkeypatch.setattr("grading.grader.Sandbox", lambda unsafe: sandbox)
+    monkeypatch.setattr("grading.sandbox.require", lambda unsafe: sandbox)
+    people = {}
+    for person in grade(discover(tmp_path), Memory(None), 1, 60, False, 0, lambda _: None):
+        people[person.name] = person
+    assert people["ann"].results["vae"].is_judged and people["bob"].results["vae"].is_judged
+    reasons = {model: result.reason for model, result in people["eve"].results.items()}
+    assert reasons["gan"] == "no regular file"
+    assert reasons["nf"] == "a link"
+    assert reasons["vae"] == "larger than 1 MB"
+    assert "loop.py: a link out of eve/" in people["eve"].notes
+    assert any("deeper than 20 folders" in note for note in people["eve"].notes)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from grading.grader import MODELS, judge_file
-from grading.outcomes import ACCUSING
+from gencheck.outcomes import ACCUSING
+from grading.discovery import MODELS
+from grading.grader import judge_file
 from tests.conftest import ROOT
 from tests.grading.mutants import MUTANTS, Mutant
 
@@ -21,16 +22,16 @@ def test_there_are_mutants_enough_and_their_patches_fit(tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_our_script_passes(zygote, model):
-    result = judge_file(zygote, model, ROOT / f"a3_{model}_template.py", training=False)
+def test_our_script_passes(sandbox, model):
+    result = judge_file(sandbox, model, ROOT / f"a3_{model}_template.py", training=False)
     assert result.is_judged, result.reason
     assert not accusations(result)
     assert not [f.line() for f in result.findings if f.status == "unjudged"]
     assert result.picture
 
 
-def assert_found(mutant, zygote, project):
-    result = judge_file(zygote, mutant.model, mutant.write(project), 300, training=False)
+def assert_found(mutant, sandbox, project):
+    result = judge_file(sandbox, mutant.model, mutant.write(project), 300, training=False)
     assert not result.reason
     found = {f.check: f for f in result.findings}[mutant.check]
     assert found.status == mutant.status, found.line()
@@ -39,14 +40,14 @@ def assert_found(mutant, zygote, project):
 
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda m: m.name)
-def test_fault_is_found_by_its_check_and_no_other(zygote, project, mutant):
-    assert_found(mutant, zygote, project)
+def test_fault_is_found_by_its_check_and_no_other(sandbox, project, mutant):
+    assert_found(mutant, sandbox, project)
 
 
-def test_an_exit_in_sample_leaves_the_other_checks(zygote, project):
+def test_an_exit_in_sample_leaves_the_other_checks(sandbox, project):
     first = "z = torch.randn(n_samples, self.z_dim"
     mutant = Mutant("vae", "exit", first, f"raise SystemExit\n        {first}", "sample")
-    result = judge_file(zygote, "vae", mutant.write(project), 300, training=False)
+    result = judge_file(sandbox, "vae", mutant.write(project), 300, training=False)
     found = {f.check: f for f in result.findings}
     assert (found.pop("sample").measured, found["kl"].status) == ("it calls sys.exit", "pass")
     assert result.is_judged and not accusations(result)
@@ -57,15 +58,15 @@ def test_an_exit_in_sample_leaves_the_other_checks(zygote, project):
 @pytest.mark.parametrize(
     "mutant", [m for m in MUTANTS if m.name not in QUICK], ids=lambda m: m.name
 )
-def test_every_fault_is_found(zygote, project, mutant):
-    assert_found(mutant, zygote, project)
+def test_every_fault_is_found(sandbox, project, mutant):
+    assert_found(mutant, sandbox, project)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 21))
 @pytest.mark.parametrize("model", MODELS)
-def test_our_script_passes_with_other_draws(zygote, model, seed):
+def test_our_script_passes_with_other_draws(sandbox, model, seed):
     path = ROOT / f"a3_{model}_template.py"
-    result = judge_file(zygote, model, path, 300, training=seed <= 3, seed=seed)
+    result = judge_file(sandbox, model, path, 300, training=seed <= 3, seed=seed)
     assert result.is_judged, result.reason
     assert not accusations(result)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grading.outcomes import PASS, UNJUDGED, WRONG, Check, Outcome, TooLong, run_checks
+from gencheck.outcomes import PASS, UNJUDGED, WRONG, Check, Outcome, TooLong, run_checks
 
 
 class Subject:

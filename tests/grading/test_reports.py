@@ -4,19 +4,25 @@ import csv
 import io
 import json
 import os
+import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from gencheck.outcomes import Finding
 from grading import __main__ as command
 from grading import report
-from grading.grader import FileResult, Memory, Person, discover, grade
+from grading.checks import checks_table
+from grading.discovery import Person, discover, gather
+from grading.grader import Memory
 from grading.loading import CannotLoad, Submission
-from grading.outcomes import Finding, checks_table
-from grading.rubric import SECTIONS, Rubric, default_points, read_rubric
+from grading.results import SECTIONS, FileResult
+from grading.rubric import Rubric, default_points, read_rubric
+from grading.sandbox import Sandbox
 from harness import cli
 from harness.errors import UserError
+from tests.conftest import ROOT
 
 VAE = "import torch\n\n\nclass VAE:\n    pass\n"
 GAN = "class Generator:\n    pass\n\n\nclass Discriminator:\n    pass\n"
@@ -73,7 +79,8 @@ def test_odd_names_and_deep_nesting_do_not_end_the_grading_of_others(tmp_path):
     names = {"M\\udcfcller": {"vae"}, "\\x1b[31mred": {"vae"}, "deep": {"gan"}}
     assert {person.name: {*person.files} for person in found} == names
     for person in found:
-        assert Memory(None).key("vae", next(iter(person.files.values())))
+        file = next(iter(person.files.values()))
+        assert Memory(None).key("vae", file.name, gather(file, person.root))
         report.terminal(person, Rubric(), "full", True).encode()
     (deep,) = (person for person in found if person.name == "deep")
     with pytest.raises(CannotLoad, match="no Python 3: "):
@@ -86,72 +93,6 @@ def test_the_assignments_names_come_first(tmp_path):
     (person,) = discover(tmp_path)
     assert person.files["vae"].name == "a3_vae_template.py"
     assert len(person.other_files) == 2
-
-
-def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
-    judged = []
-
-    def judge(zygote, model, path, *options):
-        judged.append(path.parent.name)
-        if len(judged) == 3:
-            raise KeyboardInterrupt
-        return FileResult(model, str(path), [found("kl", "pass")])
-
-    monkeypatch.setattr("grading.grader.judge_file", judge)
-    monkeypatch.setattr("grading.grader.Zygote", lambda: type("Z", (), {"close": lambda _: None})())
-    for name in "abcd":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a3_vae_template.py").write_text(VAE)
-
-    def run():
-        memory = Memory(tmp_path / "memory.jsonl", training=False)
-        return list(grade(discover(tmp_path), memory, 1, 9, False, 0, lambda _: None))
-
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    stored = (tmp_path / "memory.jsonl").read_text()
-    (tmp_path / "memory.jsonl").write_text(stored + '{"key": "half a li')
-    before = list(judged[:2])
-    assert len(run()) == 4
-    assert not set(before) & set(judged[3:])
-    (tmp_path / "a" / "a3_vae_template.py").write_text(VAE + "\n# changed\n")
-    n = len(judged)
-    run()
-    assert judged[n:] == ["a"]
-
-
-def test_what_could_not_be_judged_is_judged_again(tmp_path):
-    memory = Memory(tmp_path / "memory.jsonl")
-    memory.put("slow", FileResult("vae", "file", reason="it took longer than 120 s"))
-    memory.put("open", FileResult("vae", "file", [found("kl", "unjudged", central=True)]))
-    memory.put("judged", FileResult("vae", "file", [found("kl", "pass")]))
-    memory = Memory(tmp_path / "memory.jsonl")
-    assert memory.get("slow") is memory.get("open") is None
-    assert memory.get("judged").findings[0].check == "kl"
-
-
-def test_changed_modules_and_versions_are_judged_again(tmp_path, monkeypatch):
-    file, module = tmp_path / "a3_vae_template.py", tmp_path / "parts" / "layers.py"
-    module.parent.mkdir()
-    (tmp_path / ".venv").mkdir()
-    file.write_text(VAE), module.write_text("")
-
-    def key():
-        return Memory(None).key("vae", file)
-
-    keys = [key()]
-    (tmp_path / ".venv" / "installed.py").write_text("")
-    assert key() == keys[0]
-    module.write_text("x = 1")
-    keys.append(key())
-    module.rename(module.with_name("nets.py"))
-    keys.append(key())
-    monkeypatch.setattr("torch.__version__", "1.0")
-    keys.append(key())
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "checks.toml"))
-    keys.append(key())
-    assert len(set(keys)) == len(keys)
 
 
 def test_points_follow_the_rubric(people, tmp_path):
@@ -237,17 +178,106 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
     (tmp_path / "a3_vae_template.py").write_text(VAE)
     findings = [found("kl", status, central=True) for status in statuses]
 
-    def judge(zygote, model, path, *options):
+    def judge(box, model, path, *options):
         return FileResult(model, str(path), findings, reason)
 
     monkeypatch.setattr("grading.grader.judge_file", judge)
-    monkeypatch.setattr("grading.grader.Zygote", lambda: type("Z", (), {"close": lambda _: None})())
-    args = command.parse_args([str(tmp_path), "--fresh", "--json", str(tmp_path / "out.json")])
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    args = command.parse([str(tmp_path), "--fresh", "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as exit:
         command.main(args)
     assert exit.value.code == expected
     assert tmp_path.name in capsys.readouterr().out
     assert (tmp_path / "out.json").exists()
+
+
+VILE = "\x1b[2J\u202eevil\n<script>alert(1)</script>" + "x" * 10_000
+
+
+def test_no_text_of_a_submission_leaves_its_cell(people):
+    person = Person(f"=HYPERLINK({VILE})", notes=[VILE], results=people[0].results)
+    result = person.results["vae"]
+    result.reason, result.look = VILE, [VILE]
+    result.findings = [replace(found("kl", "wrong"), measured=VILE, expected=VILE)]
+    result.findings.append(replace(result.findings[0], measured=" =1+1"))
+    for text in (
+        report.terminal(person, Rubric(), "full", True),
+        report.to_csv([person], Rubric()),
+        report.to_html([person], Rubric(), "full"),
+        report.to_gradescope([person], Rubric(), "full"),
+    ):
+        assert "\x1b" not in text and "\u202e" not in text
+        assert max(map(len, text.splitlines())) < 5_000
+    assert "<script>" not in report.to_html([person], Rubric(), "full")
+    (row,) = csv.DictReader(io.StringIO(report.to_csv([person], Rubric())))
+    assert row["name"].startswith("'=") and "\\x1b" in row["vae_judged"]
+    assert [report.csv_cell(t)[0] for t in (" =1", "+1", "@x", "-1", "\t=1")] == ["'"] * 4 + ["\\"]
+
+
+def test_gradescope_always_gets_its_file(tmp_path):
+    results = tmp_path / "results.json"
+    args = command.parse([str(tmp_path), "--gradescope", str(results)])
+    with pytest.raises(UserError):
+        command.main(args)
+    content = json.loads(results.read_text())
+    assert content["score"] == 0 and "no file of the assignment" in content["output"]
+
+
+def test_a_full_disk_costs_one_report_and_no_points(tmp_path, monkeypatch):
+    (tmp_path / "a3_vae_template.py").write_text(VAE)
+    result = FileResult("vae", "file", [found("kl", "pass")])
+    monkeypatch.setattr("grading.grader.judge_file", lambda *args: result)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    out = tmp_path / "results.json"
+    args = ["--fresh", "--csv", "/dev/full", "--gradescope", str(out)]
+    with pytest.raises(UserError, match="/dev/full: No space left"):
+        command.main(command.parse([str(tmp_path), *args]))
+    assert json.loads(out.read_text())["score"] == default_points("vae")["kl"]
+
+
+def test_a_rubric_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "r.toml").write_bytes("\ufeff[vae]\nkl = 9\n".encode())
+    assert read_rubric(tmp_path / "r.toml").points["vae"]["kl"] == 9
+
+
+def test_reports_are_tried_before_the_work(tmp_path):
+    (tmp_path / "class.csv").write_text("of last year")
+    args = ["--csv", str(tmp_path / "class.csv"), "--json", str(tmp_path / "new.json")]
+    with pytest.raises(UserError, match="no file of the assignment"):
+        command.main(command.parse([str(tmp_path), *args]))
+    assert [file.name for file in tmp_path.iterdir()] == ["class.csv"]
+    assert (tmp_path / "class.csv").read_text() == "of last year"
+
+
+SLOW_STREAMS = (">&-", "2>&-", "2> /dev/full")
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        "> /dev/full 2>&-",
+        "| head -c1",
+        *(pytest.param(words, marks=pytest.mark.slow) for words in SLOW_STREAMS),
+    ],
+)
+def test_streams_that_fail_cost_no_report(tmp_path, redirection):
+    """A person whose name no Latin-1 has, nothing to judge, and streams that take nothing."""
+    os.mkfifo(tmp_path / "a3.py")
+    (tmp_path / "\u674e\u660e").mkdir()
+    os.symlink("/etc", tmp_path / "\u674e\u660e" / "link")
+    out = tmp_path / "class.json"
+    line = f'"$0" -m grading "$1" --fresh --json "$2" {redirection}'
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, sys.executable, str(tmp_path), str(out)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "rror" not in done.stderr
+    (person,) = json.loads(out.read_text())
+    assert person["name"] == "\u674e\u660e" and person["not_read"]
 
 
 def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
@@ -257,6 +287,6 @@ def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
     for line in lines:
         monkeypatch.setattr(sys, "argv", ["grading", *line])
         with pytest.raises(SystemExit) as exit:
-            cli.run_script(command.main, command.parse_args)
+            cli.run(command.main, command.parse)
         assert exit.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,29 +1,17 @@
-"""Checks of a GAN's mathematics (Goodfellow et al., "Generative adversarial nets", 2014)."""
+"""What is measured of a GAN (Goodfellow et al., "Generative adversarial nets", 2014)."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
 
-from grading.gan_observer import Observer
-from grading.gan_step import EXPLAINED
-from grading.outcomes import (
-    NOTE,
-    PASS,
-    WEAK,
-    WRONG,
-    CannotJudge,
-    Finding,
-    Outcome,
-    changed_weights,
-    load_checks,
-    raise_failures,
-    run_checks,
-)
+from gencheck.gan_explain import EXACT, STATED
+from gencheck.gan_observer import Observer
+from gencheck.gan_step import EXPLAINED
+from gencheck.modules import changed_weights
+from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Outcome, load_checks
 
 RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
 
@@ -33,11 +21,16 @@ class GanSubject:
 
     Args:
         watch: watch a training of new networks, from this seed: the `Observer` after it.
-        pictures: after `watch`, whether the generator was in training mode at each picture saved.
+        image_range: that the generator's output should have.
     """
 
-    def __init__(self, watch: Callable[[int], Observer], pictures: list | None = None):
-        self._watch, self.pictures = watch, pictures if pictures is not None else []
+    def __init__(
+        self,
+        watch: Callable[[int], Observer],
+        image_range: tuple[float, float] = (-1.0, 1.0),
+    ):
+        self._watch = watch
+        self.image_range = image_range
         self.seed = 0
         self._observers = {}
 
@@ -76,7 +69,9 @@ def _labels(gan) -> Labels:
         if all(step.weights):
             weights.append(step.weights[1] / step.weights[0])
     if not real or not fake:
-        raise CannotJudge("no step is a cross-entropy of both real and generated images")
+        raise CannotJudge(
+            "no step is a cross-entropy of both real and generated images: state d_loss="
+        )
     residual = median(step.residual for step in _steps(gan, "d"))
     varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
     random = varied or residual > EXPLAINED
@@ -101,21 +96,79 @@ def _one_sigmoid_too_many(gan):
     return all(step.of_probabilities for step in _steps(gan, "d"))
 
 
+def _stated(gan, which, expected):
+    """Whether each step follows the gradient of the loss that the caller states."""
+    steps = _steps(gan, which)
+    loss = gan.seen.stated[which]
+    name = loss if isinstance(loss, str) else "stated"
+    residual = median(step.residual for step in steps)
+    terms = [c for step in steps for c in step.coefficients[: step.n_terms]]
+    flipped = loss == "wgan" and max(terms) < 0  # D is low for real images: as good
+    if flipped:
+        terms = [-c for c in terms]
+    if residual > STATED:
+        others = {step.looks_like for step in steps} - {""}
+        words = f", but that of {others.pop()}" if others else ""
+        measured = f"{residual:.0%} of the gradient is not that of the {name} loss{words}"
+        return Outcome(WRONG, measured, expected)
+    if min(terms) <= 0:
+        measured = f"the gradient of the {name} loss has the wrong sign"
+        return Outcome(WRONG, measured, expected)
+    penalty = any(len(step.coefficients) > step.n_terms for step in steps)
+    words = ", with a gradient penalty" if penalty else ""
+    words += ", of the other sign" if flipped else ""
+    return Outcome(PASS, f"the gradient of the {name} loss, to {residual:.1g}{words}", expected)
+
+
+def _refuse_unexplained(gan, which):
+    """A gradient that no cross-entropy explains says nothing about labels.
+
+    Raises:
+        CannotJudge: what is unexplained are no random labels.
+    """
+    steps = _steps(gan, which)
+    residual = median(step.residual for step in steps)
+    names = [step.looks_like for step in steps if step.looks_like]
+    if names:
+        raise CannotJudge(f"no cross-entropy: pass {which}_loss='{names[0]}', whose gradient it is")
+    if residual <= EXPLAINED or (which == "d" and steps[0].random_labels):
+        return
+    raise CannotJudge(
+        f"no cross-entropy: {residual:.0%} of the gradient is unexplained; state the loss: "
+        f"{which}_loss= a name or a function of D's outputs"
+    )
+
+
+def _refuse_unknown_side(gan):
+    """Without the discriminator's loss nobody knows which way its output should move.
+
+    Raises:
+        CannotJudge: most of that is unexplained, and none is stated.
+    """
+    steps = gan.seen.d.steps
+    unknown = steps and not any(step.n_terms or step.looks_like for step in steps)
+    if unknown and median(step.residual for step in steps) > RANDOM_LABELS:
+        raise CannotJudge("the discriminator's loss is unexplained: state d_loss=, and g_loss=")
+
+
 def _discriminator_loss(gan):
+    if gan.seen.stated["d"] is not None:
+        return _stated(gan, "d", "the gradient of the stated loss")
     expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
     if _one_sigmoid_too_many(gan):
         words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
         return Outcome(WRONG, words, expected)
+    _refuse_unexplained(gan, "d")
     real, fake, residual, weight, random = _labels(gan)
     digits = 2 if residual < EXPLAINED else 1  # labels that differ between images are rough
     measured = f"labels {real:.{digits}f} for real and {fake:.{digits}f} for generated images"
-    if residual > RANDOM_LABELS:
-        raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
+    if random and residual > EXACT and not gan.seen.d.steps[0].random_labels:
+        raise CannotJudge("no cross-entropy with fixed or random labels: state the loss, d_loss=")
     if weight < 0:
         return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
     low, high = sorted((real, fake))
     # Other losses, such as least squares, are fitted roughly by labels that make no sense.
-    if residual > EXPLAINED and (low < -0.2 or high > 1.4 or high - low < 0.2):
+    if residual > EXACT and (low < -0.2 or high > 1.4 or high - low < 0.2):
         raise CannotJudge(f"no cross-entropy, or labels that differ between images: {measured}")
     if high - low < 0.2:
         return Outcome(WRONG, measured, expected)
@@ -129,6 +182,9 @@ def _discriminator_loss(gan):
 
 
 def _smoothing(gan):
+    if gan.seen.stated["d"] is not None:
+        raise CannotJudge("the discriminator's loss is stated")
+    _refuse_unexplained(gan, "d")
     real, fake, residual, _, random = _labels(gan)
     if residual > RANDOM_LABELS or _one_sigmoid_too_many(gan):
         raise CannotJudge("the discriminator's loss is no cross-entropy of its probabilities")
@@ -148,7 +204,10 @@ def _smoothing(gan):
 
 
 def _generator_loss(gan):
+    if gan.seen.stated["g"] is not None:
+        return _stated(gan, "g", "the gradient of the stated loss")
     steps = _steps(gan, "g")
+    _refuse_unexplained(gan, "g")
     up = median(step.coefficients[0] for step in steps)
     down = median(step.coefficients[1] for step in steps)
     residual = median(step.residual for step in steps)
@@ -158,8 +217,11 @@ def _generator_loss(gan):
     if gan.seen.d.steps and _one_sigmoid_too_many(gan):
         raise CannotJudge("no cross-entropy of D's probabilities, like the discriminator's loss")
     try:
+        if gan.seen.stated["d"] is not None:
+            raise CannotJudge("a stated loss has no labels")
         real, fake = _labels(gan)[:2]
     except CannotJudge:
+        _refuse_unknown_side(gan)
         real, fake = _raised(gan)
     if real < fake - 0.2:
         up, down = down, up
@@ -211,12 +273,13 @@ def _both_move(gan):
 
 def _generator_range(gan):
     low, high = _range(gan)
+    bottom, top = gan.image_range
+    slack = (top - bottom) / 2
     measured = f"{low:.2f} to {high:.2f} with large weights"
-    if high > 1.001 or low < -1.001:
-        return Outcome(WRONG, measured, "-1 to 1, from tanh")
-    if low > -0.5:
-        return Outcome(NOTE, measured, "-1 to 1, from tanh")
-    return Outcome(PASS, measured, "-1 to 1, from tanh")
+    expected = "-1 to 1, from tanh" if gan.image_range == (-1.0, 1.0) else f"{bottom:g} to {top:g}"
+    if high > top + 0.001 * slack or low < bottom - 0.001 * slack:
+        return Outcome(WRONG, measured, expected)
+    return Outcome(NOTE if low > bottom + 0.5 * slack else PASS, measured, expected)
 
 
 def _range(gan):
@@ -224,12 +287,12 @@ def _range(gan):
     generator, latents = gan.seen.g.module, gan.seen.latents
     if not latents:
         raise CannotJudge("the generator was never called")
-    z = latents[-1]
+    call = gan.seen.last_of_generator
     wide = [p for p in generator.parameters() if p.dim() > 1][-1]
     saved = [*generator.parameters(), *generator.buffers()]
     with changed_weights(saved), torch.no_grad():
         wide.data.mul_(100)
-        images = generator.train()(z)
+        images = call.again(generator.train())
     return images.min().item(), images.max().item()
 
 
@@ -269,15 +332,6 @@ def _latents(gan):
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
 
 
-def _pictures(gan):
-    _ = gan.seen
-    if not gan.pictures:
-        return Outcome(PASS, "no picture saved in the steps that were watched")
-    if any(gan.pictures):
-        return Outcome(NOTE, "pictures are drawn in training mode", "evaluation mode")
-    return Outcome(PASS, "pictures are drawn in evaluation mode")
-
-
 CHECKS = load_checks(
     "gan",
     {
@@ -291,36 +345,5 @@ CHECKS = load_checks(
         "image_scale": _image_scale,
         "discriminator_range": _discriminator_range,
         "latents": _latents,
-        "pictures": _pictures,
     },
 )
-
-
-def check_gan(
-    step: Callable,
-    generator: nn.Module,
-    discriminator: nn.Module,
-    batches: Iterable,
-    weak_too: bool = False,
-) -> list[Finding]:
-    """Check a GAN's training step; returns the findings. The networks are trained in doing so.
-
-    Args:
-        step: takes a batch of real images and makes the steps of `torch.optim` optimisers.
-        generator, discriminator: modules.
-        batches: real images, at least 10 batches of 16 or more.
-        weak_too: raise for weak findings as well.
-
-    Raises:
-        CheckFailure: an AssertionError that lists what is wrong.
-    """
-    new, used = iter(batches), []
-
-    def watch(seed):
-        with Observer(generator, discriminator) as observer:
-            for batch in itertools.chain(new, used.copy()):  # a second training may use them again
-                used.append(batch)
-                step(batch)
-        return observer
-
-    return raise_failures(run_checks("gan", GanSubject(watch), CHECKS), weak_too)

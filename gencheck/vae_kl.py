@@ -4,12 +4,13 @@ import math
 
 import torch
 
-from grading.outcomes import PASS, WRONG, CannotJudge, Outcome, float32_sum_error
-from grading.vae_heads import UNKNOWN_HEAD, kl_divergence, kl_of_draw
-from grading.vae_loss import readings
-from grading.vae_subject import N_IMAGES
+from gencheck.outcomes import PASS, WRONG, CannotJudge, Outcome
+from gencheck.vae_heads import UNKNOWN_HEAD, kl_of_draw
+from gencheck.vae_loss import readings
+from gencheck.vae_subject import LARGE, drawn_kl_of
 
 KL_SETTINGS = 14  # of the encoder, with other means and deviations
+LARGEST = 8  # coefficient that a formula in a program has
 OF_ONE_DRAW = "log q(z|x) - log p(z) of the draw, an unbiased estimate"
 
 
@@ -49,7 +50,7 @@ def _elbo_factor(vae) -> float:
     try:
         with vae.finite():
             c, _, residual = vae.recon_and_kl(vae.batch, seed=vae.seed)
-        fits = abs(c) > 1e-5 and residual < 4 * float32_sum_error(600 * abs(c))
+        fits = abs(c) > 1e-5 and residual < 4 * vae.tolerance * abs(c)
         return c if fits and kl(vae).status == PASS else 0.0
     except CannotJudge:
         return 0.0
@@ -57,8 +58,8 @@ def _elbo_factor(vae) -> float:
 
 def _kl_of(vae, posterior):
     """The KL against the closed form; None where draws of z show another deviation."""
-    rows, coded, settings = [], [], []
-    for i in range(KL_SETTINGS):
+    rows, coded, settings, c = [], [], [], 1.0
+    for i in range(KL_SETTINGS if vae.dim <= LARGE else KL_SETTINGS // 2):
         with vae.encoder_setting(i), torch.no_grad():
             mean, std = (part.double() for part in posterior.of(vae.outputs(vae.batch)))
             if std.min() < 1e-2 or std.max() > 8:
@@ -66,40 +67,56 @@ def _kl_of(vae, posterior):
             value = _coded(vae)
             if value is None:
                 continue
-            coded.append(value)
+            coded.append(value[0])
+            c = value[1]
             settings.append(i)
             terms = (std.square(), std, mean.square(), std.log(), torch.ones_like(std))
             rows.append([term.sum(dim=1).mean().item() for term in terms])
     if len(coded) < 4:
         return _kl_of_one_draw(vae)
     rows, coded = torch.tensor(rows).double(), torch.tensor(coded).double()
-    exact = rows @ torch.tensor([0.5, 0, 0.5, -1, -0.5]).double()
-    error = (coded - exact).abs()
-    tolerance = 5e-4 * exact.abs() + 2 * float32_sum_error(600)
-    if (error < tolerance).all():
-        return Outcome(
-            PASS, f"the closed form, to {error.max():.1g} nats; the head is {posterior.meaning}"
-        )
-    worst = error.argmax()
+    exact = vae.beta * rows @ torch.tensor([0.5, 0, 0.5, -1, -0.5]).double()
+    tolerance = 5e-4 * exact.abs() + 2 * vae.tolerance * abs(c / vae.factor(c))
+    for words, constant in _constants(vae, c).items():
+        error = (coded - constant - exact).abs()
+        if (error < tolerance).all():
+            measured = f"the closed form{words}, to {error.max():.1g} nats"
+            return Outcome(PASS, f"{measured}; the head is {posterior.meaning}")
+    worst = (coded - exact).abs().argmax()
     with vae.encoder_setting(settings[worst]):
         drawn, error = drawn_kl(vae, vae.batch)
     if abs(coded[worst] - drawn) < error or abs(exact[worst] - drawn) > error:
         return None
+    expected = "1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)"
     return Outcome(
         WRONG,
-        f"{coded[worst]:.2f} nats: {_kl_in_words(rows, coded, exact)} "
+        f"{coded[worst]:.2f} nats: {_kl_in_words(vae, rows, coded, exact)} "
         f"(z shows that the head is {posterior.meaning})",
-        f"{exact[worst]:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
+        f"{exact[worst]:.2f}: {'' if vae.beta == 1 else f'{vae.beta:g} times '}{expected}",
     )
 
 
-def _coded(vae) -> float | None:
-    """The KL as it is coded; None where the loss is no finite sum of reconstruction and KL."""
+def _constants(vae, c) -> dict[str, float]:
+    """What a Gaussian's normalisation may add to the KL, in nats, by words."""
+    if not vae.likelihood.has_free_scale():
+        return {"": 0.0}
+    log_variance = math.log(abs(vae.factor(c) / c))
+    half = vae.dim / 2
+    return {
+        "": 0.0,
+        " beside D/2 log sigma^2": half * log_variance,
+        " beside D/2 log(2 pi)": half * math.log(2 * math.pi),
+        " beside D/2 log(2 pi sigma^2)": half * (math.log(2 * math.pi) + log_variance),
+    }
+
+
+def _coded(vae) -> tuple[float, float] | None:
+    """The KL as it is coded, and c of the reconstruction; None where they are no finite sum."""
     try:
         c, k, residual = vae.recon_and_kl(vae.batch)
     except CannotJudge:
         return None
-    return None if residual > 4 * float32_sum_error(600 * abs(c)) else k / (c or 1.0)
+    return None if residual > 4 * vae.tolerance * abs(c) else (k / (vae.factor(c) or 1.0), c)
 
 
 def kl_of_draws(vae):
@@ -110,11 +127,13 @@ def kl_of_draws(vae):
     """
     for i in (1, 4, 5):
         with vae.encoder_setting(i), torch.no_grad():
-            coded, (drawn, error) = _coded(vae), drawn_kl(vae, vae.batch)
-        if coded is not None and math.isfinite(drawn) and abs(coded - drawn) > error:
+            value, (drawn, error) = _coded(vae), drawn_kl(vae, vae.batch)
+        if value is None or not math.isfinite(drawn):
+            continue
+        if all(abs(value[0] - k - drawn) > error for k in _constants(vae, value[1]).values()):
             return Outcome(
                 WRONG,
-                f"{coded:.2f} nats for the distribution that z is drawn from",
+                f"{value[0]:.2f} nats for the distribution that z is drawn from",
                 f"about {drawn:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
             )
     raise CannotJudge(UNKNOWN_HEAD)
@@ -125,58 +144,67 @@ def _kl_of_one_draw(vae):
     with torch.no_grad(), vae.encoder_setting(0):
         mean, std = (part.double() for part in vae.posterior.of(vae.outputs(vae.batch)))
         c, k, residual = vae.recon_and_kl(vae.batch, seed=vae.seed)
-        z = vae.draw(vae.batch, vae.seed).z
-        estimate = kl_of_draw(z, (z - mean) / std, std).mean().item()
-    tolerance = 4 * float32_sum_error(600 * abs(c))
-    if residual < tolerance and abs(k - c * estimate) < tolerance:
+        z = vae.draw(vae.batch, vae.seed).z.reshape(mean.shape)
+        estimate = vae.beta * kl_of_draw(z, (z - mean) / std, std).mean().item()
+    tolerance, factor = 4 * vae.tolerance * abs(c), vae.factor(c)
+    constants = _constants(vae, c).values() if c else [0.0]
+    fits = any(abs(k - factor * (estimate + constant)) < tolerance for constant in constants)
+    if residual < tolerance and fits:
         return Outcome(PASS, OF_ONE_DRAW)
     raise CannotJudge(
         "the standard deviation is 0, the loss is not finite, or it is not reconstruction plus KL"
     )
 
 
-@torch.no_grad()
 def drawn_kl(vae, x) -> tuple[float, float]:
-    """The KL in nats of what draws of z show, averaged over images; its error.
-
-    The error is five standard errors (with n draws the mean has the variance std^2 / n, log std
-    1 / (2 n)) and twice the bias of log std.
-    """
-    z, shared = vae.latents(x)
-    n, mean, std = len(z), z.mean(dim=0), z.std(dim=0)
-    kl = kl_divergence(mean, std) - std.square().sum(dim=1) / (2 * n)  # the mean's own noise
-    variances = (std.square() - 1).square() / (2 * n) + (mean * std).square() / n
-    of_image = variances.sum(dim=1).sqrt()
-    error = of_image.mean() if shared else of_image.norm() / len(x)
-    return kl.mean().item(), 5 * error.item() + std.shape[1] / n
+    """beta times the KL in nats of what draws of z show, averaged over images; its error."""
+    return tuple(abs(vae.beta) * value for value in drawn_kl_of(vae, x))
 
 
-def _kl_in_words(rows, coded, exact) -> str:
+def _kl_in_words(vae, rows, coded, exact) -> str:
     """Which formula was coded, by least squares."""
-    batch, z_dim = N_IMAGES, rows[0, 4].item()
     ratio = ((coded @ exact) / exact.square().sum()).item()
     if (coded - ratio * exact).abs().max() < 1e-2 * exact.abs().max() * abs(ratio) + 1e-2:
-        words = {
-            -1: "the sign is wrong",
-            2: "without the factor one half",
-            1 / z_dim: "averaged over the latent dimensions",
-            batch: "summed over the batch, beside an averaged reconstruction",
-            1 / batch: "averaged over the batch twice",
-            batch / z_dim: "averaged over the latent dimensions, summed over the batch",
-            1 / (batch * z_dim): "averaged over batch and latent dimensions",
-            0: "there is none",
-        }
         known = [
-            w for factor, w in words.items() if abs(ratio - factor) < 0.02 * abs(factor) + 1e-3
+            words
+            for words, factor in _factors(vae).items()
+            if abs(ratio - factor) < 0.02 * abs(factor) + 1e-3
         ]
-        return f"{' or '.join(known) or 'a factor is wrong'}, {ratio:.3g} times the KL"
+        words = " or ".join(known) or f"a factor is wrong, or pass beta={ratio * vae.beta:.3g}"
+        return f"{words}, {ratio:.3g} times the KL"
     coefficients = torch.linalg.lstsq(rows, coded[:, None]).solution[:, 0]
     quarters = (4 * coefficients[:4]).round() / 4  # a formula in a program has such factors
     error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()
-    if (error > 2e-2 * (1 + coded.abs())).any():
+    if (error > 2e-2 * (1 + coded.abs())).any() or quarters.abs().max() > LARGEST:
         return "no combination of sigma^2, sigma, mu^2, log sigma"
     names = ("sigma^2", "sigma", "mu^2", "log sigma", "1")
     terms = [f"{c:+.2f} {name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
     missing_square = abs(coefficients[0]) < 0.02 < abs(coefficients[1])
     words = "the standard deviation stands where the variance belongs: " if missing_square else ""
     return f"{words}sum({' '.join(terms)})"
+
+
+def _factors(vae) -> dict[str, float]:
+    """By words, the factors on the KL that slips with sums and averages leave."""
+    n, z_dim, dim = len(vae.batch), vae.z_dim, vae.dim
+    factors = {
+        "the sign is wrong": -1.0,
+        "without the factor one half": 2.0,
+        "there is none": 0.0,
+        "averaged over the latent dimensions": 1 / z_dim,
+        "summed over the batch, beside an averaged reconstruction": float(n),
+        "averaged over the batch twice": 1 / n,
+        "averaged over the latent dimensions, summed over the batch": n / z_dim,
+        "averaged over batch and latent dimensions": 1 / (n * z_dim),
+    }
+    if vae.likelihood.has_free_scale():
+        return factors
+    return factors | {
+        f"{dim}: the reconstruction is averaged over pixels, the KL is a sum": float(dim),
+        f"{dim}/{z_dim}: averaged over pixels and latents": dim / z_dim,
+        f"{dim}*{n}: the reconstruction is averaged over pixels and batch": float(dim * n),
+        f"{dim}/{n}: the reconstruction is averaged over pixels, the KL over the batch twice":
+            dim / n,
+        f"{dim}/({z_dim}*{n}): averaged over pixels and latents, the KL over the batch twice":
+            dim / (z_dim * n),
+    }  # fmt: skip

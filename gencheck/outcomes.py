@@ -5,21 +5,19 @@ import functools
 import random
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
+
+from gencheck.modules import without_dropout
 
 # From the worst to the best. Only the first two accuse.
 WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS = "wrong", "weak", "old", "unjudged", "note", "pass"
 STATUSES = (WRONG, WEAK, OLD, UNJUDGED, NOTE, PASS)
 ACCUSING = (WRONG, WEAK)
-DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
-DROPOUTS += ("alpha_dropout", "feature_alpha_dropout")  # functions that their modules call, too
 
 
 class CannotJudge(Exception):
@@ -30,10 +28,6 @@ class TooLong(BaseException):
     """A statement or call took longer than its limit."""
 
 
-class CheckFailure(AssertionError):
-    """Checks found the mathematics wrong; the message lists what was measured and expected."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """The result of one measurement.
@@ -42,11 +36,13 @@ class Outcome:
         status: one of STATUSES.
         measured: in one line, with its unit.
         expected: in one line, with its unit.
+        proof: an exact counterexample; a second measurement could only repeat it.
     """
 
     status: str
     measured: str
     expected: str = ""
+    proof: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,6 @@ class Check:
         hint: what to look at, without the answer.
         reference: equation and paper.
         central: whether a submission counts as judged only with this check.
-        points: in the default rubric.
         crash: an exception of the submission's own code is WRONG, as it is called as documented.
     """
 
@@ -70,7 +65,6 @@ class Check:
     hint: str
     reference: str = ""
     central: bool = False
-    points: float = 1.0
     crash: bool = False
 
 
@@ -94,18 +88,25 @@ class Finding:
         return f"{self.status}: {self.check}: {self.measured}{expected}"
 
 
-def load_checks(section: str, measures: dict[str, Callable[[Any], Outcome]]) -> tuple[Check, ...]:
-    """The checks of a section of `checks.toml`, with the functions that measure them, by name."""
-    table = checks_table()[section]
-    if table.keys() != measures.keys():
-        raise ValueError(f"checks.toml and the code disagree: {table.keys() ^ measures.keys()}")
-    return tuple(Check(name, measure, **table[name]) for name, measure in measures.items())
+CHECKS_FILE = Path(__file__).parent / "checks.toml"
+
+
+def load_checks(
+    section: str, measures: dict[str, Callable[[Any], Outcome]], table: dict | None = None
+) -> tuple[Check, ...]:
+    """The checks of these measures, by name, with what a section of the table says about them.
+
+    Raises:
+        KeyError: the table, by default `checks.toml`, says nothing about one.
+    """
+    texts = (read_checks() if table is None else table)[section]
+    return tuple(Check(name, measure, **texts[name]) for name, measure in measures.items())
 
 
 @functools.cache
-def checks_table() -> dict[str, dict]:
-    """`checks.toml`: by section and name, what a report says about a check."""
-    return tomllib.loads((Path(__file__).parent / "checks.toml").read_text())
+def read_checks(file: Path = CHECKS_FILE) -> dict[str, dict]:
+    """A file like `checks.toml`: by section and name, what a report says about a check."""
+    return tomllib.loads(file.read_text())
 
 
 def seed_everything(seed: int) -> None:
@@ -115,6 +116,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+@contextlib.contextmanager
+def kept_random_numbers() -> Iterator[None]:
+    """Restore the state of all generators that `seed_everything` seeds after the block."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
 def run_checks(
     model: str,
     subject: Any,
@@ -122,10 +135,12 @@ def run_checks(
     adapt: Callable[[Exception], bool] = lambda error: False,
     theirs: Callable[[Exception], bool] = lambda error: True,
     seed: int = 0,
+    errors: dict[str, BaseException] | None = None,
 ) -> Iterator[Finding]:
     """Findings of all checks on a subject. Accusations are measured twice, with other draws.
 
-    If the second measurement disagrees with the first, the check is unjudged.
+    If the second measurement disagrees with the first, the check is unjudged. Proofs are measured
+    once.
 
     Args:
         model: "vae", "flow" or "gan".
@@ -134,11 +149,13 @@ def run_checks(
         adapt: called with an exception; True means that the measurement may now succeed.
         theirs: whether an exception was raised by the code under measurement.
         seed: 0 to 999, another one for other random numbers.
+        errors: is given the exceptions that left checks unjudged, by check.
     """
+    errors = {} if errors is None else errors
     for check in checks:
-        outcome = _measure(check, subject, 1000 + seed, adapt, theirs)
-        if outcome.status in ACCUSING:
-            second = _measure(check, subject, 2000 + seed, adapt, theirs)
+        outcome = _measure(check, subject, 1000 + seed, adapt, theirs, errors)
+        if outcome.status in ACCUSING and not outcome.proof:
+            second = _measure(check, subject, 2000 + seed, adapt, theirs, errors)
             if second.status not in ACCUSING:
                 outcome = Outcome(
                     UNJUDGED,
@@ -153,7 +170,9 @@ def finding(model: str, check: Check, outcome: Outcome) -> Finding:
     return Finding(
         model,
         check.name,
-        **asdict(outcome),
+        outcome.status,
+        outcome.measured,
+        outcome.expected,
         why=check.why,
         reference=check.reference,
         hint=check.hint,
@@ -164,7 +183,7 @@ def finding(model: str, check: Check, outcome: Outcome) -> Finding:
 CRASHES = (RuntimeError, TypeError, AttributeError, ValueError, IndexError, UnboundLocalError)
 
 
-def _measure(check, subject, seed, adapt, theirs) -> Outcome:
+def _measure(check, subject, seed, adapt, theirs, errors) -> Outcome:
     subject.seed = seed
     while True:
         seed_everything(subject.seed)
@@ -172,6 +191,8 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
             with without_dropout():
                 return check.measure(subject)
         except CannotJudge as reason:
+            if reason.__cause__ is not None:
+                errors[check.name] = reason.__cause__
             return Outcome(UNJUDGED, str(reason))
         except NotImplementedError:
             return Outcome(UNJUDGED, "not implemented")
@@ -184,6 +205,7 @@ def _measure(check, subject, seed, adapt, theirs) -> Outcome:
                 continue
             if check.crash and isinstance(error, CRASHES) and theirs(error):
                 return Outcome(WRONG, f"it crashes: {one_line(error)}", "no exception")
+            errors[check.name] = error
             return Outcome(UNJUDGED, one_line(error))
 
 
@@ -196,104 +218,6 @@ def one_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """The text with escapes for control characters and for bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def raise_failures(findings: Iterable[Finding], weak_too: bool = False) -> list[Finding]:
-    """The findings, if none is wrong.
-
-    Raises:
-        CheckFailure: some are, or weak if `weak_too`; the message has one line for each.
-    """
-    findings = list(findings)
-    bad = [f for f in findings if f.status == WRONG or (weak_too and f.status == WEAK)]
-    if bad:
-        raise CheckFailure(
-            "\n".join(f"{f.model}: {f.line()}\n    {f.why} ({f.reference})" for f in bad)
-        )
-    return findings
-
-
-@contextlib.contextmanager
-def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
-    """Set attributes (object, name, value) inside the block, and restore what was there."""
-    missing = object()
-    before = [(thing, name, vars(thing).get(name, missing)) for thing, name, _ in replacements]
-    for thing, name, value in replacements:
-        object.__setattr__(thing, name, value)
-    try:
-        yield
-    finally:
-        for thing, name, value in before:
-            if value is missing:
-                object.__delattr__(thing, name)
-            else:
-                object.__setattr__(thing, name, value)
-
-
-def without_dropout() -> contextlib.AbstractContextManager[None]:
-    """Make dropout the identity inside the block: its noise would hide what is measured."""
-    return replaced(*((F, name, lambda input, *args, **options: input) for name in DROPOUTS))
-
-
-@contextlib.contextmanager
-def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Restore these tensors after the block, whatever happens to them in it."""
-    parameters = list(parameters)
-    saved = [parameter.detach().clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        for parameter, value in zip(parameters, saved):
-            parameter.data.copy_(value)
-
-
-def modules_of(*functions: Callable) -> list[nn.Module]:
-    """The modules among these functions and the objects whose methods they are."""
-    owners = [getattr(function, "__self__", function) for function in functions]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
-
-
-@contextlib.contextmanager
-def restored_modes(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore after the block which of these modules are in training mode."""
-    modes = [(part, part.training) for part in parts]
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextlib.contextmanager
-def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore modules after the block: weights, buffers, precision, mode."""
-    parts = [part for module in modules for part in nn.Module.modules(module)]
-    tensors = {id(t): t for part in parts for t in part.parameters(recurse=False)}
-    tensors |= {id(t.grad): t.grad for t in list(tensors.values()) if t.grad is not None}
-    saved = [(tensor, tensor.data, tensor.data.clone()) for tensor in tensors.values()]
-    buffers = [
-        (part, name, buffer, buffer.clone())
-        for part in parts
-        for name, buffer in part.named_buffers(recurse=False)
-    ]
-    try:
-        with restored_modes(parts):
-            yield
-    finally:
-        for tensor, data, value in saved:
-            tensor.data = data.copy_(value)
-        for part, name, buffer, value in buffers:
-            setattr(part, name, buffer.copy_(value))
-
-
-def perturb(parameters: Iterable[torch.Tensor], std: float, seed: int) -> None:
-    """Add normal noise to tensors, from a generator of its own; it repeats after 65,537 numbers."""
-    noise = std * torch.randn(65_537, generator=torch.Generator().manual_seed(seed))
-    for parameter in parameters:
-        n = parameter.numel()
-        repeated = noise.repeat(-(-n // len(noise)))[:n].view(parameter.shape)
-        parameter.data.add_(repeated.to(parameter.dtype))
-        noise = noise.roll(n)
 
 
 def float32_sum_error(value: float, n_terms: int = 784) -> float:

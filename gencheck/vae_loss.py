@@ -9,8 +9,11 @@ def readings(value) -> dict[str, torch.Tensor]:
     The likeliest has the words "": values per image are averaged, a (recon, kl) pair is added, and
     of three or more losses the first is taken. Beside other values, tensors with more than one
     value per image, such as z or images, are no losses; where all are such there is no likeliest.
-    Further readings are each value alone, and the sum of the first two.
+    Further readings are each value alone, and the sum of the first two. A dictionary stands for
+    its values.
     """
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if not isinstance(value, tuple | list):
         return {"": _scalar(value)}
     parts = {f"value {i}": part for i, part in enumerate(value, start=1) if _is_number(part)}

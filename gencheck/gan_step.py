@@ -14,13 +14,17 @@ class Step:
 
     Args:
         coefficients: of the gradients of mean log D and mean log(1 - D), for real images and for
-            generated ones; [4] for the discriminator, [2] for the generator (generated only).
+            generated ones; [4] for the discriminator, [2] for the generator (generated only). Of a
+            stated loss: of its terms, then of gradient penalties.
         d_fake: the average of D(G(z)); NaN without generated images.
         residual: part of the gradient's norm that no such combination explains.
         leftover: whether the backward pass before the step added to gradients of an earlier one.
         of_probabilities: whether a loss that takes the discriminator's probabilities for logits
             explains the gradient instead.
         other_moved: whether the step changed the other network's weights.
+        n_terms: of a stated loss; 0 if none is stated.
+        looks_like: the name of a loss that explains the gradient where no cross-entropy does.
+        random_labels: whether labels that differ between images explain it.
     """
 
     coefficients: list[float]
@@ -29,6 +33,9 @@ class Step:
     leftover: bool
     of_probabilities: bool = False
     other_moved: bool = False
+    n_terms: int = 0
+    looks_like: str = ""
+    random_labels: bool = False
 
     @property
     def labels(self) -> tuple[float | None, float | None]:
@@ -50,6 +57,8 @@ class Step:
     @property
     def sides(self) -> list[bool]:
         """Whether real and whether generated images enter the discriminator's loss."""
+        if self.n_terms:
+            return [True, True]
         sizes = [max(map(abs, half)) for half in (self.coefficients[:2], self.coefficients[2:])]
         return [size > SMALL * max(sizes) for size in sizes]
 

@@ -1,0 +1,1 @@
+"""gencheck on well-known implementations and on commits with known bugs."""
