@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Source:
     def folder(self) -> Path:
         """The folder with the files."""
         if self.data_dir is not None:
-            return Path(self.data_dir).expanduser()
+            return Path(os.path.expanduser(self.data_dir))
         return PACKAGE if self.dataset == "mnist" else DEFAULT_FOLDER
 
 

@@ -121,6 +121,9 @@ class Train(Stored):
         if self.quick and self.runs == Path("runs"):
             self.runs = QUICK_RUNS
         super().__post_init__()
+        self.kinds = tuple(dict.fromkeys(self.kinds))
+        if not self.kinds:
+            raise ValueError(f"--kinds needs some of {', '.join(KINDS)}")
         if self.seeds < 1 or self.jobs is not None and self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
         if self.jobs is not None and self.slurm is not None:
@@ -208,6 +211,9 @@ def draw(command: Draw) -> None:
         places = [str(place) for place in (command.runs, command.recorded) if place is not None]
         hint = f"no finished run in {' or '.join(places)}; `python -m figures train` makes them"
         raise UserError("; ".join([*messages, hint]))
+    page = command.out / "README.md"
+    if not command.only and page.exists() and not page.read_bytes().startswith(b"# Gallery"):
+        raise UserError(f"{page} is no gallery: choose another folder with --out")
     report = command.out / "report"
     drawn, missing = draw_figures(figures, groups, report, command.quick)
     if not command.only:

@@ -36,7 +36,9 @@ def check(found: Runs, messages: list[str]) -> int:
     print(", ".join(f"{kind}: {count}" for kind, count in counts.items()))
     failed = counts[SHORT] + counts[IMPLAUSIBLE]
     if not counts[PASS] + failed:
-        raise UserError("nothing could be graded")
+        raise UserError(
+            "no run has reached a graded epoch or batch with settings that compare with a reference"
+        )
     return 1 if failed or messages else 0
 
 

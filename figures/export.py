@@ -40,7 +40,7 @@ def export(path: Path, found: Runs, groups: Groups) -> None:
     """
     if not found:
         raise UserError("there are no runs to export")
-    content = FORMATS[path.suffix](found, groups).encode()
+    content = FORMATS[path.suffix](found, groups).encode(errors="backslashreplace")
     write_whole(path, lambda file: file.write(content))
 
 

@@ -100,7 +100,7 @@ def write_page(
     blocks.append(["## Where this project departs from the report"])
     blocks += [["The numbers of several seeds are means."], departures(groups)]
     page = "\n\n".join("\n".join(map(_wrapped, block)) for block in blocks) + "\n"
-    write_whole(out / "README.md", lambda file: file.write(page.encode()))
+    write_whole(out / "README.md", lambda file: file.write(page.encode(errors="backslashreplace")))
 
 
 def _save_tables(out: Path, groups: Groups, found: Runs) -> str:

@@ -144,6 +144,8 @@ def stored_run(
     if script not in SCRIPTS or (history or finished) and script != of_metrics:
         whose = config.get("script", "a script of this project")
         raise UserError(f"{folder}: metrics.jsonl holds no metrics of {whose}")
+    if config.get("program", script) != script:
+        raise UserError(f"{folder} is a run of {config['program']!r}, a changed copy of {script}")
     read_settings = SCRIPTS[script].Config.of_dict
     settings = read_settings(config.get("settings", {}), folder / "config.json").flat()
     run = StoredRun(folder, script, settings, history, results, config, finished)

@@ -7,6 +7,7 @@ safetensors library reads it, and its metadata holds the run's `config.json`.
 """
 
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def load(folder: Path, parts: dict, names: Sequence[str] = (NEWEST, PREVIOUS)) -
     present = [folder / name for name in names if (folder / name).exists()]
     for path in present:
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} is damaged")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             records.count_of(checkpoint["metrics"])
             for name, part in parts.items():
@@ -109,7 +113,10 @@ def load_weights(folder: Path | str, model: nn.Module) -> nn.Module:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        model.load_state_dict(safetensors.torch.load(content))
+        tensors = safetensors.torch.load(content)
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("a weight is not finite")
+        model.load_state_dict(tensors)
     except Exception as error:  # a damaged header can make the parser raise anything
         raise UserError(
             f"{path} is damaged, or of other settings than config.json has ({type(error).__name__})"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -78,11 +79,17 @@ def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
     A signal that stops it exits with status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
     interrupts.raise_interrupted()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that can't be printed ends no run
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(parse_words())
     except (UserError, DataError) as exception:
         status = 2 if isinstance(exception, UsageError) else 1
         error, message = exception, f"error: {exception}"
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as exception:
         name = exception.filename or "writing the run"
         error, message, status = exception, f"error: {name}: {exception.strerror or exception}", 1

@@ -21,11 +21,14 @@ DAMAGE = (
 COUNTERS = ("epoch", "batch")
 
 
-def read_config(folder: Path | str, script: str | None = None) -> dict:
+def read_config(folder: Path | str, program: str | None = None) -> dict:
     """`config.json` of a run: a dict with a str `script` and a dict `settings` at least.
 
+    Its `program` is the file that trained, whose name differs from that of `script` for a copy
+    that somebody changed.
+
     Raises:
-        UserError: the folder is not a run folder, or not one of `script`.
+        UserError: the folder is not a run folder, or not one of `program`.
     """
     path = Path(folder) / "config.json"
     try:
@@ -35,8 +38,9 @@ def read_config(folder: Path | str, script: str | None = None) -> dict:
         raise UserError(f"{folder} is not a run folder: {path} is missing or unreadable") from error
     if not isinstance(maker, str) or not isinstance(settings, dict):
         raise UserError(f"{folder} is not a run folder: {path} is not one this project wrote")
-    if script is not None and maker != script:
-        raise UserError(f"{folder} is a run of {maker!r}, not of {script}")
+    trained_by = config.get("program", maker)
+    if program is not None and trained_by != program:
+        raise UserError(f"{folder} is a run of {trained_by!r}, not of {program}")
     return config
 
 

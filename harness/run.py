@@ -108,12 +108,12 @@ class Run:
         self._parts = parts | {"random": RandomState(self.device)}
         options = self.config.run
         if options.evaluate is not None:
-            self.folder = options.evaluate.expanduser()
+            self.folder = options.evaluate
             records.read_results(self.folder)  # damaged ones are an error now, not at the end
             self._acquire_lock()
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
         elif options.resume is not None:
-            self.folder = options.resume.expanduser()
+            self.folder = options.resume
             self._resume()
         else:
             self._start()
@@ -259,22 +259,21 @@ class Run:
         out = self.config.run.out or Path("runs") / self.config.name
         recorded = provenance(self.device)
         try:
-            self.folder = _claim_folder(out.expanduser())
+            self.folder = _claim_folder(out)
         except OSError as error:
             raise UserError(
                 f"the run folder {out} cannot be made: {error.strerror}; name another with --out"
             ) from error
         self._acquire_lock()
-        self._write_config({"script": self.config.SCRIPT, **recorded})
+        origin = {"script": self.config.SCRIPT, "program": self.config.program()}
+        self._write_config(origin | recorded)
         checkpoints.save(self.folder, self._parts, self.history)
         print(f"watch the training in {self.folder / live.FILE}", file=sys.stderr)
 
     def _resume(self) -> None:
-        config = records.read_config(self.folder, self.config.SCRIPT)
+        config = records.read_config(self.folder, self.config.program())
         self._acquire_lock()
         self.history = checkpoints.load(self.folder, self._parts)
-        for name in ("result.json", checkpoints.WEIGHTS):  # the run is no longer finished
-            (self.folder / name).unlink(missing_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         files.write_whole(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
         resumed = config.get("resumed")
@@ -282,6 +281,8 @@ class Run:
             resumed = []
         config["resumed"] = resumed + [{"from": self.count, **provenance(self.device)}]
         self._write_config(config)
+        for name in ("result.json", checkpoints.WEIGHTS):  # the run is no longer finished
+            (self.folder / name).unlink(missing_ok=True)
 
     def _write_config(self, config: dict) -> None:
         """Write `config.json` with the present settings."""
@@ -290,8 +291,8 @@ class Run:
 
     def _program(self) -> str:
         """The script as the user called it; by its name, if a notebook called its `main`."""
-        script = self.config.SCRIPT
-        return sys.argv[0] if Path(sys.argv[0]).name == script else script
+        name = self.config.program()
+        return sys.argv[0] if Path(sys.argv[0]).resolve().name == name else name
 
     def _acquire_lock(self) -> None:
         """Lock the folder: two trainings in one folder would mix their lines."""

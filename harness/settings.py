@@ -1,6 +1,8 @@
 """The settings that all scripts share, from the command line or from an earlier run."""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,9 @@ class RunOptions:
             raise ValueError(f"--seed must be at least 0 and below 2^32, not {self.seed}")
         if self.out == Path():
             raise ValueError("--out: the name of the folder is empty")
+        for name in ("out", "resume", "evaluate"):  # shells leave the tilde of --out=~/x alone
+            if (folder := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(os.path.expanduser(folder)))
         if self.resume is not None and self.evaluate is not None:
             raise ValueError("--resume, --evaluate: one at a time")
 
@@ -58,7 +63,7 @@ class RunConfig:
     A field's comment is its text in `--help`. `__post_init__` raises ValueError beyond bounds.
     """
 
-    SCRIPT: ClassVar[str]  # the script's file name
+    SCRIPT: ClassVar[str]  # the script whose references grade the run
     EXAMPLE: ClassVar[str]  # a command line, for --help
     REPORT: ClassVar[dict[str, Any]]  # what --protocol report sets
 
@@ -114,13 +119,18 @@ class RunConfig:
                 raise UsageError(f"--protocol report sets --{name} to {value}: leave it out")
 
     @classmethod
+    def program(cls) -> str:
+        """The name of the file with the class: SCRIPT, or that of a changed copy."""
+        return Path(sys.modules[cls.__module__].__file__).resolve().name
+
+    @classmethod
     def of(cls, folder: Path | str) -> Self:
         """The settings of a run.
 
         Raises:
             UserError: this is no run of the script, or its settings are damaged.
         """
-        config = records.read_config(folder, cls.SCRIPT)
+        config = records.read_config(folder, cls.program())
         return cls.of_dict(config["settings"], Path(folder) / "config.json")
 
     @classmethod

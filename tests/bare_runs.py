@@ -34,6 +34,10 @@ class Config(RunConfig):
     def name(self):
         return f"script-lr{self.lr}"
 
+    @classmethod
+    def program(cls):
+        return cls.SCRIPT
+
 
 def config_for(folder=None, resume=None, evaluate=None, tensorboard=False, **settings):
     options = RunOptions(

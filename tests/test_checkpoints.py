@@ -65,6 +65,17 @@ def test_every_truncation_falls_back_to_the_checkpoint_before(tmp_path, capsys, 
         assert error.startswith(f"{path} is truncated, foreign") and error.count("\n") == 1
 
 
+def test_changed_bytes_fall_back_to_the_checkpoint_before(tmp_path, capsys, weights):
+    path = tmp_path / NEWEST
+    whole = bytearray(path.read_bytes())
+    start = whole.index(weights[2].numpy().tobytes())  # a weight that torch.load would accept
+    whole[start + 2] ^= 1
+    path.write_bytes(whole)
+    weight, n_epochs = loaded(tmp_path)
+    assert torch.equal(weight, weights[1]) and n_epochs == 2
+    assert "not used" in capsys.readouterr().err
+
+
 def test_a_run_killed_between_two_renames_has_the_checkpoint_before(tmp_path, weights):
     (tmp_path / NEWEST).unlink()
     assert torch.equal(loaded(tmp_path)[0], weights[1])

@@ -171,11 +171,16 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
         (["train", "--jobs", "0"], "at least 1"),
         (["train", "--jobs", "2", "--slurm"], "--slurm has array_parallelism"),
         (["train", "--kinds", "vea"], "invalid choice 'vea'"),
+        (["train", "--kinds"], "--kinds needs some of vae"),
     ],
 )
 def test_a_command_takes_only_the_options_that_it_reads(flags, words):
     with pytest.raises(UsageError, match=words):
         parse(flags)
+
+
+def test_a_kind_that_is_named_twice_is_trained_once():
+    assert parse(["train", "--kinds", "vae", "nf", "vae"]).kinds == ("vae", "nf")
 
 
 @pytest.mark.parametrize("command", ["draw", "train", "check", "export"])

@@ -144,6 +144,14 @@ def test_finished_runs_are_evaluated_and_unfinished_ones_resumed(folder):
         Config.parse(["--evaluate", str(folder)])
 
 
+def test_the_run_of_a_changed_copy_is_not_resumed_by_the_script(tmp_path):
+    write_run(tmp_path, vae.Config().flat(), vae.Config.SCRIPT)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"program": "my_vae.py"}))
+    with pytest.raises(UserError, match="a run of 'my_vae.py', not of a3_vae_template.py"):
+        vae.Config.parse(["--resume", str(tmp_path)])
+
+
 def test_an_absent_run_and_one_of_another_script_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         Config.parse(["--resume", str(tmp_path / "absent")])
