@@ -37,7 +37,7 @@ def check(found: Runs, messages: list[str]) -> int:
     failed = counts[SHORT] + counts[IMPLAUSIBLE]
     if not counts[PASS] + failed:
         raise UserError(
-            "no run has reached a graded epoch or batch with settings that compare with a reference"
+            "nothing could be graded: no run with settings that compare has reached a graded epoch"
         )
     return 1 if failed or messages else 0
 
