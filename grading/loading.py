@@ -178,7 +178,9 @@ class Submission:
             (v for v in vars(self.module).values() if isinstance(v, argparse.Namespace)), None
         )
         if self.settings is None:
-            self.settings = self._dataclass() or argparse.Namespace(**self._defaults())
+            defaults = self._defaults()
+            made = self._dataclass() if not defaults else None
+            self.settings = made or argparse.Namespace(**{"device": "cpu"} | defaults)
         for name in names & {*SETTINGS}:
             if vars(self.module).get(name) is None:
                 vars(self.module)[name] = self.settings
@@ -195,7 +197,7 @@ class Submission:
 
     def _defaults(self) -> dict:
         """The literal defaults of all `add_argument` calls."""
-        defaults = {"device": "cpu"}
+        defaults = {}
         for node in ast.walk(self.tree):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")):
                 continue

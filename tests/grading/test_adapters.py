@@ -1,6 +1,7 @@
 """Right code that is built another way than ours is found, measured and accused of nothing."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from gencheck.outcomes import ACCUSING, PASS
 from grading.grader import judge_file
+from grading.loading import Submission
 from grading.shims import SHIMS
 from grading.training import _validation_values
 from tests.conftest import ROOT
@@ -54,6 +56,25 @@ def test_flow_built_another_way(sandbox, project, patches):
     path.write_text(source)
     found = statuses(judge_file(sandbox, "nf", path, training=False))
     assert set(found.values()) == {PASS}
+
+
+@pytest.mark.parametrize(
+    "source, batch_size",
+    [
+        ("@dataclass\nclass Config:\n    batch_size: int = 9", 9),
+        ("@dataclass\nclass Config:\n    batch_size: int", None),  # has no default
+        ("class Config:\n    batch_size = 9", None),  # no dataclass
+        ("def main():\n    parser.add_argument('--batch_size', default=7)\n"
+         "@dataclass\nclass Config:\n    batch_size: int = 9", 7),
+    ],
+)  # fmt: skip
+def test_settings_of_a_script_without_a_parser(monkeypatch, tmp_path, source, batch_size):
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", None)  # is put back
+    path = tmp_path / "settings_of_a_test.py"
+    path.write_text(f"from dataclasses import dataclass\n{source}\n")
+    submission = Submission(path, lambda function, *args: function(*args))
+    assert getattr(submission.settings, "batch_size", None) == batch_size
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from grading.grader import Memory, grade
 from grading.results import Damaged, FileResult, checks_of, plain, read_results
 from grading.rubric import Rubric
 from grading.sandbox import Sandbox
+from tests.conftest import ROOT
 from tests.grading.test_reports import VAE, found
 
 
@@ -174,8 +175,10 @@ def test_changed_modules_and_versions_are_judged_again(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.__version__", "1.0")
     keys.append(key())
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "checks.toml"))
-    keys.append(key())
+    for package in ("grading", "gencheck"):
+        changed = ROOT / package / "checks.toml"
+        monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p == changed))
+        keys.append(key())
     assert len(set(keys)) == len(keys)
 
 
