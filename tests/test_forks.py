@@ -216,7 +216,12 @@ def test_a_changed_vae_loads_and_is_estimated_and_graded(forks, name):
     assert nats["neg_elbo"] == pytest.approx(nats["recon"] + nats["kl"])
 
     neg_log_px = result["likelihood"]["neg_log_px_nats"]
-    assert math.isfinite(neg_log_px) and neg_log_px < result["test"]["neg_elbo_nats"]
+    # After three short epochs they are nearly equal, and the estimate has four draws an image.
+    assert math.isfinite(neg_log_px)
+    assert (
+        neg_log_px
+        < result["test"]["neg_elbo_nats"] + 3 * result["likelihood"]["standard_error_nats"]
+    )
 
     # Its own size compares with nothing; at the default size it is graded unless it has a setting
     # that no reference knows.

@@ -218,7 +218,7 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
             image = script.generate(networks[0], fixed_latents)
             expected_pictures[f"samples_{batch:06d}"] = image
     written = records.read_metrics(tmp_path / "run")
-    assert [[line[key] for key in ("batch", *script.LOSSES)] for line in written] == lines
+    assert [[line[key] for key in ("batch", *script.METRICS)] for line in written] == lines
     assert pictures.keys() == expected_pictures.keys()
     assert all(torch.equal(pictures[name], images) for name, images in expected_pictures.items())
 

@@ -21,6 +21,7 @@ def same_handlers():
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_raises_and_says_which_it_was(signum):
+    signal.signal(signum, signal.SIG_DFL)  # a background job of a shell ignores Ctrl-C
     interrupts.raise_interrupted()
     interrupts.check()
     with pytest.raises(Interrupted) as raised:

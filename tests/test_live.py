@@ -184,12 +184,12 @@ def test_the_open_page_shows_the_curve_moving(tmp_path, always, monkeypatch, new
 
     train(4)
     new_browser.get((run.folder / "index.html").as_uri())
-    first = look("epoch 3 of 12")
-    assert look("epoch 3 of 12") == first
+    first = look("epoch 4 of 12")
+    assert look("epoch 4 of 12") == first
     width = new_browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= 390  # a phone's
     train(5)
-    second = look("epoch 8 of 12")
+    second = look("epoch 9 of 12")
     assert first != second
     for epoch in epochs:
         run.log(epoch=epoch, loss=100 / epoch)

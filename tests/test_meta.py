@@ -65,7 +65,7 @@ def test_the_gan_s_step_reads_no_value():
     step = captured(gan.train_step, generator, discriminator, optimizers, (0.9, 0.0))
     for grey in first_two(Stream(images, 64)):
         losses = step(grey / 127.5 - 1)
-        assert losses.device == META and losses.shape == (len(gan.LOSSES),)
+        assert losses.device == META and losses.shape == (len(gan.METRICS),)
     drawn = gan.generate(generator, gan.sample_latents(5, generator.latent_dim, META))
     assert drawn.device == META
 
