@@ -25,6 +25,7 @@ to one pixel, as in the course report (2019, see README):
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -56,14 +57,24 @@ class Config(RunConfig):
 
     SCRIPT = "a3_nf_template.py"
     EXAMPLE = "python a3_nf_template.py --epochs 40 --seed 1"
-    REPORT = {"ema_decay": 0.0}  # the report evaluated the weights in training
+    REPORT = {  # the report evaluated the weights in training
+        "lr": 1e-3,
+        "warmup": 0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+    }
 
     n_flows: int = 4  # pairs of couplings: 8 by default
     n_hidden: int = 1024  # units of each hidden layer of a coupling
 
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
-    lr: float = 1e-3  # learning rate of Adam
+    lr: float = 1e-3  # highest learning rate of Adam
+    warmup: int = 0  # steps in which the learning rate rises to this
+    # cosine: the learning rate then falls to zero at the last step, so epochs cannot grow later
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0  # per step and unit of learning rate, apart from the gradient (AdamW)
     max_norm: float = 5.0  # the gradient is clipped at this norm
     # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999
@@ -79,10 +90,11 @@ class Config(RunConfig):
         for name in ("lr", "max_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "importance_samples"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, not {self.ema_decay}")
-        if self.importance_samples < 0:
-            raise ValueError("--importance_samples must be at least 0")
 
     @property
     def name(self):
@@ -90,6 +102,11 @@ class Config(RunConfig):
         choices = (self.data.dataset, self.protocol)
         others = [choice for choice in choices if choice not in ("mnist", "standard")]
         return "-".join(["nf", *others, f"seed{self.run.seed}"])
+
+    @property
+    def may_grow(self):
+        """Whether a run may go on for more epochs: a cosine ends at the last one."""
+        return self.schedule == "constant"
 
 
 # --- Model
@@ -194,6 +211,10 @@ class Model(nn.Module):
         z, ldj = self.flow(z, ldj)
         return log_prior(z) + ldj
 
+    def hidden_layers(self):
+        """The layers before the ReLUs, coupling by coupling."""
+        return [layer for coupling in self.flow.layers for layer in coupling.nn[0:-1:2]]
+
     @torch.no_grad()
     def sample(self, n_samples, temperature=1.0):
         """Draw integer images [n_samples, c_in]; a temperature scales the prior's deviation."""
@@ -228,11 +249,26 @@ def evaluation_step(model, batch):
     return model(batch).sum()
 
 
-def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0):
+def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
+    """A scheduler for `n_steps` steps: the learning rate rises linearly, then falls to zero.
+
+    It falls along half a cosine (Loshchilov & Hutter, "SGDR", ICLR 2017), or stays if the schedule
+    is "constant".
+    """
+
+    def factor(step):
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        fall = 0.5 + 0.5 * math.cos(math.pi * step / n_steps) if schedule == "cosine" else 1.0
+        return rise * fall
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0, scheduler=None):
     """Bits per dimension of batches of images [batch, c_in], averaged over all images.
 
-    A model in training mode is trained, and an `average` of its weights updated after every step;
-    otherwise `optimizer` may be None.
+    A model in training mode is trained; after every step an `average` of its weights is updated
+    and a `scheduler` sets the next learning rate. Otherwise `optimizer` may be None.
     """
     if model.training:
         step = captured(train_step, model, optimizer, max_norm)  # on a CPU just the call
@@ -244,14 +280,16 @@ def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0):
         n_images += len(batch)
         if model.training and average is not None:
             average.update()
+        if model.training and scheduler is not None:
+            scheduler.step()
     log_px_nats = torch.stack(sums).cpu().double().sum().item() / n_images
     return bits_per_dimension(log_px_nats, model.flow.z_shape[0])
 
 
-def run_epoch(model, data, optimizer, average=None, max_norm=5.0):
+def run_epoch(model, data, optimizer, average=None, max_norm=5.0, scheduler=None):
     """The assignment's function: train on data[0], then validate on data[1], as `main` does."""
     train, val = data
-    train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm)
+    train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm, scheduler)
     validated = model if average is None else average.model
     return train_bpd, evaluate(validated, val)
 
@@ -322,18 +360,23 @@ def main(config):
     with Run(config, CURVES) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
         model = Model([784], config.n_flows, config.n_hidden).to(run.device)
-        optimizer = adam(model, config.lr)
+        optimizer = adam(model, config.lr, config.weight_decay)
+        n_steps = len(train) * config.epochs
+        scheduler = learning_rates(optimizer, n_steps, config.warmup, config.schedule)
         average = WeightAverage(model, config.ema_decay)
-        run.restore(model=model, average=average, optimizer=optimizer)
+        run.restore(model=model, average=average, optimizer=optimizer, scheduler=scheduler)
         if run.count == 0:
             save_pictures(run, average.model, 0)
 
         for epoch in run.remaining(config.epochs):
-            batches = run.progress(train)
-            train_bpd = epoch_iter(model.train(), batches, optimizer, average, config.max_norm)
-            metrics = {"train_bpd": train_bpd, "val_bpd": evaluate(average.model, val)}
+            train_bpd = epoch_iter(
+                model.train(), run.progress(train), optimizer, average, config.max_norm, scheduler
+            )
+            evaluated = average.model
+            metrics = {"train_bpd": train_bpd, "val_bpd": evaluate(evaluated, val)}
             if epoch in (*SHIFTED_EPOCHS, config.epochs):
-                metrics["val_bpd_shifted"] = evaluate(average.model, shift(val))
+                metrics["val_bpd_shifted"] = evaluate(evaluated, shift(val))
+            metrics["dead_units"] = run.dead_units(evaluated, evaluated.hidden_layers(), val)
             run.log(epoch=epoch, **metrics, lr=float(optimizer.param_groups[0]["lr"]))
             if epoch in (1, 5, config.epochs) or epoch % 10 == 0:
                 save_pictures(run, average.model, epoch)

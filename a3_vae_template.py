@@ -159,6 +159,10 @@ class VAE(nn.Module):
         """Nats by TERMS, averaged over a split. Only `ReportVAE` uses the `optimizer`."""
         return evaluate(self, data)
 
+    def hidden_layers(self):
+        """The layers before the ReLUs."""
+        return [self.encoder.hidden, self.decoder.hidden]
+
     @torch.no_grad()
     def sample(self, n_samples):
         """Draw from the model: (binary images, their Bernoulli means), [n, n_pixels] each."""
@@ -331,11 +335,13 @@ def main(config):
 
         for epoch in run.remaining(config.epochs):
             train_nats = epoch_iter(model.train(), run.progress(train), optimizer, average)
-            val_nats = average.model.validate(val, optimizer)
+            evaluated = average.model
+            val_nats = evaluated.validate(val, optimizer)
             run.log(
                 epoch=epoch,
                 train_neg_elbo_nats=train_nats[0],
                 **{f"val_{term}_nats": nats for term, nats in zip(model.TERMS, val_nats)},
+                dead_units=run.dead_units(evaluated, evaluated.hidden_layers(), val),
                 lr=float(optimizer.param_groups[0]["lr"]),
             )
             if epoch in (1, 5, 10, config.epochs) or epoch % 20 == 0:

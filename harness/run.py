@@ -26,7 +26,8 @@ from pathlib import Path
 
 import torch
 
-from harness import checkpoints, files, interrupts, live, records, references, steps
+from datasets import Batches
+from harness import checkpoints, files, interrupts, live, records, references, steps, units
 from harness import tensorboard as event_files
 from harness.devices import RandomState, select_device
 from harness.errors import UserError
@@ -39,6 +40,7 @@ OVERSUBSCRIBED = (
     "\nthe CPU is oversubscribed: set OMP_NUM_THREADS=1 for runs in parallel, or threads wait for "
     "each other and training is many times slower"
 )
+MANY_DEAD = 0.5  # the share of a layer's units that is worth a line
 CHECKPOINT_COST = 0.02  # the share of a run's time that writing checkpoints may take
 
 
@@ -81,6 +83,7 @@ class Run:
         self._checkpoint_pace = Pace(CHECKPOINT_COST)
         self._interval_started = time.perf_counter()
         self._bar = self._page = self._events = self._lock = None
+        self._warn_of_dead_units = True
         self._warn_of_load = self.device.type == "cpu" and torch.get_num_threads() > 1
         self._trains = config.run.evaluate is None
         if config.run.tensorboard and self._trains:
@@ -142,6 +145,24 @@ class Run:
             yield batch
             if n_batches:
                 self._bar.update(1 / n_batches)
+
+    def dead_units(
+        self, model: torch.nn.Module, layers: Iterable[torch.nn.Module], data: Batches
+    ) -> float:
+        """The share of dead units in the worst layer, see `units.dead_share`.
+
+        If it is more than half, one line says so, once.
+        """
+        share = units.dead_share(model, layers, data)
+        if share > MANY_DEAD and self._warn_of_dead_units:
+            self._warn_of_dead_units = False  # one line is enough
+            print(
+                f"\n{share:.0%} of the units of a hidden layer are dead: none of "
+                f"{units.N_IMAGES:,} images makes them fire, so they learn no more; a lower --lr "
+                "kills fewer",
+                file=sys.stderr,
+            )
+        return share
 
     def log(self, **metrics: float) -> None:
         """Append a line to `metrics.jsonl`, with the seconds of training since the last one.

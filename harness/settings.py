@@ -85,6 +85,14 @@ class RunConfig:
         """The name of the run folder, unless `--out` gives one."""
         raise NotImplementedError
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether a run may go on for more epochs than it was started for.
+
+        Not if its schedule depends on how many there are: the rates so far would have been others.
+        """
+        return True
+
     @classmethod
     def parse(cls, words: list[str] | None = None) -> Self:
         """The settings on a command line; with --resume or --evaluate, those of that run.
@@ -105,7 +113,7 @@ class RunConfig:
         if folder is not None:
             earlier = cls.of(folder)
             config = cls._parse(words, earlier)
-            _check_run(folder, earlier.flat(), config)
+            _check_run(folder, earlier, config)
         elif config.protocol == "report":
             report = dataclasses.replace(cls(), protocol="report", **cls.REPORT)
             config = cls._parse(words, report)
@@ -182,12 +190,12 @@ class RunConfig:
         return checkpoints.load_weights(folder, model)
 
 
-def _check_run(folder: Path, earlier: dict, config: RunConfig) -> None:
+def _check_run(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
     """Compare what --resume or --evaluate of a run asks for with the run itself."""
     mode = "resume" if config.run.resume else "evaluate"
-    grown = False
+    grown, settings = False, earlier.flat()
     for name, value in config.flat().items():
-        before = earlier[name]
+        before = settings[name]
         if value == before or name in MAY_DIFFER:
             continue
         if name not in MAY_GROW or mode != "resume":
@@ -199,9 +207,15 @@ def _check_run(folder: Path, earlier: dict, config: RunConfig) -> None:
             raise UsageError(
                 f"--{mode} {folder}: the run has --{name} {before}, which may only grow"
             )
+        if not earlier.may_grow:
+            raise UsageError(
+                f"--{mode} {folder}: its learning rate falls to zero over --{name} {before}, so it "
+                "cannot go on after that: start a new run"
+            )
         grown = True
     finished = (folder / "result.json").exists()
     if mode == "resume" and finished and not grown:
-        raise UserError(f"{folder} is finished: it resumes only with more epochs")
+        way_on = ": it resumes only with more epochs" if earlier.may_grow else ""
+        raise UserError(f"{folder} is finished{way_on}")
     if mode == "evaluate" and not finished:
         raise UserError(f"{folder} is unfinished: finish it with --resume {folder} first")

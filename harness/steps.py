@@ -25,17 +25,25 @@ TOLERANCES = {
 }
 
 
-def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-    """Fused Adam (Kingma & Ba, ICLR 2015).
+def adam(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Fused Adam (Kingma & Ba, ICLR 2015), with the weight decay of AdamW.
+
+    Each step multiplies the weights by 1 - lr * weight_decay (Loshchilov & Hutter, "Decoupled
+    weight decay regularization", ICLR 2019).
 
     Where `captured` makes CUDA graphs, the learning rate is a tensor, which a replayed step reads:
     schedulers work there, too.
     """
     device = device_of(model)
     if not _captures(device):
-        return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    rate = torch.tensor(lr, device=device)
-    return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=True)
+        return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(),
+        torch.tensor(lr, device=device),
+        weight_decay=weight_decay,
+        fused=True,
+        capturable=True,
+    )
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:

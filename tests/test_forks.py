@@ -23,7 +23,8 @@ from tests.run_states import assert_same, final_state
 
 FLAGS = {
     VAE: "--epochs 3 --zdim 3 --hidden_dim 16 --batch_size 100 --importance_samples 4",
-    NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 100 --importance_samples 1",
+    NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 100 --importance_samples 1"
+    " --schedule cosine",
     GAN: "--n_epochs 1 --batch_size 408 --save_interval 3",
 }
 
@@ -44,20 +45,6 @@ class Change(NamedTuple):
 
 
 COSINE = "torch.optim.lr_scheduler.CosineAnnealingLR"
-RESTORE = "        run.restore(model=model, average=average, optimizer=optimizer"
-
-
-def cosine(script, at_most):
-    """A learning rate that falls along a cosine, by epochs."""
-    lines = {
-        f"{RESTORE})": f"        scheduler = {COSINE}(optimizer, config.epochs)\n"
-        f"{RESTORE}, scheduler=scheduler)",
-        "            run.checkpoint()": """\
-            scheduler.step()
-            run.checkpoint()""",
-    }
-    return Change(script, lines, at_most)
-
 
 CHANGES = {
     "a second hidden layer": Change(
@@ -101,8 +88,26 @@ CHANGES = {
         },
         at_most=2,
     ),
-    "a schedule": cosine(VAE, at_most=3),
-    "a schedule of the flow": cosine(NF, at_most=3),
+    "a schedule": Change(
+        VAE,
+        {
+            "        run.restore(model=model, average=average, optimizer=optimizer)": f"""\
+        scheduler = {COSINE}(optimizer, config.epochs)
+        run.restore(model=model, average=average, optimizer=optimizer, scheduler=scheduler)""",
+            "            run.checkpoint()": """\
+            scheduler.step()
+            run.checkpoint()""",
+        },
+        at_most=3,
+    ),
+    "another schedule of the flow": Change(
+        NF,
+        {
+            "        fall = 0.5 + 0.5 * math.cos(math.pi * step / n_steps)"
+            ' if schedule == "cosine" else 1.0': "        fall = 1.0 - step / n_steps"
+        },
+        at_most=1,
+    ),
     "schedules of the GAN": Change(
         GAN,
         {
@@ -250,13 +255,13 @@ def test_beta_weighs_the_kl_in_training_alone(forks):
         module.Config.parse(["--resume", str(folder), "--beta", "2"])
 
 
-@pytest.mark.parametrize("name", ["a schedule", "a schedule of the flow"])
-def test_the_learning_rates_of_a_schedule_are_in_the_metrics(forks, name):
-    _, _, killed = forks[name]
-    lines = records.read_metrics(killed)
-    n = settings_of(killed)["epochs"]
-    expected = [1e-3 * (1 + math.cos(math.pi * epoch / n)) / 2 for epoch in range(n)]
-    assert [line["lr"] for line in lines] == pytest.approx(expected[: len(lines)])
+def test_the_learning_rates_of_a_schedule_are_in_the_metrics(forks):
+    _, whole, _ = forks["a schedule"]
+    rates = [line["lr"] for line in records.read_metrics(whole)]
+    assert rates == pytest.approx([1e-3 * math.cos(math.pi * n / 6) ** 2 for n in range(3)])
+    _, whole, _ = forks["another schedule of the flow"]
+    rates = [line["lr"] for line in records.read_metrics(whole)]
+    assert rates == pytest.approx([1e-3 * (1 - epoch / 3) for epoch in (1, 2, 3)])
 
 
 def test_the_gan_s_schedules_end_at_zero(forks):

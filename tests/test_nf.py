@@ -342,6 +342,36 @@ def test_the_settings_have_the_course_s_names_and_bounds():
             config_of(*words.split())
 
 
+def test_the_learning_rate_rises_and_falls_to_zero():
+    optimizer = adam(torch.nn.Linear(1, 1), 0.5)
+
+    def rates(n_steps, *arguments):
+        scheduler, found = script.learning_rates(optimizer, n_steps, *arguments), []
+        for _ in range(n_steps):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found, optimizer.param_groups[0]["lr"]
+
+    found, last = rates(1000, 4, "cosine")
+    assert found[:3] == pytest.approx([0.5 / 4, 0.5 * 2 / 4, 0.5 * 3 / 4], rel=1e-3)
+    assert found[500] == pytest.approx(0.25) and last == pytest.approx(0, abs=1e-12)
+    assert found[3:] == sorted(found[3:], reverse=True)
+    optimizer = adam(torch.nn.Linear(1, 1), 0.5)
+    assert rates(3, 0, "constant") == ([0.5, 0.5, 0.5], 0.5)
+
+
+def test_weights_decay_apart_from_the_gradient():
+    model = Model([784], n_flows=1, n_hidden=4)
+    optimizer = adam(model, 0.5, weight_decay=0.2)
+    weight = model.flow.layers[0].nn[0].weight
+    before = weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.allclose(weight, before * (1 - 0.5 * 0.2))
+
+
 def test_results_are_of_whole_splits_and_of_the_given_noise(monkeypatch):
     monkeypatch.setattr(script.sample_quality, "measure", lambda *_: {"n": 1})
     model = perturbed(Model([784], n_flows=1, n_hidden=4), scale=0.05).float().eval()

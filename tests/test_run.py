@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets import Batches
 from harness import Run, files, records, references, steps
 from harness import run as run_module
 from harness.errors import UserError
@@ -328,6 +329,20 @@ def test_a_result_that_is_not_finite_is_refused_and_the_run_can_be_evaluated_aga
     with pytest.raises(UserError, match="test: loss is not finite"):
         run.finish({"test": {"loss": math.nan}}, torch.nn.Linear(1, 1))
     assert not (run.folder / "result.json").exists()
+
+
+def test_many_dead_units_are_said_once(tmp_path, capsys):
+    data = Batches(torch.ones(1500, 3, dtype=torch.uint8), 100, torch.Tensor.float)
+    for n_dead, expected in ((2, 0), (3, 1)):
+        layer = torch.nn.Linear(3, 4)
+        torch.nn.init.constant_(layer.weight, 1.0)
+        with torch.no_grad():
+            layer.weight[:n_dead] = -5.0
+        run = make_run(tmp_path / "run")
+        for _ in range(2):
+            assert run.dead_units(layer, [layer], data) == n_dead / 4
+        assert capsys.readouterr().err.count("75% of the units of a hidden layer are") == expected
+        run.close()
 
 
 def test_an_oversubscribed_cpu_is_said_once(tmp_path, monkeypatch, capsys):
