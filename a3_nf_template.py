@@ -59,6 +59,7 @@ class Config(RunConfig):
     EXAMPLE = "python a3_nf_template.py --epochs 40 --seed 1"
     REPORT = {  # the report evaluated the weights in training
         "lr": 1e-3,
+        "first_lr": 1.0,
         "warmup": 0,
         "schedule": "constant",
         "weight_decay": 0.0,
@@ -71,6 +72,9 @@ class Config(RunConfig):
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 1e-3  # highest learning rate of Adam
+    # the same of the first coupling's hidden layers, as a share: they read logits near -6, so that
+    # each of their steps is a large one
+    first_lr: float = 1.0
     warmup: int = 0  # steps in which the learning rate rises to this
     # cosine: the learning rate then falls to zero at the last step, so epochs cannot grow later
     schedule: Literal["constant", "cosine"] = "constant"
@@ -87,7 +91,7 @@ class Config(RunConfig):
         for name in ("n_flows", "n_hidden", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "max_norm"):
+        for name in ("lr", "first_lr", "max_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "importance_samples"):
@@ -249,6 +253,14 @@ def evaluation_step(model, batch):
     return model(batch).sum()
 
 
+def parameter_groups(model, lr, first_lr=1.0):
+    """All weights for an optimiser, those of the first coupling's hidden layers by themselves."""
+    slow = set(model.flow.layers[0].nn[:-1].parameters())
+    others = [parameter for parameter in model.parameters() if parameter not in slow]
+    slow = [parameter for parameter in model.parameters() if parameter in slow]
+    return [{"params": others, "lr": lr}, {"params": slow, "lr": lr * first_lr}]
+
+
 def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
     """A scheduler for `n_steps` steps: the learning rate rises linearly, then falls to zero.
 
@@ -360,7 +372,8 @@ def main(config):
     with Run(config, CURVES) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
         model = Model([784], config.n_flows, config.n_hidden).to(run.device)
-        optimizer = adam(model, config.lr, config.weight_decay)
+        groups = parameter_groups(model, config.lr, config.first_lr)
+        optimizer = adam(groups, config.lr, config.weight_decay)
         n_steps = len(train) * config.epochs
         scheduler = learning_rates(optimizer, n_steps, config.warmup, config.schedule)
         average = WeightAverage(model, config.ema_decay)

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from figures import recipes
 from figures.departures import departures
 from figures.drawing import curves
 from figures.export import export
@@ -93,6 +94,11 @@ def write_page(
         blocks += [["## Other data sets"], others]
     if compared := comparison(groups):
         blocks += [["## The three models' samples"], compared]
+    if not quick:
+        recipes.draw_recipes(out / "report")
+        blocks += [["## Why the textbook's recipe is not enough"], [recipes.WHY], [recipes.WHAT]]
+        blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]
+        blocks += [recipes.recipe_table()]
     if drawn:
         blocks.append(["## Figures"])
     for figure, name, caption in drawn:

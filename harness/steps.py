@@ -25,7 +25,9 @@ TOLERANCES = {
 }
 
 
-def adam(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+def adam(
+    parameters: nn.Module | list[dict], lr: float, weight_decay: float = 0.0
+) -> torch.optim.Adam:
     """Fused Adam (Kingma & Ba, ICLR 2015), with the weight decay of AdamW.
 
     Each step multiplies the weights by 1 - lr * weight_decay (Loshchilov & Hutter, "Decoupled
@@ -33,17 +35,22 @@ def adam(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.
 
     Where `captured` makes CUDA graphs, the learning rate is a tensor, which a replayed step reads:
     schedulers work there, too.
+
+    Args:
+        parameters: a model, or groups as PyTorch's optimisers take them, perhaps with their own
+            `lr`.
+        lr: the learning rate of the others.
+        weight_decay: per step and unit of learning rate.
     """
-    device = device_of(model)
-    if not _captures(device):
-        return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.AdamW(
-        model.parameters(),
-        torch.tensor(lr, device=device),
-        weight_decay=weight_decay,
-        fused=True,
-        capturable=True,
-    )
+    if isinstance(parameters, nn.Module):
+        parameters = [{"params": list(parameters.parameters())}]
+    device = parameters[0]["params"][0].device
+    captures = _captures(device)
+    groups = []
+    for group in parameters:
+        rate = group.get("lr", lr)
+        groups.append(group | {"lr": torch.tensor(rate, device=device) if captures else rate})
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True, capturable=captures)
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -361,6 +361,18 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert rates(3, 0, "constant") == ([0.5, 0.5, 0.5], 0.5)
 
 
+def test_the_first_coupling_s_hidden_layers_have_a_rate_of_their_own():
+    model = Model([784], n_flows=2, n_hidden=4)
+    optimizer = adam(script.parameter_groups(model, 0.5, 0.1), 0.5)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()  # the first step of Adam is the rate itself
+    steps = [(old - new).mean() for old, new in zip(before, model.parameters(), strict=True)]
+    expected = [0.05] * 4 + [0.5] * 20
+    assert torch.allclose(torch.stack(steps), torch.tensor(expected), rtol=1e-4)
+
+
 def test_weights_decay_apart_from_the_gradient():
     model = Model([784], n_flows=1, n_hidden=4)
     optimizer = adam(model, 0.5, weight_decay=0.2)

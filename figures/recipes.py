@@ -1,0 +1,71 @@
+"""The recipes that were tried for the flow and the VAE, as a figure and tables of the gallery.
+
+`measured/recipes.jsonl` holds an object per trial: `model` and `recipe`; `epochs`, a list; `val`,
+the validation metric at these; `dead`, pairs of the share of dead units in the worst first and the
+worst second hidden layer at these; and perhaps `frechet` of the samples at the end.
+"""
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from harness import plots
+from harness.files import write_whole
+
+FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
+PICTURE = "recipes.png"
+WHY = """With the textbook's Adam, a constant rate of 1e-3, most hidden units of the flow are dead
+after a few epochs: no image makes them fire, so they get no gradient and stay dead. A step of Adam
+moves every weight by up to the rate, so it moves a unit by that times the sum of its inputs, and
+the first coupling reads logits near -6: a few steps push a unit out of the reach of all images. A
+lower rate that rises slowly and falls to zero keeps them alive, and a tenth of it for the hidden
+layers of the first coupling keeps those alive, too."""
+
+
+WHAT = """Each trial is one run, of seed 0, in a loop of its own whose images come in another order
+than the script's; bits per dimension are of clean validation images. Batches, networks and losses
+are the scripts'."""
+
+
+def read_trials() -> list[dict]:
+    """The trials, in the order of the file."""
+    return [json.loads(line) for line in FILE.read_text().splitlines()]
+
+
+def draw_recipes(folder: Path) -> None:
+    """Draw the flow's trials into `folder`: bits per dimension, and the share of dead units."""
+    trials = [trial for trial in read_trials() if trial["model"] == "flow"]
+    figure = Figure(figsize=(2.6 * plots.COLUMN_INCHES, plots.COLUMN_INCHES), layout="constrained")
+    bits, dead = figure.subplots(1, 2)
+    bits.set(xlabel="epoch", xscale="log", ylabel="validation (bits per dimension)")
+    dead.set(xlabel="epoch", xscale="log", ylabel="dead units in the worst layer", ylim=(0, 1))
+    for axes in (bits, dead):
+        axes.xaxis.set_major_formatter("{x:g}")
+    styles = ("-", "--", ":")
+    for n, trial in enumerate(trials):
+        colour = plots.COLOURS[n % len(plots.COLOURS)]
+        style = {"color": colour, "linestyle": styles[n // len(plots.COLOURS)], "linewidth": 1.2}
+        bits.plot(trial["epochs"], trial["val"], label=trial["recipe"], **style)
+        dead.plot(trial["epochs"], [max(pair) for pair in trial["dead"]], **style)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=2)
+    options = {"format": "png", "dpi": plots.DPI}
+    write_whole(folder / PICTURE, lambda file: figure.savefig(file, **options))
+
+
+def recipe_table() -> list[str]:
+    """The trials as lines of a Markdown table."""
+    lines = [
+        "| model | recipe | epochs | validation | dead: first, second layers | Fréchet distance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for trial in read_trials():
+        digits, unit = {"flow": (3, "bits/dim"), "VAE": (2, "nats")}[trial["model"]]
+        first, second = trial["dead"][-1]
+        value = f"{trial['val'][-1]:.{digits}f} {unit}"
+        frechet = f"{trial['frechet']:.0f}" if "frechet" in trial else "-"
+        lines.append(
+            f"| {trial['model']} | {trial['recipe']} | {trial['epochs'][-1]} | {value} "
+            f"| {first:.0%}, {second:.0%} | {frechet} |"
+        )
+    return lines

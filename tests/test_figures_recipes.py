@@ -1,0 +1,23 @@
+"""The recipes that were tried: their file, table and figure."""
+
+from matplotlib.image import imread
+
+from figures import recipes
+
+
+def test_trials_are_whole_and_each_has_a_row():
+    trials = recipes.read_trials()
+    assert {trial["model"] for trial in trials} == {"flow", "VAE"}
+    for trial in trials:
+        assert len(trial["epochs"]) == len(trial["val"]) == len(trial["dead"])
+        assert trial["epochs"] == sorted(set(trial["epochs"]))
+        assert all(0 <= share <= 1 for pair in trial["dead"] for share in pair)
+    _, _, *rows = recipes.recipe_table()
+    for trial, row in zip(trials, rows, strict=True):
+        assert trial["recipe"] in row and f"{max(trial['dead'][-1]):.0%}" in row
+
+
+def test_the_figure_is_drawn(tmp_path):
+    recipes.draw_recipes(tmp_path)
+    image = imread(tmp_path / recipes.PICTURE)
+    assert image.shape[:2] == (900, 2340) and image.std() > 0.05
