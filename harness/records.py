@@ -152,7 +152,15 @@ def pictures(folder: Path | str) -> tuple[list[Path], list[Path]]:
 def kind_and_number(picture: Path) -> tuple[str, int | None]:
     """What a picture shows, and of which epoch or batch: ("samples", 10) for samples_010.png."""
     kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", picture.stem, re.DOTALL).groups()
-    return kind, number and int(number)
+    return kind, int(number) if number else None
+
+
+def numbered(folder: Path, kind: str, suffix: str) -> dict[int, Path]:
+    """The files KIND_NUMBER.SUFFIX of a run folder by number; "samples_001 (copy).png" is none."""
+    named = ((kind_and_number(path), path) for path in folder.glob(f"{kind}_*{suffix}"))
+    return {
+        number: path for (of_kind, number), path in named if of_kind == kind and number is not None
+    }
 
 
 def counter_of(line: dict) -> str:
