@@ -296,8 +296,12 @@ def main(config):
 def load_networks(run_folder):
     """Both trained networks of a finished run by name, in evaluation mode on the CPU."""
     config = Config.of(run_folder)
-    networks = {"generator": Generator(config.latent_dim), "discriminator": Discriminator()}
-    return config.load_weights(run_folder, nn.ModuleDict(networks))
+
+    def make():
+        networks = {"generator": Generator(config.latent_dim), "discriminator": Discriminator()}
+        return nn.ModuleDict(networks)
+
+    return config.load_weights(run_folder, make)
 
 
 def load_model(run_folder):

@@ -403,7 +403,11 @@ def main(config):
 def load_model(run_folder):
     """The trained flow of a finished run, in evaluation mode on the CPU."""
     config = Config.of(run_folder)
-    return config.load_weights(run_folder, Model([784], config.n_flows, config.n_hidden))
+
+    def make():
+        return Model([784], config.n_flows, config.n_hidden)
+
+    return config.load_weights(run_folder, make)
 
 
 if __name__ == "__main__":

@@ -354,7 +354,7 @@ def main(config):
 def load_model(run_folder):
     """The trained VAE of a finished run, in evaluation mode on the CPU."""
     config = Config.of(run_folder)
-    return config.load_weights(run_folder, VAE(config.hidden_dim, config.zdim))
+    return config.load_weights(run_folder, lambda: VAE(config.hidden_dim, config.zdim))
 
 
 if __name__ == "__main__":

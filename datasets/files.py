@@ -221,6 +221,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: np.ascontiguousarray(archive[key]) for key in SHAPES}
     except KeyError as error:
         raise DataError(f"{path} is not MNIST: {error.args[0]}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # numpy and zipfile raise almost anything for foreign bytes
         raise DataError(f"{path} is not an .npz archive, or truncated or corrupt") from error
     for key, array in arrays.items():

@@ -7,8 +7,12 @@ two test images for the VAE and the flow, random ones for the GAN. The test imag
 run's data set, for the VAE with the run's kind of bits.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:  # called as a file, without -m
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 

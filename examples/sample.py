@@ -6,10 +6,14 @@ For each run it writes RUN_samples.png and the arrays, RUN_samples.npz: uint8 [n
 `examples.interpolate` walks through the latent spaces.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+if not __package__:  # called as a file, without -m
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import tyro

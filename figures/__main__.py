@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+if not __package__:  # called as a file, without -m
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import tyro
 
 from datasets import Source, read_mnist
@@ -30,6 +33,7 @@ from figures.trainings import missing_trainings, train
 from harness import cli
 from harness.devices import n_cores, select_device
 from harness.errors import UsageError, UserError
+from harness.files import read_regular
 
 QUICK_RUNS = Path("runs/quick")
 
@@ -212,9 +216,11 @@ def draw(command: Draw) -> None:
         hint = f"no finished run in {' or '.join(places)}; `python -m figures train` makes them"
         raise UserError("; ".join([*messages, hint]))
     page = command.out / "README.md"
-    if not command.only and page.exists() and not page.read_bytes().startswith(b"# Gallery"):
+    if not command.only and page.exists() and not read_regular(page).startswith(b"# Gallery"):
         raise UserError(f"{page} is no gallery: choose another folder with --out")
     report = command.out / "report"
+    if report.is_dir() and not _is_ours(report):
+        raise UserError(f"{report} holds files of others: choose another folder with --out")
     drawn, missing = draw_figures(figures, groups, report, command.quick)
     if not command.only:
         try:
@@ -228,6 +234,13 @@ def draw(command: Draw) -> None:
     print(f"figures in {report}: {len(drawn)}")
     if missing:
         raise UserError(f"not all figures could be drawn: {len(missing)} reasons above")
+
+
+def _is_ours(report: Path) -> bool:
+    """Whether a folder is empty or has a figure or table that `draw` wrote."""
+    names = {"strip", "results", *(figure.name for figure in FIGURES)}
+    stems = [path.stem.removesuffix("-short") for path in report.iterdir()]
+    return not stems or not names.isdisjoint(stems)
 
 
 def train_missing(command: Train) -> None:

@@ -100,8 +100,10 @@ def _key(training: Training) -> str:
 def _submitit():
     try:
         import submitit
-    except ModuleNotFoundError as error:
-        raise UserError("--slurm needs the package submitit: pip install submitit") from error
+    except Exception as error:  # a broken installation can raise anything
+        raise UserError(
+            f"--slurm needs the package submitit ({type(error).__name__}): pip install submitit"
+        ) from error
     return submitit
 
 

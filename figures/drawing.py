@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures.kinds import GAN, SCRIPTS
 from figures.runs import Runs, StoredRun
-from harness import plots, references
+from harness import plots, records, references
 from harness.errors import UserError
 from harness.files import write_whole
 
@@ -52,8 +52,7 @@ def samples(at: float, name: str = "samples") -> Draw:
 
     def draw(runs, path, note):
         pattern = runs[0].folder / f"{name}_[0-9]*.png"
-        files = pattern.parent.glob(pattern.name)
-        by_count = {int(file.stem.rpartition("_")[2]): file for file in files}
+        by_count = records.numbered(runs[0].folder, name, ".png")
         count = max((count for count in by_count if count <= at), default=None)
         _copy(by_count.get(count, pattern), path, note)
         return None if at in (count, LAST) else f"shown after {runs[0].in_words(count)}"
@@ -65,6 +64,7 @@ def _copy(source: Path, path: Path, note: str | None) -> None:
     if not source.exists():
         raise UserError(f"{source} is missing")
     if note is None:
+        plots.read_picture(source)  # a damaged one is not passed on
         content = source.read_bytes()
         write_whole(path, lambda file: file.write(content))
     else:

@@ -13,7 +13,7 @@ from figures.recorded import record
 from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
 from figures.tables import graded_lines
 from harness.errors import UserError
-from harness.files import write_whole
+from harness.files import read_regular, write_whole
 from harness.references import NOT_COMPARABLE
 
 LATEX = str.maketrans(
@@ -30,6 +30,20 @@ def check_file(path: Path) -> None:
     writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if path.is_dir() or not writable:
         raise ValueError(f"{path} cannot be written")
+    if not may_replace(path):
+        raise ValueError(f"{path} is there and is no earlier export: name another file")
+
+
+def may_replace(path: Path) -> bool:
+    """Whether nothing is lost if an export is written to `path`: it is new, empty, or an export."""
+    if not path.exists():
+        return not path.is_symlink()
+    start = STARTS[path.suffix].encode()
+    try:
+        found = read_regular(path)[: len(start)]
+    except OSError:
+        return False
+    return found in (b"", start)
 
 
 def export(path: Path, found: Runs, groups: Groups) -> None:
@@ -131,4 +145,11 @@ _FOOT = r"""\bottomrule
 \end{tabular}
 \end{table}
 """
+# How the files of each format begin, by which an earlier export is known.
+STARTS = {
+    ".csv": "run,script,kind,dataset,",
+    ".json": '[\n  {\n    "run": ',
+    ".jsonl": '{"run": ',
+    ".tex": _HEAD.partition("\n")[0],
+}
 FORMATS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".tex": _tex}

@@ -3,15 +3,13 @@
 Without weights and pictures a run takes tens of kilobytes, so that it can be kept and passed on.
 """
 
-import itertools
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from figures.runs import Runs, StoredRun, stored_run
 from harness.errors import UserError
-from harness.records import DAMAGE, count_of
+from harness.records import DAMAGE, check_config, check_history, check_results
 
 LEFT_OUT = {"out", "data_dir"}  # settings that say where a run was
 
@@ -47,7 +45,9 @@ def read_recorded(path: Path) -> Runs:
         try:
             content = json.loads(line)
             history, results = content["metrics"], content["results"]
-            _check(history, results)
+            check_config(content["config"])
+            check_history(history)
+            check_results(results)
             run = stored_run(Path(content["run"]), content["config"], history, results, True)
         except (UserError, *DAMAGE) as error:
             raise UserError(
@@ -68,16 +68,6 @@ def merged(found: Runs, recorded: Iterable[StoredRun]) -> Runs:
             runs.append(run)
             known.add(_identity(run))
     return sorted(runs, key=lambda run: run.started)
-
-
-def _check(history: list[dict], results: dict[str, dict]) -> None:
-    """Raise one of DAMAGE unless all values are finite numbers and the counts rise."""
-    for values in itertools.chain(history, results.values()):
-        if not all(math.isfinite(value) for value in values.values()):
-            raise ValueError("a value is not finite")
-    counts = [count_of([line]) for line in history]
-    if counts != sorted(set(counts)):
-        raise ValueError("the counts do not rise")
 
 
 def _without_command(start: dict) -> dict:

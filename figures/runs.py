@@ -1,5 +1,6 @@
 """Finding, reading and choosing runs."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from harness.settings import MAY_DIFFER, MAY_GROW
 MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
 # Settings that leave the training as it is, and the seed.
 NOT_OF_TRAINING = {"seed", "out", *MAY_DIFFER}
+RUN_FILES = {"metrics.jsonl", "config.json"}  # a folder with one of them is a run's
 OF_A_KIND = ("zdim", "protocol", "binarize", "dataset")  # settings in which a kind is itself
 
 
@@ -151,7 +153,7 @@ def stored_run(
     run = StoredRun(folder, script, settings, history, results, config, finished)
     try:
         run.graded()
-    except (KeyError, TypeError) as error:
+    except records.DAMAGE as error:
         raise UserError(f"{folder}: a value is missing from its metrics: {error}") from error
     return run
 
@@ -177,14 +179,27 @@ def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
 def find_runs(base: Path) -> tuple[Runs, list[str]]:
     """All readable runs in or under `base`, oldest first, and messages about the others."""
     found, messages = [], []
-    files = set(base.rglob("metrics.jsonl")) | set(base.rglob("config.json"))
-    for folder in sorted({file.parent for file in files}):
+
+    def say(error):
+        messages.append(f"{shortened(error.filename)}: {error.strerror}")
+
+    walked = os.walk(base, onerror=say)  # it follows no links
+    folders = [Path(name) for name, _, files in walked if RUN_FILES & {*files}]
+    for folder in sorted(folders):
         try:
             found.append(read_run(folder))
         except UserError as error:
             messages.append(str(error))
+        except OSError as error:
+            say(error)
     found.sort(key=lambda run: run.started)
     return found, messages
+
+
+def shortened(name: object) -> str:
+    """A path of at most 200 characters: its start and its end."""
+    text = str(name)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
 
 
 def with_folder(runs: Runs) -> StoredRun | None:

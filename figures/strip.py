@@ -1,16 +1,16 @@
 """The strip of README: samples of the three models beside real digits."""
 
+import io
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from datasets import mnist
 from figures.runs import Groups, with_folder
-from harness import plots
-from harness.errors import UserError
-from harness.files import write_whole
+from harness import plots, records
+from harness.errors import UserError, is_out_of_memory
+from harness.files import read_regular, write_whole
 
 SIDE = 5  # digits in a row of each panel
 # Kind of run -> the panel's title, and the name of its array beside the run's sample grids.
@@ -28,20 +28,34 @@ def panels_of(groups: Groups) -> dict[str, np.ndarray] | None:
     panels = {}
     for kind, (title, name) in PANELS.items():
         run = with_folder(groups[kind])
-        grids = run.folder.glob("samples_[0-9]*.npz") if run else []
-        last = max(grids, key=lambda path: int(path.stem.partition("_")[2]), default=None)
-        if last is None:
+        grids = records.numbered(run.folder, "samples", ".npz") if run else {}
+        if not grids:
             return None
-        try:
-            with np.load(last) as arrays:
-                panels[title] = arrays[name][: SIDE**2].reshape(-1, 784) / 255
-        except (ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise UserError(f"{last} holds no samples") from error
+        panels[title] = _read_samples(grids[max(grids)], name)
     _, _, test = mnist()
     panels["real digits"] = test.images[: SIDE**2].numpy() / 255
     return panels
 
 
+def _read_samples(path: Path, name: str) -> np.ndarray:
+    """The first images of an array beside a sample grid, [25, 784] in [0, 1].
+
+    Raises:
+        UserError: the file is damaged, or has no such array.
+    """
+    try:
+        with np.load(io.BytesIO(read_regular(path)), allow_pickle=False) as arrays:
+            images = arrays[name][: SIDE**2]
+            if images.dtype != np.uint8 or images.shape != (SIDE**2, 784):
+                raise ValueError("other images")
+    except Exception as error:  # foreign bytes can make numpy and zipfile raise anything
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} holds no samples ({type(error).__name__})") from error
+    return images / 255
+
+
+@plots.default_style
 def save_strip(filename: Path, panels: dict[str, np.ndarray]) -> None:
     """Write the panels side by side as a PNG."""
     figure = Figure(figsize=(plots.COLUMN_INCHES * len(panels), 4.85), layout="constrained")
@@ -50,4 +64,6 @@ def save_strip(filename: Path, panels: dict[str, np.ndarray]) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     options = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight", "pad_inches": 0.05}
-    write_whole(filename, lambda file: figure.savefig(file, **options))
+    drawing = io.BytesIO()
+    figure.savefig(drawing, **options)
+    write_whole(filename, lambda file: file.write(drawing.getbuffer()))

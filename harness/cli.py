@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from datasets import DataError
-from harness import interrupts
-from harness.errors import Interrupted, UsageError, UserError
+from harness import interrupts, streams
+from harness.errors import Interrupted, UsageError, UserError, is_out_of_memory
 
 
 def parse(
@@ -36,6 +35,7 @@ def parse(
     Raises:
         UsageError: the words are wrong; one line says what is.
     """
+    words = [_with_home(word) for word in (sys.argv[1:] if words is None else words)]
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -52,6 +52,13 @@ def parse(
         if not stop.code:  # --help
             raise
     raise UsageError(f"{_unframed(errors.getvalue())} (--help lists the options)")
+
+
+def _with_home(word: str) -> str:
+    """The word with the tilde of --out=~/x replaced, which shells leave alone."""
+    name, equals, value = word.partition("=")
+    is_option = name.startswith("--") and value.startswith("~")
+    return name + equals + os.path.expanduser(value) if is_option else word
 
 
 def _unframed(text: str) -> str:
@@ -77,43 +84,48 @@ def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
 
     User errors print one line to stderr and exit with status 1, or 2 for a wrong command line.
     A signal that stops it exits with status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM.
+    Output that nobody can read, as in `| head -1`, is dropped.
     """
-    interrupts.raise_interrupted()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that can't be printed ends no run
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        main(parse_words())
-    except (UserError, DataError) as exception:
-        status = 2 if isinstance(exception, UsageError) else 1
-        error, message = exception, f"error: {exception}"
-    except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as exception:
-        name = exception.filename or "writing the run"
-        error, message, status = exception, f"error: {name}: {exception.strerror or exception}", 1
-    except Interrupted as exception:
-        error, message, status = exception, "interrupted", 128 + exception.signum
-    except (MemoryError, RuntimeError) as exception:
-        if not _is_out_of_memory(exception):
-            raise
-        error, message, status = exception, "error: out of memory: smaller settings need less", 1
-    else:
-        return
-    program = Path(sys.argv[0])
-    name = program.parent.name if program.name == "__main__.py" else program.name
-    notes = getattr(error, "__notes__", [])
-    print(f"{name}: " + "; ".join([message, *notes]), file=sys.stderr)
-    sys.exit(status)
+    with streams.tolerant():
+        interrupts.raise_interrupted()
+        try:
+            main(parse_words())
+        except (Exception, Interrupted) as exception:
+            interrupts.ignore()
+            message, status = _last_words(exception)
+            if message is not None:
+                program = Path(sys.argv[0])
+                name = program.parent.name if program.name == "__main__.py" else program.name
+                print(
+                    f"{name or 'python'}: " + "; ".join([message, *_notes(exception)]),
+                    file=sys.stderr,
+                )
+            sys.exit(status)
 
 
-def _is_out_of_memory(exception: Exception) -> bool:
-    # On the CPU PyTorch raises a plain RuntimeError.
-    words = str(exception)
-    return (
-        isinstance(exception, MemoryError | torch.OutOfMemoryError)
-        or "not enough memory" in words
-        or "can't allocate memory" in words
-        or "size calculation overflowed" in words
-    )
+def _last_words(error: BaseException) -> tuple[str | None, int]:
+    """(what to print of an error that ends a program, its exit status); others are raised again."""
+    match error:
+        case UsageError():
+            return f"error: {error}", 2
+        case UserError() | DataError():
+            return f"error: {error}", 1
+        case Interrupted():
+            return "interrupted", 128 + error.signum
+        case BrokenPipeError():  # whoever read the output has had enough
+            return None, 1
+        case OSError():
+            name = error.filename or "writing the run"
+            return f"error: {name}: {error.strerror or error}", 1
+    if is_out_of_memory(error):
+        return "error: out of memory: smaller settings need less", 1
+    raise error
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """The notes of an error and of those that it has interrupted: how to resume, say."""
+    notes = []
+    while error is not None:
+        notes += getattr(error, "__notes__", [])
+        error = error.__context__
+    return list(dict.fromkeys(notes))

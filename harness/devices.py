@@ -91,7 +91,7 @@ class RandomState:
     def load_state_dict(self, state: dict) -> None:
         """Restore the state of each kind of device that `state` holds."""
         for name, generator in self.generators.items():
-            if name in state:
+            if name in state or name == "cpu":  # a checkpoint of another device lacks the others
                 generator.set_rng_state(state[name])
 
 

@@ -1,8 +1,12 @@
 """Files that are whole or absent, and locks on folders."""
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +18,8 @@ try:
 except ImportError:  # Windows has no locks on folders
     fcntl = None
 
+PARTIAL = ".partial"  # ends the names of temporary files
+
 
 @interrupts.delayed()
 def write_whole(
@@ -22,7 +28,7 @@ def write_whole(
     previous: Path | None = None,
     flush: bool = True,
 ) -> None:
-    """Call write(file) on a temporary file, flush it to disk and rename it to `path`.
+    """Call write(file) on a new temporary file, flush it to disk and rename it to `path`.
 
     Args:
         path: the file's name, taken only when the content is complete.
@@ -32,12 +38,15 @@ def write_whole(
             it, a power failure may leave an empty file, a killed process does not.
 
     Raises:
-        OSError: the disk is full, the folder is gone, ...; its filename is `path`.
+        OSError: the disk is full, the folder is gone, ...; its filename is `path`. What `write`
+            raises for other reasons stays as it is.
     """
-    partial = path.with_name(path.name + ".partial")
+    # New and exclusive: a file or link that is there already is never written to.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    failed = []
     try:
-        with open(partial, "wb") as file:
-            write(file)
+        with open(partial, "xb") as file:
+            write(_Watched(file, failed))
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -46,13 +55,60 @@ def write_whole(
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         # torch.save hides the failed write behind a RuntimeError.
-        failure = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(failure, OSError):
+        failure = failed[0] if failed else error
+        is_of_file = isinstance(failure, OSError) and failure.filename in (None, str(partial))
+        if not is_of_file:
             raise
         raise OSError(failure.errno, failure.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+class _Watched:
+    """A file that adds the failures of its writes to a list."""
+
+    def __init__(self, file: BinaryIO, failed: list[OSError]):
+        self._file, self._failed = file, failed
+
+    def write(self, data) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes have left of files in `folder` that they were writing."""
+    for path in folder.glob(f"*.????????{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; a FIFO would wait for a writer, a device may never end.
+
+    Raises:
+        OSError: it is missing, unreadable, or another kind of file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether files can be written to `folder`; leaves none.
+
+    Raises:
+        OSError: they cannot; its filename is `folder`.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from harness.errors import Interrupted
@@ -11,15 +12,23 @@ from harness.errors import Interrupted
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-_received = []
+# Seconds after a signal in which another changes nothing: the second of a double Ctrl-C would cut
+# short what the first one starts.
+PATIENCE = 1.0
+_received = []  # numbers of signals, and the times at which they raised
 
 
 def raise_interrupted() -> None:
-    """From here on, STOP_SIGNALS raise Interrupted, unless they were ignored so far."""
+    """From here on, STOP_SIGNALS raise Interrupted, unless they were ignored so far.
+
+    Those within PATIENCE of the last one that raised do not.
+    """
 
     def interrupt(signum, frame):
-        _received.append(signum)
-        raise Interrupted(signum)
+        now = time.monotonic()
+        if not _received or now - _received[-1][1] > PATIENCE:
+            _received.append((signum, now))
+            raise Interrupted(signum)
 
     _received.clear()
     for signum in STOP_SIGNALS:
@@ -34,7 +43,13 @@ def check() -> None:
     Python ignores exceptions of those. So every loop over batches checks.
     """
     if _received:
-        raise Interrupted(_received[0])
+        raise Interrupted(_received[0][0])
+
+
+def ignore() -> None:
+    """From here on, STOP_SIGNALS change nothing: the program says its last words."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from harness import interrupts
 from harness.devices import to_host
 from harness.laplace import PROPOSALS, Decoder, Encode, LogWeights
 from harness.progress import progress_bar
@@ -22,7 +23,13 @@ def of_decoder(
         n_samples: draws of z per image.
         proposal: 'laplace' or 'encoder', where z is drawn from; see `harness.laplace`.
     """
-    batches = images.split(max(128, rows_at_once(images.device) // n_samples))
+    rows = rows_at_once(images.device)
+    size = max(128, rows // n_samples)
+    if proposal == "laplace":  # it has a Jacobian of each image, with a row per latent dimension
+        with torch.no_grad():
+            z_dim = encode(images[:1])[0].shape[1]
+        size = min(size, max(1, rows // z_dim))
+    batches = images.split(size)
     return importance_weighted(PROPOSALS[proposal](decoder, encode), batches, n_samples)
 
 
@@ -76,6 +83,7 @@ def importance_weighted(
     bounds, log_px, sizes, halves = [], [], [], []
     with progress_bar(len(batches), desc=f"log p(x), {n_samples:,} draws per image") as bar:
         for batch in batches:
+            interrupts.check()
             draw = log_weights(batch)
             n_draws = max(1, (max_rows or rows_at_once(batch.device)) // len(batch))
             starts = range(0, n_samples, n_draws)

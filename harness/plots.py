@@ -1,5 +1,6 @@
 """Curves and sample grids, drawn without pyplot: no display, backend or global state."""
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -7,20 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
 
-from harness.files import write_whole
+from harness.errors import UserError, is_out_of_memory
+from harness.files import read_regular, write_whole
 
 # Okabe & Ito's colour-blind-safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
+# Drawing functions are in this context: a user's matplotlibrc would turn every digit upside down
+# (image.origin) or ask for LaTeX.
+default_style = style.context("default", after_reset=True)
 
 
+@default_style
 def save_grid(filename: Path, panels: dict, caption: str, n_columns: int | None = None) -> None:
     """Write sample images as a PNG, one grid per panel, and their arrays as an .npz beside it.
 
@@ -90,6 +97,7 @@ class Curves:
         draw_curves(self, [history], filename)
 
 
+@default_style
 def draw_curves(
     curves: Curves,
     histories: Sequence[list[dict]],
@@ -162,12 +170,9 @@ def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] 
 
 def _write(figure: Figure, filename: Path, **options) -> None:
     """Write a figure whole, as a page may show the file that it replaces."""
-    kind = filename.suffix.removeprefix(".")
-
-    def write(file):
-        figure.savefig(file, format=kind, dpi=DPI, **options)
-
-    write_whole(filename, write, flush=False)
+    drawing = io.BytesIO()  # an error of the drawing is none of the file
+    figure.savefig(drawing, format=filename.suffix.removeprefix("."), dpi=DPI, **options)
+    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
 
 
 def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
@@ -205,9 +210,24 @@ def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes
     return magnified
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """A PNG as an array [height, width, channels] in [0, 1].
+
+    Raises:
+        UserError: it is damaged, or another kind of file.
+    """
+    try:
+        return imread(io.BytesIO(read_regular(path)), format="png")
+    except Exception as error:  # foreign bytes can make a decoder raise anything
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} is damaged, or no picture ({type(error).__name__})") from error
+
+
+@default_style
 def save_annotated(source: Path, filename: Path, note: str) -> None:
     """Write a copy of the PNG `source` with a line of text above it, its pixels unchanged."""
-    image = imread(source)
+    image = read_picture(source)
     height, width = image.shape[:2]
     strip = round(0.3 * DPI)
     figure = Figure(figsize=(width / DPI, (height + strip) / DPI), dpi=DPI)

@@ -8,9 +8,16 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 
+class _Bar(tqdm):
+    """A bar that rounding never moves beyond its end, of which tqdm would warn."""
+
+    def update(self, n: float = 1) -> bool | None:
+        return super().update(min(n, self.total - self.n))
+
+
 def progress_bar(total: float, initial: float = 0, **options) -> tqdm:
     """A tqdm bar in any unit: live on a terminal, one line every 30 seconds in a log file."""
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         mininterval=0.2 if sys.stderr.isatty() else 30,

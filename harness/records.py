@@ -1,12 +1,13 @@
 """Reading a run folder back: `config.json`, `metrics.jsonl` and `result.json`, each checked."""
 
 import json
-import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
+from harness.files import read_regular
 
 # What foreign or damaged content raises while it is parsed and checked.
 DAMAGE = (
@@ -19,6 +20,8 @@ DAMAGE = (
 )
 
 COUNTERS = ("epoch", "batch")
+LARGEST = 3.4e38  # of float32: no training has a larger value, and no plot can show one
+TEXTS = ("program", "started", "device", "command", "git_commit")  # in `config.json`, if there
 
 
 def read_config(folder: Path | str, program: str | None = None) -> dict:
@@ -32,16 +35,29 @@ def read_config(folder: Path | str, program: str | None = None) -> dict:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_bytes())
-        maker, settings = config["script"], config["settings"]
+        config = json.loads(read_regular(path))
+        maker = config["script"]
     except (OSError, *DAMAGE) as error:
         raise UserError(f"{folder} is not a run folder: {path} is missing or unreadable") from error
-    if not isinstance(maker, str) or not isinstance(settings, dict):
-        raise UserError(f"{folder} is not a run folder: {path} is not one this project wrote")
+    try:
+        check_config(config)
+    except DAMAGE as error:
+        raise UserError(
+            f"{folder} is not a run folder: {path} is not one this project wrote ({error})"
+        ) from error
     trained_by = config.get("program", maker)
     if program is not None and trained_by != program:
         raise UserError(f"{folder} is a run of {trained_by!r}, not of {program}")
     return config
+
+
+def check_config(config: Any) -> None:
+    """Raise one of DAMAGE unless this is the content of a `config.json`, as far as it is read."""
+    if not isinstance(config["script"], str) or not isinstance(config["settings"], dict):
+        raise ValueError("it has no script or no settings")
+    for name in TEXTS:
+        if not isinstance(config.get(name), str | None):
+            raise ValueError(f"its {name} is no text")
 
 
 def read_metrics(folder: Path | str) -> list[dict]:
@@ -55,7 +71,7 @@ def read_metrics(folder: Path | str) -> list[dict]:
     """
     path = Path(folder) / "metrics.jsonl"
     try:
-        texts = path.read_bytes().split(b"\n")
+        texts = read_regular(path).split(b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if texts.pop():  # whole lines end in a newline
@@ -64,7 +80,7 @@ def read_metrics(folder: Path | str) -> list[dict]:
     for n, text in enumerate(texts, start=1):
         try:
             line = json.loads(text)
-            _check_line(line, lines)
+            _check_line(line, lines[:1], lines[-1] if lines else None)
         except DAMAGE as error:
             raise UserError(
                 f"{path}: line {n} is damaged, or not one this project wrote"
@@ -73,12 +89,36 @@ def read_metrics(folder: Path | str) -> list[dict]:
     return lines
 
 
-def _check_line(line: dict, earlier: list[dict]) -> None:
+def is_number(value: Any) -> bool:
+    """Whether this is an int or float that a float32 can hold, so no NaN."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def check_history(history: Any) -> None:
+    """Raise one of DAMAGE unless these are lines of `metrics.jsonl`: a list of dicts."""
+    if not isinstance(history, list):
+        raise TypeError("metrics are not a list")
+    for n, line in enumerate(history):
+        _check_line(line, history[:1], history[n - 1] if n else None)
+
+
+def _check_line(line: Any, first: list[dict], before: dict | None) -> None:
     counter = counter_of(line)
-    if earlier and (counter not in earlier[0] or line[counter] <= count_of(earlier)):
+    if type(line[counter]) is not int:
+        raise ValueError("the counter is no whole number")
+    if before is not None and (counter not in first[0] or line[counter] <= count_of([before])):
         raise ValueError("another counter, or it does not rise")
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in line.values()):
+    if not all(isinstance(key, str) and is_number(value) for key, value in line.items()):
         raise ValueError("a value is not a finite number")
+
+
+def check_results(results: Any) -> None:
+    """Raise one of DAMAGE unless these are dicts of finite numbers, by name."""
+    for name, values in results.items():
+        if not isinstance(name, str) or not all(isinstance(key, str) for key in values):
+            raise ValueError("a name is no text")
+        if not all(map(is_number, values.values())):
+            raise ValueError("a value is not a finite number")
 
 
 def read_results(folder: Path | str) -> dict[str, dict]:
@@ -90,17 +130,15 @@ def read_results(folder: Path | str) -> dict[str, dict]:
     path = Path(folder) / "result.json"
     way_out = f"delete it, then --resume {folder} evaluates the run again"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
         results = {
             name: values for name, values in content.items() if name not in ("graded", "finished")
         }
-        finite = [math.isfinite(value) for values in results.values() for value in values.values()]
+        check_results(results)
     except FileNotFoundError:
         return {}
     except (OSError, *DAMAGE) as error:
         raise UserError(f"{path} is damaged, or not one this project wrote; {way_out}") from error
-    if not all(finite):
-        raise UserError(f"{path} holds a value that is not finite; {way_out}")
     return results
 
 
@@ -114,7 +152,15 @@ def pictures(folder: Path | str) -> tuple[list[Path], list[Path]]:
 def kind_and_number(picture: Path) -> tuple[str, int | None]:
     """What a picture shows, and of which epoch or batch: ("samples", 10) for samples_010.png."""
     kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", picture.stem, re.DOTALL).groups()
-    return kind, number and int(number)
+    return kind, int(number) if number else None
+
+
+def numbered(folder: Path, kind: str, suffix: str) -> dict[int, Path]:
+    """The files KIND_NUMBER.SUFFIX of a run folder by number; "samples_001 (copy).png" is none."""
+    named = ((kind_and_number(path), path) for path in folder.glob(f"{kind}_*{suffix}"))
+    return {
+        number: path for (of_kind, number), path in named if of_kind == kind and number is not None
+    }
 
 
 def counter_of(line: dict) -> str:

@@ -15,7 +15,6 @@ ends with the same numbers.
 import contextlib
 import itertools
 import json
-import math
 import operator
 import os
 import shlex
@@ -114,6 +113,7 @@ class Run:
             self.folder = options.evaluate
             records.read_results(self.folder)  # damaged ones are an error now, not at the end
             self._acquire_lock()
+            files.check_writable(self.folder)
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
         elif options.resume is not None:
             self.folder = options.resume
@@ -178,7 +178,7 @@ class Run:
         counter = records.counter_of(metrics)
         values = {key: value for key, value in metrics.items() if key != counter}
         for key, value in values.items():
-            if not math.isfinite(value):
+            if not records.is_number(value):
                 raise UserError(
                     f"{key} is not finite at {counter} {metrics[counter]}; last checkpoint kept in "
                     f"{self.folder}; start a new run with a lower --lr"
@@ -229,18 +229,19 @@ class Run:
         """
         for name, values in results.items():
             for key, value in values.items():
-                if not math.isfinite(value):
+                if not records.is_number(value):
                     raise UserError(f"{name}: {key} is not finite: the run cannot be evaluated")
         all_results = records.read_results(self.folder) | results
         graded = references.grade(self.config.SCRIPT, self.config.flat(), self.history, all_results)
         checkpoints.save_weights(self.folder, model)
+        if self._events is not None:
+            self._events.add_grids(self.count, last=True)
+        # Before `result.json`: a kill between the two leaves no page that reloads for ever.
+        self._page.finished(self.history, all_results)
         files.write_json(
             self.folder / "result.json",
             {"graded": [row.as_dict() for row in graded], **all_results, "finished": now()},
         )
-        if self._events is not None:
-            self._events.add_grids(self.count, last=True)
-        self._page.finished(self.history, all_results)
         if graded:
             print(f"\n{references.table(graded, records.counter_of(self.history[-1]))}\n")
         for name, values in all_results.items():
@@ -255,24 +256,26 @@ class Run:
         self._lock = None
 
     def __enter__(self) -> "Run":
+        self._default_dtype = torch.get_default_dtype()  # a notebook may have set another
+        torch.set_default_dtype(torch.float32)
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         with contextlib.ExitStack() as at_last:  # even if a second Ctrl-C comes here
             at_last.callback(self.close)
-            if self._bar is not None:
-                self._bar.close()
-            if self._events is not None:
-                at_last.callback(self._events.close)
-            if self._page is None or error is None:
-                return
+            at_last.callback(torch.set_default_dtype, self._default_dtype)
+            fails = self._page is not None and error is not None
             command = None
-            if not isinstance(error, UserError):
-                finished = (self.folder / "result.json").exists()
+            if fails and not isinstance(error, UserError):
+                finished = not self._trains or (self.folder / "result.json").exists()
                 mode = "--evaluate" if finished else "--resume"
                 command = shlex.join(["python", self._program(), mode, str(self.folder)])
                 error.add_note(f"last checkpoint in {self.folder}; resume with: {command}")
-            if self._trains:
+            if self._events is not None:
+                at_last.callback(self._events.close)
+            if self._bar is not None:
+                self._bar.close()
+            if fails and self._trains:
                 at_last.callback(self._page.stopped, self.history, command)
                 self._page.draw_curves(self.history)
 
@@ -294,7 +297,12 @@ class Run:
     def _resume(self) -> None:
         config = records.read_config(self.folder, self.config.program())
         self._acquire_lock()
+        files.check_writable(self.folder)
+        files.remove_partial(self.folder)
         self.history = checkpoints.load(self.folder, self._parts)
+        # The run is no longer finished. This comes first: a run killed here has its old settings.
+        for name in ("result.json", checkpoints.WEIGHTS):
+            (self.folder / name).unlink(missing_ok=True)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         files.write_whole(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
         resumed = config.get("resumed")
@@ -302,8 +310,6 @@ class Run:
             resumed = []
         config["resumed"] = resumed + [{"from": self.count, **provenance(self.device)}]
         self._write_config(config)
-        for name in ("result.json", checkpoints.WEIGHTS):  # the run is no longer finished
-            (self.folder / name).unlink(missing_ok=True)
 
     def _write_config(self, config: dict) -> None:
         """Write `config.json` with the present settings."""

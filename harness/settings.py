@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -181,13 +181,13 @@ class RunConfig:
             if name not in {"data", "run", *OF_COMMAND}
         }
 
-    def load_weights(self, folder: Path | str, model: nn.Module) -> nn.Module:
-        """A model of these settings with the weights of a finished run, in evaluation mode.
+    def load_weights(self, folder: Path | str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The model that make() returns with the weights of a finished run, in evaluation mode.
 
         Raises:
             UserError: the weights are missing, damaged, or do not fit the model.
         """
-        return checkpoints.load_weights(folder, model)
+        return checkpoints.load_model(folder, make)
 
 
 def _check_run(folder: Path, earlier: RunConfig, config: RunConfig) -> None:

@@ -5,22 +5,24 @@ step is the epoch or the batch.
 """
 
 import contextlib
-import importlib.util
+import sys
 from pathlib import Path
-
-from matplotlib.image import imread
 
 from harness import records
 from harness.errors import UserError
+from harness.plots import read_picture
 
 
 def check_installed() -> None:
-    """Raise UserError if the package `tensorboard` is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
+    """Raise UserError if the package `tensorboard` cannot be imported."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401 (slow, so only if it is asked for)
+    except Exception as error:  # a broken installation can raise anything
         raise UserError(
-            "--tensorboard needs the package tensorboard: pip install tensorboard, "
-            "or go without (--no_tensorboard)"
-        )
+            f"--tensorboard needs the package tensorboard ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}): pip install tensorboard, or go without "
+            "(--no_tensorboard)"
+        ) from error
 
 
 class EventFile:
@@ -62,8 +64,13 @@ class EventFile:
             if number is None:
                 number = count if last else count + 1
             if number <= count and path not in self._shown:
-                self._writer.add_image(kind, imread(path)[..., :3], number, dataformats="HWC")
                 self._shown.add(path)
+                try:
+                    image = read_picture(path)[..., :3]
+                except UserError as error:  # of an earlier process; the training goes on
+                    print(error, file=sys.stderr)
+                else:
+                    self._writer.add_image(kind, image, number, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left to disk, if it has room."""
