@@ -14,7 +14,8 @@ import torch
 
 from gencheck.outcomes import one_line, printable
 from grading import sandbox
-from grading.discovery import Person, Unreadable, gather, look_at
+from grading.discovery import Person, gather, look_at
+from grading.inputs import Unreadable
 from grading.results import Damaged, FileResult, plain, read_findings, read_png, read_results
 from grading.sandbox import Sandbox, SandboxError
 
@@ -220,7 +221,7 @@ def grade(
 
 def _remembered(memory, person, model, path):
     try:
-        files = gather(path, person.root)
+        files = gather(path, person.root_of(path))
     except (Unreadable, OSError):
         return None  # judging it gives the reason
     result = memory.get(memory.key(model, path.name, files), model, path)
@@ -232,7 +233,7 @@ def _remembered(memory, person, model, path):
 def _judge_any(box, memory, person, model, path, seconds, training, seed):
     """The result of a file; whatever goes wrong with it ends with it."""
     try:
-        files = gather(path, person.root)
+        files = gather(path, person.root_of(path))
         result = judge_file(box, model, path, seconds, training, seed, files)
         memory.put(memory.key(model, path.name, files), result)
     except Unreadable as error:

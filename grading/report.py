@@ -22,12 +22,11 @@ from gencheck.outcomes import (
     Finding,
     printable,
 )
-from grading.discovery import MODELS, Person
+from grading.discovery import MODELS, TITLES, Person
 from grading.results import FileResult, as_json
 from grading.rubric import Rubric
 
 HINTS = ("full", "short", "none")
-TITLES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
 CELL = 600  # characters
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;width:100%}td,th{padding:.3em .6em;text-align:left;
