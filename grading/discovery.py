@@ -431,6 +431,12 @@ def gather(file: Path, root: Path) -> dict[str, bytes]:
     return files
 
 
+def left_out(file: Path, files: dict[str, bytes]) -> list[str]:
+    """The files beside and below a submission's that `gather` didn't take, by path, the first."""
+    found = (path for path, reason in walk(file.parent, COPIED_DEPTH, set()) if not reason)
+    return sorted({os.path.relpath(path, file.parent) for path in found} - files.keys())[:1000]
+
+
 # What a submission has no honest use for, or what may lead around the checks, by the words of the
 # note. Lines of text are searched, not syntax: names in strings, as for getattr, count as well.
 SUSPICIOUS = {

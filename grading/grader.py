@@ -14,7 +14,7 @@ import torch
 
 from gencheck.outcomes import one_line, printable
 from grading import sandbox
-from grading.discovery import Person, gather, look_at
+from grading.discovery import Person, gather, left_out, look_at
 from grading.inputs import Unreadable
 from grading.results import Damaged, FileResult, plain, read_findings, read_png, read_results
 from grading.sandbox import Sandbox, SandboxError
@@ -149,6 +149,7 @@ def judge_file(
     token = secrets.token_hex(16)
     request = {"model": model, "name": path.name, "training": training, "seed": seed}
     request |= {"files": {name: b64encode(content).decode() for name, content in files.items()}}
+    request["left_out"] = left_out(path, files)
     result = FileResult(model, str(path), look=look_at(files))
     try:
         answer = box.ask(request | {"token": token}, seconds)
