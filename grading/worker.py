@@ -45,7 +45,13 @@ def judge(request: dict, scratch: Path) -> str:
     """
     # So deep that paths relative to the script, such as ../../data, lead to places in the scratch.
     code = scratch / "1" / "2" / "3" / "4" / "code"
-    results = {"token": request.pop("token"), "findings": [], "pixels": "", "reason": ""}
+    results = {
+        "token": request.pop("token"),
+        "findings": [],
+        "pixels": "",
+        "steps": 0,
+        "reason": "",
+    }
     running = Running(code, request["left_out"])
     try:
         _judge(request, scratch, results, running)
@@ -107,10 +113,11 @@ def _judge(request, scratch, results, running):
         for one in run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"]):
             _add(results, one.check, one.status, one.measured, one.expected)
 
-    subject = _check_all(model, submission, check, pictures, request["training"])
+    subject, steps = _check_all(model, submission, check, pictures, request["training"])
     with contextlib.suppress(Exception, SystemExit):  # the page then has no picture
         images = (samples(model, subject) * 255).byte()
         results["pixels"] = base64.b64encode(images.numpy().tobytes()).decode()
+        results["steps"] = steps
     if adaptation.used:
         used = (f"{words}: {error}" for words, error in adaptation.used.items())
         _add(results, "runs_today", OLD, "; ".join(used))
@@ -119,11 +126,11 @@ def _judge(request, scratch, results, running):
 
 
 def _check_all(model, submission, check, pictures, training):
-    """Run all checks of a model; returns the subject."""
+    """Run all checks of a model; returns the subject, and the steps that its samples had."""
     if model == "gan":
         subject = gan_subject(submission, pictures)
         check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
-        return subject
+        return subject, subject.seen.total
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
         check(subject, vae_checks.CHECKS)
@@ -133,13 +140,13 @@ def _check_all(model, submission, check, pictures, training):
         check(subject, couplings.CHECKS)
         check(subject, flow_model.CHECKS)
         if subject.model is None:
-            return subject
+            return subject, 0
         images = GREY
     epochs = epoch_subject(model, submission, subject, caught, images, LABELS)
     check(epochs, epoch_checks(model))
     if training:
         check(epochs, TRAINING_CHECKS)
-    return subject
+    return subject, max((run["steps"] for run in epochs.trained.values()), default=0)
 
 
 def _replace_modules(code, on_picture, not_found):
