@@ -56,7 +56,8 @@ def judge(request: dict, scratch: Path) -> str:
     try:
         _judge(request, scratch, results, running)
     except BaseException as error:  # even of an interrupt that the submission raises
-        results["reason"] = _reason(error, running.missing)[:MAX_TEXT]
+        reason = _reason(error, running.missing).replace(f"{code}{os.sep}", "")
+        results["reason"] = reason[:MAX_TEXT]
     runs = running.outcome()
     if runs.status != PASS or not results["reason"]:
         _add(results, "runs", runs.status, runs.measured, runs.expected)
@@ -64,7 +65,8 @@ def judge(request: dict, scratch: Path) -> str:
 
 
 def _add(results, check, status, measured, expected=""):
-    texts = {"measured": measured[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
+    here = os.getcwd() + os.sep  # where its files lie is nobody's business
+    texts = {"measured": measured.replace(here, "")[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
     results["findings"].append({"check": check, "status": status} | texts)
 
 
@@ -119,8 +121,7 @@ def _judge(request, scratch, results, running):
         results["pixels"] = base64.b64encode(images.numpy().tobytes()).decode()
         results["steps"] = steps
     if adaptation.used:
-        used = (f"{words}: {error}" for words, error in adaptation.used.items())
-        _add(results, "runs_today", OLD, "; ".join(used))
+        _add(results, "runs_today", OLD, "; ".join(adaptation.used))
     if on_cpu.asked:
         _add(results, "runs_on_cpu", NOTE, "CUDA is asked for by name, or where there is none")
 

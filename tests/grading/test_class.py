@@ -20,7 +20,7 @@ import torch.nn as nn
 class Coupling(nn.Module):
     def __init__(self, c_in, mask, n_hidden=32):
         super().__init__()
-        self.mask = nn.Parameter(mask, requires_grad=False)
+        self.register_buffer("mask", mask)
         self.nn = nn.Sequential(nn.Linear(c_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, 2 * c_in))
 
     def forward(self, z, ldj, reverse=False):
@@ -63,6 +63,8 @@ def notebook(*cells):
 
 WRONG_KL = replaced(METHODS_VAE, "(2 * log_std).exp() +", "log_std.exp() +")
 SHARED = replaced(METHODS_VAE, "torch.randn_like(mean)", "torch.randn_like(mean[:1])")
+LINE_1 = replaced(METHODS_VAE, "from __future__ import annotations\n", "")
+LINE_1 = "1 / 0\n" + replaced(LINE_1, " -> tuple[Tensor, Tensor]", "")
 NO_LOGDET = replaced(FLOW, "ldj - (free * log_scale).sum(dim=1)", "torch.zeros_like(ldj)")
 HELPER = "import torch.nn as nn\n\nfrom my_layers import scale\n"
 FILES = {
@@ -71,7 +73,7 @@ FILES = {
     "cem/vae.py": SHARED,
     "dan/a3_nf_template.py": NO_LOGDET,
     "eve/a3_vae_template.py": replaced(METHODS_VAE, "import torch.nn as nn\n", HELPER),
-    "fay/a3_vae_template.py": "1 / 0\n" + METHODS_VAE.replace("from __future__", "# from"),
+    "fay/a3_vae_template.py": LINE_1,
     "gil/Assignment 3.ipynb": notebook("%matplotlib inline\n!pip install torch", METHODS_VAE),
     "ivy_LATE_4711_190_a3_vae_template.py": f"from layers import *\n{METHODS_VAE}",
     "ivy_LATE_4711_191_layers.py": "SCALE = 1\n",
@@ -147,7 +149,8 @@ def test_everyone_is_judged_and_rightly(reports):
         assert not result["reason"], name
         assert found["runs"]["status"] == runs and words in found["runs"]["measured"]
         central = [check for check in found.values() if check["central"]]
-        assert central and "unjudged" not in {check["status"] for check in central}
+        left_open = {check["check"] for check in central if check["status"] == "unjudged"}
+        assert central and left_open == ({"log_px"} if name == "dan" else set())  # it has no Model
 
 
 def test_everyone_and_every_file_is_in_every_report(reports):
