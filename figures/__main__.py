@@ -28,6 +28,7 @@ from figures.gallery import draw_figures, draw_strip, write_page
 from figures.kinds import KINDS, NEEDED
 from figures.recorded import merged, read_recorded
 from figures.report import FIGURES
+from figures.reported import read_reported
 from figures.runs import Runs, chosen_run, find_runs, newest_of_kind, unfinished_message
 from figures.trainings import missing_trainings, train
 from harness import cli
@@ -143,6 +144,9 @@ class Check(Stored):
     Example: python -m figures check --runs runs/vae-z20-seed0
     """
 
+    # grade the numbers in this .jsonl or .csv file instead
+    file: tyro.conf.Positional[Path | None] = None
+
 
 @dataclass
 class Export(Stored):
@@ -177,7 +181,9 @@ def main(command: Command) -> None:
         case Train():
             train_missing(command)
         case Check():
-            sys.exit(check(*command.find()))
+            reported = command.file is not None
+            found = ([read_reported(command.file)], []) if reported else command.find()
+            sys.exit(check(*found))
         case Export():
             found, messages = command.find()
             messages += [unfinished_message(run) for run in found if not run.finished]

@@ -23,6 +23,11 @@ def check(found: Runs, messages: list[str]) -> int:
         print(f"{run.folder}: {run.script}, seed {run.seed}, {run.length}{unfinished}")
         graded = run.graded()
         print(f"{references.table(graded, run.counter)}\n")
+        for one in graded:
+            if one.verdict == IMPLAUSIBLE and one.row.implausible:
+                low, high = one.row.plausible
+                bounds = f"{one.row.quantity}: {one.value:.3f} is not plausible for this model"
+                print(f"{bounds} ({low:g} to {high:g} {one.row.unit}): {one.row.implausible}\n")
         verdicts += [one.verdict for one in graded]
     for runs in seed_groups(found):
         if len(runs) > 1:

@@ -13,7 +13,7 @@ from harness.references import Graded
 from harness.settings import MAY_DIFFER, MAY_GROW
 
 # Each script logs one metric that the others don't.
-MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF}
+MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF, "val_bpd_shifted": NF}
 # Settings that leave the training as it is, and the seed.
 NOT_OF_TRAINING = {"seed", "out", *MAY_DIFFER}
 RUN_FILES = {"metrics.jsonl", "config.json"}  # a folder with one of them is a run's
@@ -141,7 +141,7 @@ def stored_run(
     Raises:
         UserError: no script of this project wrote it, or a setting or a metric is damaged.
     """
-    of_metrics = next((MARKS[key] for key in MARKS if history and key in history[0]), None)
+    of_metrics = next((MARKS[k] for k in MARKS if any(k in line for line in history)), None)
     script = config.get("script", of_metrics)
     if script not in SCRIPTS or (history or finished) and script != of_metrics:
         whose = config.get("script", "a script of this project")

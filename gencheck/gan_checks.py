@@ -154,7 +154,7 @@ def _refuse_unknown_side(gan):
 def _discriminator_loss(gan):
     if gan.seen.stated["d"] is not None:
         return _stated(gan, "d", "the gradient of the stated loss")
-    expected = "H(a, D(x)) + H(b, D(G(z))) with labels a near 1, b near 0"
+    expected = "the cross-entropy of D(x) with a label near 1 and of D(G(z)) with one near 0"
     if _one_sigmoid_too_many(gan):
         words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
         return Outcome(WRONG, words, expected)

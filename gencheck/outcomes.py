@@ -157,12 +157,16 @@ def run_checks(
         if outcome.status in ACCUSING and not outcome.proof:
             second = _measure(check, subject, 2000 + seed, adapt, theirs, errors)
             if second.status not in ACCUSING:
-                outcome = Outcome(
-                    UNJUDGED,
-                    f"two measurements disagree: {outcome.measured}; {second.measured}",
-                    outcome.expected,
-                )
+                outcome = Outcome(UNJUDGED, _uncertain(outcome, second))
         yield finding(model, check, outcome)
+
+
+def _uncertain(first, second):
+    """Why an accusation that a second measurement doesn't repeat is none."""
+    once = f"it was measured once ({first.measured}; expected {first.expected or 'otherwise'})"
+    if second.status == UNJUDGED:
+        return f"{once}, but not a second time, with other random numbers: {second.measured}"
+    return f"{once}, but not again with other random numbers ({second.measured})"
 
 
 def finding(model: str, check: Check, outcome: Outcome) -> Finding:

@@ -4,16 +4,18 @@ import contextlib
 import math
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from grading import report
+from grading import page, report
 from grading.discovery import discover
 from grading.grader import Memory, grade
-from grading.rubric import Rubric, read_rubric
+from grading.inputs import Unreadable
+from grading.rubric import Rubric, default_rubric, read_rubric
 from grading.sandbox import readable
 from harness import cli
 from harness.errors import UsageError, UserError
@@ -27,7 +29,7 @@ class Command:
     Example: python -m grading class --jobs 2 --csv class.csv --html report.html
     """
 
-    path: tyro.conf.Positional[Path]  # a file or a folder of submissions
+    path: tyro.conf.Positional[Path | None] = None  # a file, an archive or a folder of submissions
     training: bool = True  # train each model for some steps
     hints: Literal[*report.HINTS] = report.HINTS[0]  # how much reports say about a finding
     verbose: bool = False  # list what passes, too
@@ -41,12 +43,16 @@ class Command:
     unsafe: bool = False
 
     rubric: Path | None = None  # points per check, in TOML
+    print_rubric: bool = False  # print the default one and end
     json: Path | None = None  # write everything as JSON
     csv: Path | None = None  # write one row per person
-    html: Path | None = None  # write a page with pictures of samples
+    # write a page with pictures of samples; DIR/ writes a page per person, and an index
+    html: str | None = None
     gradescope: Path | None = None  # write Gradescope's results.json
 
     def __post_init__(self):
+        if self.path is None and not self.print_rubric:
+            raise ValueError("PATH is missing: a file, an archive or a folder of submissions")
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, not {self.jobs}")
         if not 0 < self.time_limit < math.inf:
@@ -62,9 +68,14 @@ def parse(words: list[str] | None = None) -> Command:
 
 def main(args: Command) -> None:
     """Grade what is in args.path and write the reports; exits with 0 if all is judged and right."""
-    for file in (args.json, args.csv, args.html, args.gradescope):
+    if args.print_rubric:
+        print(default_rubric(), end="")
+        return
+    for file in (args.json, args.csv, args.gradescope):
         if file is not None:
             _try_to_write(file)
+    if args.html is not None:
+        _try_html(args.html)
     try:
         people, rubric = _grade(args)
     except (UserError, OSError) as error:
@@ -72,17 +83,23 @@ def main(args: Command) -> None:
             _write(args.gradescope, report.gradescope_without_results(str(error)))
         raise
     _write_reports(args, people, rubric)
-    results = [result for person in people for result in person.results.values()]
+    everyone = [person for person in people if person.is_person]
+    results = [result for person in everyone for result in person.results.values()]
     wrong = sum(result.is_wrong for result in results)
     unjudged = sum(not result.is_judged for result in results)
-    unjudged += sum(not person.files for person in people)
-    if len(people) > 1:
-        print(f"{len(people)} people, {len(results)} files: {wrong} wrong, {unjudged} not judged")
-    sys.exit(1 if wrong or unjudged else 0)
+    without = sum(not person.files for person in everyone)
+    if len(everyone) > 1:
+        nothing = f", {without} people without a file of the assignment" if without else ""
+        counts = f"{len(results)} files: {wrong} wrong, {unjudged} not judged{nothing}"
+        print(f"{len(everyone)} people, {counts}")
+    sys.exit(1 if wrong or unjudged or without else 0)
 
 
 def _grade(args):
-    """(people with their results, rubric); prints each person as soon as all files are judged."""
+    """(people with their results, rubric); prints each person as soon as all files are judged.
+
+    People stand in the order of their folders.
+    """
     path = Path(os.path.realpath(args.path))
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")
@@ -90,9 +107,20 @@ def _grade(args):
     if shown and not args.unsafe:
         raise UsageError(f"{path}: every submission can read {shown[0]}; move the class elsewhere")
     rubric = read_rubric(args.rubric) if args.rubric else Rubric()
-    people = discover(path)
-    if not people:
-        raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
+    if not args.training:
+        rubric.without_training()
+    with tempfile.TemporaryDirectory(prefix="grading-") as scratch:
+        try:
+            people = discover(path, Path(scratch))
+        except Unreadable as reason:
+            raise UserError(f"{path}: {reason}") from reason
+        if not any(person.is_person for person in people):
+            raise UserError(f"{path}: no file of the assignment in it (a3_vae_template.py, ...)")
+        _judge(args, people, rubric)
+    return people, rubric
+
+
+def _judge(args, people, rubric):
     options = {"training": args.training, "seed": args.seed}
     memory = Memory(None if args.fresh else args.memory, **options)
     if args.unsafe:
@@ -115,7 +143,6 @@ def _grade(args):
         for person in steps:
             bar.clear()
             print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
-    return people, rubric
 
 
 def _try_to_write(file):
@@ -132,14 +159,37 @@ def _try_to_write(file):
         raise UsageError(f"{file}: no report can be written there: it is a folder")
 
 
+def _try_html(html):
+    """Find out whether the page, or the folder of pages, can be written."""
+    if not _is_folder(html):
+        _try_to_write(Path(html))
+        return
+    index = Path(html) / "index.html"
+    if index.exists() and page.MARK not in index.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"{index} is none of this grader's: name another folder")
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{html}: no report can be written there: {error.strerror}") from error
+    _try_to_write(index)
+
+
+def _is_folder(html):
+    return html.endswith("/") or Path(html).is_dir()
+
+
 def _write_reports(args, people, rubric):
     """Write all reports; one that can't be written doesn't keep the others from it."""
     reports = {
         args.json: lambda: report.to_json(people, rubric),
         args.csv: lambda: report.to_csv(people, rubric),
-        args.html: lambda: report.to_html(people, rubric, args.hints),
         args.gradescope: lambda: report.to_gradescope(people, rubric, args.hints),
     }
+    if args.html is not None and _is_folder(args.html):
+        pages = page.to_pages(people, rubric, args.hints)
+        reports |= {Path(args.html) / name: lambda t=text: t for name, text in pages.items()}
+    elif args.html is not None:
+        reports[Path(args.html)] = lambda: page.to_html(people, rubric, args.hints)
     errors = []
     for file, make in reports.items():
         if file is not None:

@@ -12,7 +12,7 @@ import torch.nn as nn
 from gencheck.flow_maps import Bijection
 from gencheck.gan_checks import GanSubject
 from gencheck.gan_observer import Observer
-from gencheck.outcomes import one_line, seed_everything
+from gencheck.outcomes import CannotJudge, one_line, seed_everything
 from gencheck.vae_loss import readings
 from gencheck.vae_subject import VAESubject
 from grading.flow_subject import FlowSubject
@@ -39,7 +39,9 @@ def first_that_works(options: list, try_one: Callable, what: str):
     missing = [e for e in errors if isinstance(e, NotImplementedError)]
     if missing:
         raise CannotLoad(f"{what} is not implemented") from missing[0]
-    raise CannotLoad(f"{what} fails: {one_line(errors[0])}") from errors[0]
+    is_plain = isinstance(errors[0], CannotJudge | CannotLoad)
+    words = str(errors[0]) if is_plain else f"{what} fails: {one_line(errors[0])}"
+    raise CannotLoad(words) from errors[0]
 
 
 def build(submission: Submission, kind: type, *args):

@@ -1,41 +1,57 @@
-"""Finding submissions in a folder that strangers filled.
+"""Whose the files in a folder are that strangers filled, and which of them are judged.
 
-Only regular files are read, and no more of them than fits a submission. Nothing here parses or
-runs them: classes are found by the lines that begin with `class`.
+Nothing here parses or runs them: classes are found by the lines that begin with `class`.
 """
 
-import itertools
 import os
 import re
-import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gencheck.outcomes import printable
+from grading.inputs import (
+    DEPTH,
+    NOT_PEOPLES,
+    SOURCE_BYTES,
+    Unreadable,
+    copy_flat,
+    flat_name,
+    inside,
+    read_regular,
+    stem_of,
+    unpack,
+    walk,
+)
 from grading.results import FileResult
 
 MODELS = ("vae", "gan", "nf")
+TITLES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
 CLASSES = {
     "vae": ({"VAE"},),
     "gan": ({"Generator", "Discriminator"},),
     "nf": ({"Coupling"}, {"Flow"}),
 }
 NAMES = {"vae": r"vae", "gan": r"gan", "nf": r"(^|_)nf|flow|nvp"}
-CLASS_LINE = re.compile(rb"(?:^|[\r\n])class[ \t]+(\w+)")
+# In a notebook, lines are strings of JSON.
+CLASS_LINE = {
+    ".py": re.compile(rb"(?:^|[\r\n])class[ \t]+(\w+)"),
+    ".ipynb": re.compile(rb'(?:^|[\r\n"]|\\n)class[ \t]+(\w+)'),
+}
+IMPORT_LINE = re.compile(rb"(?:^|[\r\n\"]|\\n)[ \t]*(?:from|import)[ \t]+(\w+)")
+TRAINING = re.compile(rb"__main__|def (?:main|train|run_epoch|epoch_iter)\b")
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"datasets", "examples", "figures", "gencheck", "grading", "harness", "tests"}
-NOT_CODE = {"__pycache__", "node_modules", "venv", "site-packages"}
-NOT_COPIED = NOT_CODE | {"runs", "data"}
-SOURCE_BYTES = 1 << 20  # of one file
+NOT_COPIED = NOT_PEOPLES | {"runs", "data"}
+NOTEBOOK_BYTES = 16 << 20  # of one notebook, with the pictures in it
 CODE_BYTES = 4 << 20  # of the code of a folder
 COPIED_BYTES = 32 << 20  # of everything in it
 COPIED_DEPTH = 4  # folders
-DEPTH, N_ENTRIES, N_NOTES = 20, 10_000, 10  # of a person's folder; lines about it
-
-
-class Unreadable(Exception):
-    """A file that is not read; the message says why."""
+N_NOTES = 10  # lines about a person's folder
+N_ARCHIVES = 10  # of a person, those in archives included
+NOBODY = "(nobody)"  # the name beside files that are nobody's submission
+OLDER = re.compile(r"old|back|bak|copy|draft|prev|final|test|try|v\d|version|attempt|archive|new")
 
 
 @dataclass
@@ -45,158 +61,331 @@ class Person:
     Args:
         name: printable.
         files: a file for each model.
-        other_files: more files of these models, which are not judged.
         results: by model, filled by `grader.grade`.
-        root: the person's folder, which links may not leave.
-        notes: what in the folder was not read, a line each.
+        roots: the folders that hold the submission, which links may not leave, with what a report
+            puts before a path in them: "" for the person's folder, the archive's path for one.
+        notes: what was not read, a line each.
+        others: what was read and is not judged, a line each with the reason.
+        code: the files of code in it.
+        is_person: not so for files that are nobody's submission.
     """
 
     name: str
     files: dict[str, Path] = field(default_factory=dict)
-    other_files: list[Path] = field(default_factory=list)
     results: dict[str, FileResult] = field(default_factory=dict)
-    root: Path = Path()
+    roots: dict[Path, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    code: list[Path] = field(default_factory=list)
+    is_person: bool = True
+
+    def root_of(self, path: Path) -> Path:
+        """The root that a file lies in."""
+        return next(root for root in self.roots if path.is_relative_to(root))
+
+    def shown(self, path: Path) -> str:
+        """A file's path as a report shows it: below the person's folder, or in an archive."""
+        root = self.root_of(path)
+        return printable(os.path.join(self.roots[root], path.relative_to(root)))
+
+    def reason(self) -> str:
+        """Why nothing of this person is judged, or ""."""
+        if self.files or not self.is_person:
+            return ""
+        return "; ".join(self.notes[:1] or ["no file of the assignment"])
 
 
-def read_regular(path: Path, at_most: int = SOURCE_BYTES) -> bytes:
-    """The content of a regular file.
+# --- Files
+@dataclass
+class _Code:
+    """A file of code, as far as its lines tell."""
 
-    Raises:
-        Unreadable: it is a link, device or FIFO, is larger than `at_most` bytes, or can't be read.
-    """
+    path: Path
+    classes: set[str]
+    imports: set[str]
+    trains: bool
+    reason: str = ""  # why it is not read
+
+    @property
+    def named(self):
+        """The models in its name."""
+        stem = self.path.stem.lower()
+        return [model for model in MODELS if re.search(NAMES[model], stem)]
+
+    @property
+    def models(self) -> list[str]:
+        """The models that it implements: that of its name, else all whose classes it has."""
+        found = [m for m in MODELS if any(wanted <= self.classes for wanted in CLASSES[m])]
+        both = [model for model in self.named if model in found]
+        if both or found:
+            return both[:1] or found
+        return self.named[:1] if self.path.stem.startswith("a3") else []
+
+
+def _code(path: Path) -> _Code:
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for somebody who writes.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unreadable("no regular file")
-            content = file.read(at_most + 1)
-    except OSError as error:
-        is_link = os.path.islink(path)
-        raise Unreadable("a link" if is_link else error.strerror or str(error)) from error
-    if len(content) > at_most:
-        raise Unreadable(f"larger than {at_most >> 20} MB")
-    return content
+        content = read_regular(path, size_limit(path))
+    except Unreadable as reason:
+        return _Code(path, set(), set(), False, str(reason))
+    names = (
+        {name.decode() for name in pattern.findall(content)}
+        for pattern in (CLASS_LINE[path.suffix], IMPORT_LINE)
+    )
+    return _Code(path, *names, trains=bool(TRAINING.search(content)))
 
 
-def kind_of(path: Path) -> str | None:
-    """The model that a file implements, by its classes; else by its name, if that is a3_..."""
-    named = [model for model in MODELS if re.search(NAMES[model], path.stem.lower())]
-    try:
-        classes = {name.decode() for name in CLASS_LINE.findall(read_regular(path))}
-    except Unreadable:
-        classes = set()
-    for model in (*named, *MODELS):
-        if any(wanted <= classes for wanted in CLASSES[model]):
-            return model
-    return named[0] if named and path.stem.startswith("a3") else None
+def is_code(path: Path) -> bool:
+    """Whether a file's name is that of Python code or of a notebook."""
+    return path.suffix in CLASS_LINE
 
 
-def walk(root: Path, depth: int, skipped: set[str]) -> Iterator[tuple[Path, str]]:
-    """(path, "") of each regular file below a folder, (path, reason) of what is not looked at.
-
-    Hidden files and folders, and folders of these names, are left out silently. Links are not
-    followed; those that lead to a file in the same folder's tree have the reason "a link".
-    """
-    todo, n = [(root, 1)], 0
-    while todo:
-        folder, level = todo.pop()
-        try:
-            with os.scandir(folder) as found:
-                entries = list(itertools.islice(found, N_ENTRIES + 1))
-        except OSError as error:
-            yield folder, f"cannot be searched: {error.strerror}"
-            continue
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path, n = Path(entry.path), n + 1
-            if n > N_ENTRIES:
-                yield folder, f"more than {N_ENTRIES:,} files: the rest is not looked at"
-                return
-            if entry.name.startswith(".") or entry.name in skipped:
-                continue
-            if entry.is_symlink():
-                yield path, "a link" if inside(path, root) else f"a link out of {root.name}/"
-            elif entry.is_dir(follow_symlinks=False):
-                if level < depth:
-                    todo.append((path, level + 1))
-                else:
-                    yield path, f"deeper than {depth} folders"
-            else:
-                regular = entry.is_file(follow_symlinks=False)
-                yield path, "" if regular else "no regular file"
+def size_limit(path: Path) -> int:
+    """Bytes of a file of code that are read."""
+    return NOTEBOOK_BYTES if path.suffix == ".ipynb" else SOURCE_BYTES
 
 
-def inside(link: Path, root: Path) -> Path | None:
-    """The file that a link leads to, if it lies below `root`."""
-    try:
-        target = Path(os.path.realpath(link, strict=True))
-        return target if target.is_relative_to(os.path.realpath(root)) else None
-    except OSError:  # a loop, or nothing there
-        return None
+def _with_imported(codes: list[_Code]) -> None:
+    """Let a file that trains have the classes of the modules beside it that it imports."""
+    own = {(code.path.parent, code.path.stem): set(code.classes) for code in codes}
+    for code in codes:
+        if code.trains:
+            for name in code.imports:
+                code.classes |= own.get((code.path.parent, name), set())
 
 
-def discover(path: Path) -> list[Person]:
-    """The submissions in a file or folder: one person per folder that is directly in it.
+def _rank(code):
+    """Small for the file to judge: the course's own name, code that trains, near the top."""
+    distance = 1 if code.path.stem.startswith("a3") else 2
+    if code.path.stem in {f"a3_{model}_template" for model in MODELS}:
+        distance = 0
+    is_notebook = code.path.suffix == ".ipynb"
+    return (
+        code.reason != "", distance if distance == 0 else 1, not code.trains, is_notebook, distance,
+        len(code.path.parts), str(code.path),
+    )  # fmt: skip
 
-    A folder with one of the assignment's files directly in it is one person's. A person's folder is
-    searched in any depth up to DEPTH. People without a file of the assignment are left out, unless
-    something in their folder was not read.
+
+# --- People
+def discover(path: Path, scratch: Path) -> list[Person]:
+    """The submissions in a file or folder, and an entry `NOBODY` for files that are nobody's.
+
+    A folder with one of the assignment's files directly in it is one person's, unless the folders,
+    archives and flat downloads beside it hold the same models: then each of them is a person's, and
+    a file that still raises NotImplementedError is the course's hand-out. Folders that all hold
+    several people's folders are groups, and searched in the same way.
+
+    Args:
+        path: a file, an archive, or a folder.
+        scratch: an empty folder for what is unpacked.
 
     Raises:
         OSError: the folder itself can't be read.
+        Unreadable: the archive can't.
     """
-    if not path.is_dir():
-        model = kind_of(path)
-        return [Person(printable(path.stem), {model: path}, root=path.parent)] if model else []
-    entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    is_own = any(
-        entry.name.endswith(".py")
-        and not entry.name.startswith(".")
-        and entry.is_file(follow_symlinks=False)
-        and kind_of(Path(entry.path))
-        for entry in entries
-    )
-    if is_own:
-        return [_person(path)]
-    people = []
-    for entry in entries:
-        folder = Path(entry.path)
-        if entry.name.startswith(".") or entry.name in NOT_CODE:
+    if path.is_dir():
+        return _people(path, "", scratch)
+    if stem_of(path.name) is not None:
+        folder, notes = unpack(path, scratch)
+        people = _people(folder, "", scratch, printable(stem_of(path.name)))
+        if notes:
+            people.append(Person(NOBODY, notes=shortened(notes, "files"), is_person=False))
+        return people
+    code = _code(path) if is_code(path) else None
+    if code is None or not code.models:
+        return []
+    files = dict.fromkeys(code.models, path)
+    return [Person(printable(path.stem), files, roots={path.parent: ""})]
+
+
+def _people(folder, prefix, scratch, name="") -> list[Person]:
+    own, parts, nobodys = [], [], Person(NOBODY, is_person=False)
+    flat: dict[str, dict[str, Path]] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path, shown = Path(entry.path), printable(entry.name)
+        if entry.name.startswith(".") or entry.name in NOT_PEOPLES:
             continue
-        if entry.is_symlink() and folder.is_dir():
-            name = printable(folder.name)
-            people.append(Person(name, root=folder, notes=["a link to a folder: not followed"]))
+        if entry.is_symlink() and path.is_dir():
+            parts.append(Person(shown, notes=["a link to a folder: not followed"]))
         elif entry.is_dir(follow_symlinks=False):
-            try:
-                people.append(_person(folder))
-            except OSError as error:  # whatever it is, the others are not to blame
-                note = f"cannot be searched: {error.strerror}"
-                people.append(Person(printable(folder.name), root=folder, notes=[note]))
-    return [person for person in people if person.files or person.notes]
+            parts.append(_part(shown, path, scratch))
+        elif not entry.is_file(follow_symlinks=False):
+            nobodys.notes.append(f"{prefix}{shown}: no regular file")
+        elif flat_of := flat_name(entry.name):
+            flat.setdefault(flat_of[0], {})[flat_of[1]] = path
+        elif stem_of(entry.name) is not None:
+            parts.append(_archive(path, scratch))
+        elif is_code(path) and _code(path).models:
+            own.append(path)
+        else:
+            nobodys.others.append(f"{prefix}{shown}: no file of the assignment")
+    not_people = [p for p in parts if p.name in OURS | NOT_COPIED]
+    parts = [p for p in parts if p not in not_people]
+    nobodys.others += [f"{prefix}{p.name}/: no person's folder" for p in not_people]
+    downloads = [_flat(who, files, scratch) for who, files in flat.items()]
+    if any(p.files for p in downloads) or not (own or any(p.files for p in parts)):
+        parts += downloads
+    name = name or printable(folder.name)
+    with_files = [p for p in parts if p.files]
+    if own and _is_one_persons(own, with_files):
+        return [_part(f"{prefix}{name}", folder, scratch)]
+    if with_files and not own and all(map(_is_group, with_files)):
+        people = [p for p in parts if not p.files]
+        for group in with_files:
+            people += _people(next(iter(group.roots)), f"{group.name}/", scratch)
+            nobodys.notes += group.notes
+    else:
+        people = parts
+        if any(map(_is_handout, own)):
+            words = "the hand-out, nobody's submission"
+            nobodys.others += [f"{prefix}{printable(path.name)}: {words}" for path in own]
+        elif own:
+            people.append(_person(name, {folder: ""}, own))
+    for person in people:
+        person.name = f"{prefix}{person.name}"
+        if not person.is_person:
+            nobodys.notes += person.notes
+            nobodys.others += [f"{prefix}{line}" for line in person.others]
+    people = [person for person in people if person.is_person]
+    _tell_apart(people)
+    nobodys.others = shortened(nobodys.others, "files")
+    return people + ([nobodys] if nobodys.others or nobodys.notes else [])
 
 
-def _person(folder):
-    person, candidates = Person(printable(folder.name), root=folder), []
-    for path, reason in walk(folder, DEPTH, NOT_CODE):
-        if path.suffix == ".py" and reason != "a link":
-            candidates.append((path, reason))
-        if reason not in ("", "a link"):
-            person.notes.append(f"{path.relative_to(folder)}: {reason}")
-    person.notes = shortened(person.notes, "files")
-    candidates.sort(key=lambda c: (c[1] != "", _distance(c[0]), len(c[0].parts), str(c[0])))
-    left = COPIED_BYTES
-    for path, reason in candidates:
-        left -= 0 if reason else min(path.lstat().st_size, SOURCE_BYTES)
+def _part(name, folder, scratch):
+    """The person of a folder, with what archives in it hold."""
+    try:
+        return _searched(Person(name, roots={folder: ""}), scratch)
+    except OSError as error:  # whatever it is, the others are not to blame
+        return Person(name, roots={folder: ""}, notes=[f"cannot be searched: {error.strerror}"])
+
+
+def _archive(path, scratch):
+    name = printable(stem_of(path.name))
+    try:
+        folder, notes = unpack(path, scratch)
+    except Unreadable as reason:
+        return Person(name, notes=[f"{printable(path.name)}: {reason}"])
+    person = _part(name, folder, scratch)
+    person.notes = shortened(notes + person.notes, "files")
+    return person
+
+
+def _flat(who, files, scratch):
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    notes = copy_flat(files, folder)
+    person = _part(printable(who), folder, scratch)
+    person.notes = shortened(notes + person.notes, "files")
+    return person
+
+
+def _is_one_persons(own, parts) -> bool:
+    """Whether a folder with files of its own is one person's, whatever lies in folders below.
+
+    It is, unless two parts have the same models as its own files or each other, or one part and a
+    file that is still the hand-out.
+    """
+    models = [{m for path in own for m in _code(path).models}, *(set(p.files) for p in parts)]
+    shared = [part for part in models[1:] if part & models[0]]
+    if len(parts) == 1:
+        return not (shared and any(_is_handout(path) for path in own))
+    return sum(map(len, models)) == len(set().union(*models))
+
+
+def _is_handout(path) -> bool:
+    try:
+        return b"NotImplementedError" in read_regular(path, size_limit(path))
+    except Unreadable:
+        return False
+
+
+def _is_group(person) -> bool:
+    """Whether a folder holds people's folders: two of them, or flat downloads, share a model."""
+    by_child: dict[str, set[str]] = {}
+    for path in person.code:
+        first, *below = Path(person.shown(path)).parts
+        whose = flat_name(first)
+        if not below and not whose:
+            return False
+        by_child.setdefault(first if below else whose[0], set()).update(_code(path).models)
+    names = [name for name, models in by_child.items() if models]
+    if any(OLDER.search(name.lower()) for name in names):
+        return False
+    found = [by_child[name] for name in names]
+    return sum(map(len, found)) > len(set().union(*found))
+
+
+def _tell_apart(people):
+    """Give people whose folders have the same name a number: ann, ann (2)."""
+    seen: dict[str, int] = {}
+    for person in people:
+        seen[person.name] = seen.get(person.name, 0) + 1
+        if seen[person.name] > 1:
+            person.name = f"{person.name} ({seen[person.name]})"
+
+
+def _searched(person, scratch) -> Person:
+    """Search a person's roots in any depth up to DEPTH, unpacking archives on the way."""
+    code, rest, todo, n_archives = [], 0, list(person.roots), 0
+    while todo:
+        root = todo.pop(0)
+        for path, reason in walk(root, DEPTH, NOT_PEOPLES):
+            if reason == "a link":
+                continue
+            if reason:
+                where = person.shown(path) if path != root else person.roots[root] or "."
+                person.notes.append(f"{where}: {reason}")
+                if is_code(path):
+                    code.append(path)
+            elif is_code(path):
+                code.append(path)
+            elif stem_of(path.name) is None:
+                rest += 1
+            elif n_archives == N_ARCHIVES:
+                person.notes.append(f"{person.shown(path)}: more than {N_ARCHIVES} archives")
+            else:
+                n_archives += 1
+                shown = person.shown(path)
+                try:
+                    folder, notes = unpack(path, scratch)
+                except Unreadable as reason:
+                    person.notes.append(f"{shown}: {reason}")
+                    continue
+                person.notes += [f"{shown}: {note}" for note in notes]
+                person.roots[folder] = shown
+                todo.append(folder)
+    found = _person(person.name, person.roots, code)
+    found.notes = shortened(person.notes + found.notes, "files")
+    if rest:
+        found.others.append(f"{rest} other file{'s' * (rest > 1)}: no code")
+    return found
+
+
+def _person(name, roots, paths: Iterable[Path]) -> Person:
+    """The person of these files of code: which of them is judged for which model."""
+    person, codes, left = Person(name, roots=roots), [], COPIED_BYTES
+    for path in paths:
+        left -= min(path.lstat().st_size, size_limit(path))
         if left < 0:
             more = f"more than {COPIED_BYTES >> 20} MB of code: the rest is not looked at"
             person.notes.append(more)
             break
-        model = kind_of(path)
-        if model and model not in person.files:
-            person.files[model] = path
-        elif model:
-            person.other_files.append(path)
+        codes.append(_code(path))
+    _with_imported(codes)
+    person.code = [code.path for code in codes]
+    codes.sort(key=_rank)
+    others = []
+    for code in codes:
+        new = [model for model in code.models if model not in person.files]
+        person.files |= dict.fromkeys(new, code.path)
+        if not new:
+            others.append(code)
+    for code in others:
+        if not code.reason:  # else it has a note
+            judged = [f"{TITLES[m]} in {person.shown(person.files[m])}" for m in code.models]
+            why = f"judged is the {', '.join(judged)}" if judged else "no model of the assignment"
+            person.others.append(f"{person.shown(code.path)}: {why}")
+    person.others = shortened(person.others, "files")
+    person.files = {model: person.files[model] for model in MODELS if model in person.files}
     return person
 
 
@@ -204,13 +393,6 @@ def shortened(notes: list[str], noun: str) -> list[str]:
     """The first N_NOTES, and how many more there are."""
     more = len(notes) - N_NOTES
     return notes if more <= 0 else [*notes[:N_NOTES], f"and {more} more {noun}"]
-
-
-def _distance(file):
-    """0 for the course's own names, 1 for nearly those, 2 for others."""
-    if file.stem in {f"a3_{model}_template" for model in MODELS}:
-        return 0
-    return 1 if file.stem.startswith("a3") else 2
 
 
 def gather(file: Path, root: Path) -> dict[str, bytes]:
@@ -227,7 +409,7 @@ def gather(file: Path, root: Path) -> dict[str, bytes]:
         Unreadable: the file itself can't be read.
     """
     folder = file.parent
-    files = {file.name: read_regular(file)}
+    files = {file.name: read_regular(file, size_limit(file))}
     found = []
     for path, reason in walk(folder, COPIED_DEPTH, NOT_COPIED):
         target = inside(path, root) if reason.startswith("a link") else path
@@ -247,6 +429,12 @@ def gather(file: Path, root: Path) -> dict[str, bytes]:
         left -= len(content)
         left_for_code -= 0 if is_data else len(content)
     return files
+
+
+def left_out(file: Path, files: dict[str, bytes]) -> list[str]:
+    """The files beside and below a submission's that `gather` didn't take, by path, the first."""
+    found = (path for path, reason in walk(file.parent, COPIED_DEPTH, set()) if not reason)
+    return sorted({os.path.relpath(path, file.parent) for path in found} - files.keys())[:1000]
 
 
 # What a submission has no honest use for, or what may lead around the checks, by the words of the

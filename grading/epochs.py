@@ -15,7 +15,7 @@ from gencheck.vae_subject import VAESubject
 from grading.adapters import SHAPES, first_that_works, required
 from grading.flow_model import differentiated, grey_unit, log_normal, logit
 from grading.flow_subject import FlowSubject
-from grading.loading import Submission, time_limit
+from grading.loading import CannotLoad, Submission, time_limit
 from grading.stand_ins import Images
 
 BATCH = 32
@@ -93,6 +93,9 @@ class EpochSubject:
 
         try:
             first_that_works(options, attempt, "the epoch's function")
+        except CannotLoad as error:
+            self.format = None
+            raise CannotJudge(str(error)) from error
         except BaseException:
             self.format = None
             raise

@@ -14,8 +14,17 @@ import torch
 
 from gencheck.outcomes import one_line, printable
 from grading import sandbox
-from grading.discovery import Person, Unreadable, gather, look_at
-from grading.results import Damaged, FileResult, plain, read_findings, read_png, read_results
+from grading.discovery import Person, gather, left_out, look_at
+from grading.inputs import Unreadable
+from grading.results import (
+    Damaged,
+    FileResult,
+    plain,
+    read_findings,
+    read_png,
+    read_results,
+    read_steps,
+)
 from grading.sandbox import Sandbox, SandboxError
 
 CODE = {".py", ".toml"}  # what results depend on, in our packages
@@ -96,6 +105,7 @@ class Memory:
                 seconds=float(stored["seconds"]),
                 peak_mb=int(stored["peak_mb"]),
                 picture=read_png(stored["picture"]),
+                steps=read_steps(stored["steps"]),
             )
         except (Damaged, KeyError, TypeError, ValueError, OverflowError):
             return None
@@ -110,6 +120,7 @@ class Memory:
             "seconds": result.seconds,
             "peak_mb": result.peak_mb,
             "picture": result.picture,
+            "steps": result.steps,
         }
         with self.lock:
             if self.path is None:
@@ -148,6 +159,7 @@ def judge_file(
     token = secrets.token_hex(16)
     request = {"model": model, "name": path.name, "training": training, "seed": seed}
     request |= {"files": {name: b64encode(content).decode() for name, content in files.items()}}
+    request["left_out"] = left_out(path, files)
     result = FileResult(model, str(path), look=look_at(files))
     try:
         answer = box.ask(request | {"token": token}, seconds)
@@ -163,7 +175,7 @@ def judge_file(
             result.reason = "its process ended before the checks did"
         else:
             results = read_results(answer["results"], token, model)
-            result.findings, result.picture, result.reason = results
+            result.findings, result.picture, result.steps, result.reason = results
     except Damaged:
         result.reason = "its results are damaged"
     return result
@@ -220,23 +232,24 @@ def grade(
 
 def _remembered(memory, person, model, path):
     try:
-        files = gather(path, person.root)
+        files = gather(path, person.root_of(path))
     except (Unreadable, OSError):
         return None  # judging it gives the reason
     result = memory.get(memory.key(model, path.name, files), model, path)
     if result is not None:
-        result.look = look_at(files)
+        result.look, result.path = look_at(files), person.shown(path)
     return result
 
 
 def _judge_any(box, memory, person, model, path, seconds, training, seed):
     """The result of a file; whatever goes wrong with it ends with it."""
     try:
-        files = gather(path, person.root)
+        files = gather(path, person.root_of(path))
         result = judge_file(box, model, path, seconds, training, seed, files)
         memory.put(memory.key(model, path.name, files), result)
     except Unreadable as error:
-        return FileResult(model, str(path), reason=str(error))
+        result = FileResult(model, "", reason=str(error))
     except Exception as error:
-        return FileResult(model, str(path), reason=f"the grader failed: {one_line(error)}")
+        result = FileResult(model, "", reason=f"the grader failed: {one_line(error)}")
+    result.path = person.shown(path)
     return result

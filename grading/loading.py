@@ -13,7 +13,6 @@ import inspect
 import os
 import signal
 import sys
-import tokenize
 import types
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,6 +23,8 @@ import torch
 import torch.nn as nn
 
 from gencheck.outcomes import TooLong, one_line
+from grading.running import Running
+from grading.sources import NoSource
 from grading.stand_ins import Stub
 
 STATEMENT_SECONDS = 5  # for one statement at module level
@@ -59,17 +60,18 @@ class Submission:
     Args:
         path: its file, in a folder that is on `sys.path`.
         attempt: calls a function, with shims for old PyTorch if it needs them.
+        running: is told what keeps it from running as handed in.
     """
 
-    def __init__(self, path: Path, attempt: Callable):
-        self.path, self.attempt = path, attempt
+    def __init__(self, path: Path, attempt: Callable, running: Running | None = None):
+        self.path, self._attempt = path, attempt
+        self.running = running or Running(path.parent)
         self.instances: list[nn.Module] = []
+        self.work: list[ast.stmt] = []  # statements at the top level that may train
         try:
-            with tokenize.open(path) as file:
-                self.tree = ast.parse(file.read())
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line = getattr(error, "lineno", "?")
-            raise CannotLoad(f"no Python 3: {one_line(error)} (line {line})") from error
+            self.source, self.tree = self.running.source(str(path))
+        except (SyntaxError, ValueError, RecursionError, MemoryError, NoSource) as error:
+            raise CannotLoad(self.running.no_python(error)) from error
         self.future = _future_flags(self.tree)
         self.module = types.ModuleType(path.stem)
         self.module.__file__ = str(path)
@@ -83,19 +85,50 @@ class Submission:
     def __getattr__(self, name):
         return getattr(self.module, name)
 
-    def find(self, *names: str) -> Any:
-        """The first of these names that the module defines, or None."""
-        return next((vars(self.module)[n] for n in names if n in vars(self.module)), None)
+    def attempt(self, function: Callable, *args: Any, **options: Any) -> Any:
+        """function(*args, **options), with shims if it needs them; notes why it can't run."""
+        try:
+            return self._attempt(function, *args, **options)
+        except Exception as error:
+            self.running.in_call(error)
+            raise
 
-    def find_class(self, *names: str) -> type | None:
-        """The module's nn.Module subclass of one of these names, or with one inside its name."""
-        classes = {
+    @property
+    def modules(self) -> list[types.ModuleType]:
+        """The file's module, and those of the submission's folder that it has imported."""
+        folder = str(self.running.folder) + os.sep
+        others = [
+            module
+            for module in list(sys.modules.values())
+            if (getattr(module, "__file__", None) or "").startswith(folder)
+            and module is not self.module
+        ]
+        return [self.module, *others]
+
+    def find(self, *names: str) -> Any:
+        """The first of these names that a module of the submission defines, or None."""
+        for module in self.modules:
+            for name in names:
+                if name in vars(module):
+                    return vars(module)[name]
+        return None
+
+    def _kinds(self) -> dict[str, type]:
+        """The submission's subclasses of nn.Module by name."""
+        modules = self.modules
+        names = {module.__name__ for module in modules}
+        return {
             name: value
-            for name, value in vars(self.module).items()
+            for module in reversed(modules)
+            for name, value in vars(module).items()
             if isinstance(value, type)
             and issubclass(value, nn.Module)
-            and value.__module__ == self.module.__name__
+            and value.__module__ in names
         }
+
+    def find_class(self, *names: str) -> type | None:
+        """The subclass of nn.Module of one of these names, or with one inside its name."""
+        classes = self._kinds()
         for name in names:
             if name in classes:
                 return classes[name]
@@ -115,22 +148,49 @@ class Submission:
                     test = ast.Expression(statement.test)
                     chosen = eval(compile(test, str(self.path), "eval"), vars(self.module))
                     self._execute(statement.body if chosen else statement.orelse, guarded)
-            elif not self._is_work(statement):
+            elif self._is_work(statement):
+                self.work.append(statement)
+                self.running.undefined(statement, str(self.path))
+            else:
                 self._run(statement)
 
+    def compiled(self, statement: ast.stmt) -> types.CodeType:
+        """A statement of the file, to be executed in its module."""
+        return compile(ast.Module([statement], []), str(self.path), "exec", flags=self.future)
+
     def _run(self, statement):
-        code = compile(ast.Module([statement], []), str(self.path), "exec", flags=self.future)
-        definition = isinstance(
-            statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
-        )
+        definition = isinstance(statement, ast.FunctionDef | ast.ClassDef)
         try:
+            code = self.compiled(statement)
             with contextlib.suppress(TooLong, SystemExit), time_limit(STATEMENT_SECONDS):
-                self.attempt(exec, code, vars(self.module))
+                self._attempt(exec, code, vars(self.module))
+        except SyntaxError as error:  # such as a return outside of a function
+            if not isinstance(statement, ast.Import | ast.ImportFrom):
+                raise CannotLoad(self.running.no_python(error)) from error
+            self._import_failed(statement, error)
         except Exception as error:
-            system = isinstance(error, OSError)
-            fatal = error.errno in FORBIDDEN if system else definition
+            fatal = error.errno in FORBIDDEN if isinstance(error, OSError) else definition
             if fatal or isinstance(error, MemoryError):
-                raise CannotLoad(f"line {statement.lineno}: {one_line(error)}") from error
+                self.running.at_import(error)
+                place = self.source.place(statement.lineno)
+                raise CannotLoad(f"{place}: {one_line(error)}") from error
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self._import_failed(statement, error)
+            else:
+                self.running.at_import(error)
+
+    def _import_failed(self, statement, error):
+        """A stand-in for what can't be imported."""
+        if isinstance(error, SyntaxError):
+            where = f"{self.source.place(statement.lineno)}: "
+            self.running.add(f"{where}{Path(error.filename or '').name}, line {error.lineno}: "
+                             f"SyntaxError: {error.msg}")  # fmt: skip
+        else:
+            self.running.at_import(error)
+        for alias in statement.names:
+            name = alias.asname or alias.name.partition(".")[0]
+            if name != "*":
+                vars(self.module).setdefault(name, Stub())
 
     @staticmethod
     def _is_guard(statement):
@@ -214,9 +274,8 @@ class Submission:
 
     def _track_instances(self):
         """Remember every module of the submission's classes that is made."""
-        for kind in list(vars(self.module).values()):
-            if isinstance(kind, type) and issubclass(kind, nn.Module):
-                self._track(kind)
+        for kind in set(self._kinds().values()):
+            self._track(kind)
 
     def _track(self, kind):
         original, instances = kind.__init__, self.instances
@@ -227,8 +286,7 @@ class Submission:
             if type(self) is kind:
                 instances.append(self)
 
-        if kind.__module__ == self.module.__name__:
-            kind.__init__ = initialise
+        kind.__init__ = initialise
 
     # --- Calling
     @cached_property
@@ -267,7 +325,11 @@ class Submission:
                 options[parameter.name] = pool[parameter.name]
             elif required:
                 options[parameter.name] = Stub()
-        return function(*args, **options)
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            self.running.in_call(error)
+            raise
 
     def run_main(self, stops: tuple[str, ...], seconds: float) -> dict | None:
         """Run `main` until it calls one of these functions: the call's arguments, by parameter.
@@ -288,13 +350,20 @@ class Submission:
 
             return stop
 
-        functions = {name: self.find(name) for name in stops if callable(self.find(name))}
-        vars(self.module).update({n: stop_at(n, f) for n, f in functions.items()})
+        functions = [
+            (vars(module), name, vars(module)[name])
+            for module in self.modules
+            for name in stops
+            if isinstance(vars(module).get(name), types.FunctionType)
+        ]
+        for names, name, function in functions:
+            names[name] = stop_at(name, function)
         try:
             with time_limit(seconds), contextlib.suppress(Exception, TooLong, SystemExit):
                 self.call(main)
         finally:
-            vars(self.module).update(functions)
+            for names, name, function in functions:
+                names[name] = function
         return caught or None
 
     def made(self, kind: type | None) -> nn.Module | None:

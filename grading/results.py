@@ -18,7 +18,8 @@ SECTIONS = {  # of checks.toml, by model
     "nf": ("flow", "model", "epochs", "training", "all"),
     "gan": ("gan", "all"),
 }
-KEYS = {"token", "findings", "pixels", "reason"}
+OF_FLOWS = {"bits_per_dimension", "clipping"}  # checks of epochs that VAEs don't have
+KEYS = {"token", "findings", "pixels", "steps", "reason"}
 FINDING_KEYS = {"check", "status", "measured", "expected"}
 
 
@@ -36,6 +37,7 @@ class FileResult:
         output: what the submission printed, cut.
         look: lines of the source that a person should look at.
         picture: a PNG of samples in base64, or "".
+        steps: of training that were made before these samples were drawn.
     """
 
     model: str
@@ -47,6 +49,7 @@ class FileResult:
     output: str = ""
     look: list[str] = field(default_factory=list)
     picture: str = ""
+    steps: int = 0
 
     @property
     def is_judged(self) -> bool:
@@ -77,11 +80,12 @@ def checks_of(model: str) -> dict[str, dict]:
         name: check | {"points": POINTS.get(section, {}).get(name, 1.0)}
         for section in SECTIONS[model]
         for name, check in table[section].items()
+        if model != "vae" or name not in OF_FLOWS
     }
 
 
-def read_results(text: str, token: str, model: str) -> tuple[list[Finding], str, str]:
-    """The findings in what a process wrote, a picture as PNG in base64 or "", and a reason or "".
+def read_results(text: str, token: str, model: str) -> tuple[list[Finding], str, int, str]:
+    """What a process wrote: findings, a picture as PNG in base64 or "", its steps, a reason or "".
 
     Raises:
         Damaged: it has other keys, types or lengths, another token, or an unknown check, a check
@@ -94,15 +98,19 @@ def read_results(text: str, token: str, model: str) -> tuple[list[Finding], str,
     if not isinstance(content, dict) or content.keys() != KEYS or content["token"] != token:
         raise Damaged
     if reason := _text(content["reason"]):
-        return [], "", reason  # a process that ends its checks early may have hidden the rest
-    return read_findings(content["findings"], model), _picture(content["pixels"]), ""
+        # A process that ends its checks early may have hidden the rest; only this hides nothing.
+        entries = content["findings"] if isinstance(content["findings"], list) else []
+        runs = [e for e in entries if isinstance(e, dict) and e.get("check") == "runs"][:1]
+        return read_findings(runs, model, complete=False), "", 0, reason
+    findings, picture = read_findings(content["findings"], model), _picture(content["pixels"])
+    return findings, picture, read_steps(content["steps"]), ""
 
 
-def read_findings(entries: Any, model: str) -> list[Finding]:
+def read_findings(entries: Any, model: str, complete: bool = True) -> list[Finding]:
     """Findings of known checks, each at most once; the words about a check are `checks.toml`'s.
 
     Raises:
-        Damaged: they are something else, or a central check is missing.
+        Damaged: they are something else, or `complete` and a central check is missing.
     """
     checks, findings = dict(checks_of(model)), []  # the checks that are not found yet
     if not isinstance(entries, list):
@@ -127,7 +135,7 @@ def read_findings(entries: Any, model: str) -> list[Finding]:
                 central=check.get("central", False),
             )
         )
-    if any(check.get("central") for check in checks.values()):
+    if complete and any(check.get("central") for check in checks.values()):
         raise Damaged
     return findings
 
@@ -141,6 +149,17 @@ def _text(value):
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise Damaged
     return printable(value)
+
+
+def read_steps(value: Any) -> int:
+    """A number of training steps.
+
+    Raises:
+        Damaged: it is something else.
+    """
+    if type(value) is not int or not 0 <= value <= 10**6:
+        raise Damaged
+    return value
 
 
 def read_png(text: Any) -> str:

@@ -3,13 +3,32 @@
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from gencheck.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
 from grading.discovery import MODELS, Person
 from grading.results import FileResult, checks_of
 from harness.errors import UserError
 
-CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks don't count
+CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks earn nothing yet
+TRAINING = ("learns", "reported")  # checks of the short trainings
+
+
+class Points(NamedTuple):
+    """Points of a check, a file or a person."""
+
+    earned: float
+    total: float  # the same for everyone
+    unjudged: float  # part of the total that nobody has judged
+
+    def __str__(self):
+        rest = f", {self.unjudged:g} not judged" if self.unjudged else ""
+        return f"{self.earned:g} of {self.total:g} points{rest}"
+
+    @property
+    def percent(self) -> float:
+        """100 times what is earned over the total, to a tenth; 0 where there is nothing to earn."""
+        return round(100 * self.earned / self.total, 1) if self.total else 0.0
 
 
 def default_points(model: str) -> dict[str, float]:
@@ -19,36 +38,56 @@ def default_points(model: str) -> dict[str, float]:
 
 @dataclass
 class Rubric:
-    """Points by model and check, and the part of them that each status earns."""
+    """Points by model and check, the part of them that each status earns, and the models asked."""
 
     points: dict[str, dict[str, float]] = field(
         default_factory=lambda: {model: default_points(model) for model in MODELS}
     )
     credit: dict[str, float] = field(default_factory=lambda: dict(CREDIT))
+    models: tuple[str, ...] = MODELS
 
-    def of_check(self, model: str, found: Finding) -> tuple[float, float]:
-        """(earned, possible) points of a check; none are possible if it is unjudged."""
-        possible = self.points[model].get(found.check, 0.0) if found.status in self.credit else 0.0
-        return possible * self.credit.get(found.status, 0.0), possible
+    def without_training(self) -> None:
+        """Leave the short trainings out of everyone's total."""
+        for checks in self.points.values():
+            checks.update({name: 0.0 for name in TRAINING if name in checks})
 
-    def of_file(self, result: FileResult) -> tuple[float, float]:
-        """(earned, possible) points of a file; checks that were not run count for nothing."""
-        counted = [self.of_check(result.model, found) for found in result.findings]
-        return sum(earned for earned, _ in counted), sum(possible for _, possible in counted)
+    def of_check(self, model: str, found: Finding | None) -> Points:
+        """Points of a check's finding."""
+        total = self.points[model].get(found.check, 0.0) if model in self.models else 0.0
+        if found.status not in self.credit:
+            return Points(0.0, total, total)
+        return Points(total * self.credit[found.status], total, 0.0)
 
-    def of_person(self, person: Person) -> tuple[float, float]:
-        """(earned, possible) points of all of a person's files."""
-        totals = [self.of_file(result) for result in person.results.values()]
-        return sum(t[0] for t in totals), sum(t[1] for t in totals)
+    def of_checks(self, model: str, result: FileResult | None) -> dict[str, Points]:
+        """Points by check of a model's file; without a file nothing is earned."""
+        found = {} if result is None else {f.check: f for f in result.findings}
+        points = {}
+        for check, total in self.points[model].items():
+            total = total if model in self.models else 0.0
+            missing = Points(0.0, total, 0.0 if result is None else total)
+            points[check] = self.of_check(model, found[check]) if check in found else missing
+        return points
+
+    def of_model(self, model: str, result: FileResult | None) -> Points:
+        """Points of a model's file, or of None."""
+        return _sum(self.of_checks(model, result).values())
+
+    def of_person(self, person: Person) -> Points:
+        """Points of all models."""
+        return _sum(self.of_model(model, person.results.get(model)) for model in MODELS)
+
+
+def _sum(points) -> Points:
+    return Points(*map(sum, zip(*points)))
 
 
 def read_rubric(path: Path) -> Rubric:
-    """A rubric from a TOML file: tables [vae], [gan], [nf] of points, [credit] by status.
+    """A rubric from a TOML file: tables [vae], [gan], [nf] of points, [credit] by status, `models`.
 
     What it doesn't name keeps its default.
 
     Raises:
-        UserError: it is missing, no TOML, or names a check or status that doesn't exist.
+        UserError: it is missing, no TOML, or names a check, a status or a model that doesn't exist.
     """
     try:
         content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -57,6 +96,11 @@ def read_rubric(path: Path) -> Rubric:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--rubric {path} is no TOML file: {error}") from error
     rubric = Rubric()
+    if "models" in content:
+        models = content.pop("models")
+        if not isinstance(models, list) or not models or any(m not in MODELS for m in models):
+            raise UserError(f"--rubric {path}: models is a list of {', '.join(MODELS)}")
+        rubric.models = tuple(models)
     tables = rubric.points | {"credit": rubric.credit}
     for name, table in content.items():
         if name not in tables or not isinstance(table, dict):
@@ -69,3 +113,15 @@ def read_rubric(path: Path) -> Rubric:
                 raise UserError(f"--rubric {path}: {name}.{key} must be a number, at least 0")
             tables[name][key] = float(value)
     return rubric
+
+
+def default_rubric() -> str:
+    """The default rubric as TOML, with what each check is for."""
+    lines = [f"models = {list(MODELS)}  # what everyone hands in".replace("'", '"')]
+    for model in MODELS:
+        lines += ["", f"[{model}]"]
+        for name, check in checks_of(model).items():
+            lines.append(f"{name} = {check['points']:g}  # {check['why']}")
+    lines += ["", "[credit]  # the part of the points that a status earns"]
+    lines += [f"{status} = {part:g}" for status, part in CREDIT.items()]
+    return "\n".join(lines) + "\n"

@@ -103,19 +103,23 @@ def _zero_dim_index():
 
 
 SHIMS = (
-    ("PyTorch 1.5 and later refuse a backward pass through weights that an optimiser's step has "
-     "changed in place", r"modified by an inplace operation", _steps_keep_versions),
-    ("binary_cross_entropy refuses targets of another shape or type, or outside [0, 1]",
+    ("a backward pass goes through weights that an optimiser's step has changed in place: compute "
+     "the loss again after the step, or call backward before it (PyTorch 1.5)",
+     r"modified by an inplace operation", _steps_keep_versions),
+    ("binary_cross_entropy takes targets of the input's shape, as floats from 0 to 1: use "
+     "target.float().view_as(input) (PyTorch 1.5)",
      r"target size|Found dtype Long|all elements of target should|can't be cast.*Long",
      _loose_cross_entropy),
-    ("torch.full of a whole number is no float any more",
+    ("torch.full of a whole number makes integers: write torch.full(size, 1.0) (PyTorch 1.7)",
      r"Found dtype Long|can't be cast|expected.*(Float|Long)", _float_full),
-    ("NumPy has no np.float, np.int, np.bool any more",
+    ("np.float, np.int, np.bool are gone: write float, int, bool (NumPy 1.24)",
      r"numpy.* has no attribute '(float|int|bool|object)'", _numpy_names),
-    ("torch.nn.utils.clip_grad_norm is called clip_grad_norm_", r"clip_grad_norm'",
+    ("torch.nn.utils.clip_grad_norm is called clip_grad_norm_ (PyTorch 0.4)", r"clip_grad_norm'",
      _clip_grad_norm),
-    ("booleans can't be subtracted", r"bool tensor is not supported", _bool_arithmetic),
-    ("a loss has no element [0]", r"0-dim tensor", _zero_dim_index),
+    ("booleans can't be subtracted: write (a > b).float() (PyTorch 1.2)",
+     r"bool tensor is not supported", _bool_arithmetic),
+    ("a loss has no element [0]: write loss.item() (PyTorch 0.4)", r"0-dim tensor",
+     _zero_dim_index),
 )  # fmt: skip
 
 
@@ -123,13 +127,13 @@ class Adaptation:
     """The shims in use in this process."""
 
     def __init__(self):
-        self.used: dict[str, str] = {}
+        self.used: list[str] = []
 
     def adapt(self, error: BaseException) -> bool:
         """Apply a shim made for this error; returns whether there was one, not yet in use."""
         for words, pattern, apply in SHIMS:
             if words not in self.used and re.search(pattern, str(error)):
-                self.used[words] = str(error).strip().splitlines()[0][:160]
+                self.used.append(words)
                 apply()
                 return True
         return False

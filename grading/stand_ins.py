@@ -12,6 +12,7 @@ import inspect
 import sys
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,6 +126,14 @@ class Images(Dataset):
         return image if self.targets is None else (image, int(self.targets[index]))
 
 
+class Missing(NamedTuple):
+    """A module that is neither beside the submission nor installed, and where it is imported."""
+
+    name: str
+    file: str
+    line: int
+
+
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds stand-ins by name; unknown modules only if nothing else finds them (`last`).
 
@@ -134,12 +143,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, modules: dict, missing: list, folder: str, last: bool = False):
         self.modules, self.missing, self.folder, self.last = modules, missing, folder, last
+        self.asked_at = "", 0
 
     def _is_asked_by_submission(self):
         frame = sys._getframe(2)
         while frame is not None and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
-        return frame is not None and frame.f_code.co_filename.startswith(self.folder)
+        if frame is None or not frame.f_code.co_filename.startswith(self.folder):
+            return False
+        self.asked_at = frame.f_code.co_filename, frame.f_lineno
+        return True
 
     @staticmethod
     def _is_real(package):
@@ -162,7 +175,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if spec.name in self.modules:
             return self.modules[spec.name]
         if self.last:
-            self.missing.append(spec.name)
+            self.missing.append(Missing(spec.name, *self.asked_at))
         return StubModule(spec.name)
 
     def exec_module(self, module):  # noqa: D102

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import datasets
 from gencheck import gan_checks, vae_checks
-from gencheck.outcomes import NOTE, OLD, one_line, run_checks, seed_everything
+from gencheck.outcomes import NOTE, OLD, PASS, one_line, run_checks, seed_everything
 from grading import couplings, flow_model
 from grading.adapters import flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
@@ -24,6 +23,7 @@ from grading.on_cpu import OnCPU
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
 from grading.results import MAX_TEXT
+from grading.running import Running
 from grading.shims import Adaptation
 from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
 from grading.training import TRAINING_CHECKS, epoch_checks
@@ -43,13 +43,31 @@ def judge(request: dict, scratch: Path) -> str:
             path, in base64; `training`; `seed`; `token`, repeated in the results.
         scratch: an empty folder.
     """
-    token, not_found = request.pop("token"), []  # the latter: modules that became stubs
-    results = {"token": token, "findings": [], "pixels": "", "reason": ""}
+    # So deep that paths relative to the script, such as ../../data, lead to places in the scratch.
+    code = scratch / "1" / "2" / "3" / "4" / "code"
+    results = {
+        "token": request.pop("token"),
+        "findings": [],
+        "pixels": "",
+        "steps": 0,
+        "reason": "",
+    }
+    running = Running(code, request["left_out"])
     try:
-        _judge(request, scratch, results, not_found)
+        _judge(request, scratch, results, running)
     except BaseException as error:  # even of an interrupt that the submission raises
-        results["reason"] = _reason(error, not_found)[:MAX_TEXT]
+        reason = _reason(error, running.missing).replace(f"{code}{os.sep}", "")
+        results["reason"] = reason[:MAX_TEXT]
+    runs = running.outcome()
+    if runs.status != PASS or not results["reason"]:
+        _add(results, "runs", runs.status, runs.measured, runs.expected)
     return json.dumps(results)
+
+
+def _add(results, check, status, measured, expected=""):
+    here = os.getcwd() + os.sep  # where its files lie is nobody's business
+    texts = {"measured": measured.replace(here, "")[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
+    results["findings"].append({"check": check, "status": status} | texts)
 
 
 def _reason(error, not_found):
@@ -59,14 +77,13 @@ def _reason(error, not_found):
         return "it calls sys.exit"
     words = str(error) if isinstance(error, CannotLoad) else one_line(error)
     if not_found:
-        names = sorted({name.partition(".")[0] for name in not_found})
+        names = sorted({module.name.partition(".")[0] for module in not_found})
         words += f" (not found beside the file, nor installed: {', '.join(names)})"
     return words
 
 
-def _judge(request, scratch, results, not_found):
-    # So deep that paths relative to the script, such as ../../data, lead to places in the scratch.
-    code = scratch / "1" / "2" / "3" / "4" / "code"
+def _judge(request, scratch, results, running):
+    code = running.folder
     for name, content in request["files"].items():
         file = code / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,39 +100,38 @@ def _judge(request, scratch, results, not_found):
         made = submission_made[0].instances if submission_made else []
         pictures.extend([m.training for m in made if type(m).__name__ in names][-1:])
 
-    _replace_modules(code, on_picture, not_found)
+    _replace_modules(code, on_picture, running.missing)
     on_cpu.install()
     seed_everything(request["seed"])
-    submission = Submission(code / request["name"], adaptation.attempt)
+    submission = Submission(code / request["name"], adaptation.attempt, running)
     submission_made.append(submission)
     model, folder = request["model"], str(Path.cwd())
 
-    def add(check, status, measured, expected=""):
-        texts = {"measured": measured[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
-        results["findings"].append({"check": check, "status": status} | texts)
+    def theirs(error):
+        running.in_call(error)
+        return is_theirs(error, folder)
 
     def check(subject, table):
-        theirs = partial(is_theirs, folder=folder)
         for one in run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"]):
-            add(one.check, one.status, one.measured, one.expected)
+            _add(results, one.check, one.status, one.measured, one.expected)
 
-    subject = _check_all(model, submission, check, pictures, request["training"])
+    subject, steps = _check_all(model, submission, check, pictures, request["training"])
     with contextlib.suppress(Exception, SystemExit):  # the page then has no picture
         images = (samples(model, subject) * 255).byte()
         results["pixels"] = base64.b64encode(images.numpy().tobytes()).decode()
+        results["steps"] = steps
     if adaptation.used:
-        used = (f"{words}: {error}" for words, error in adaptation.used.items())
-        add("runs_today", OLD, "; ".join(used))
+        _add(results, "runs_today", OLD, "; ".join(adaptation.used))
     if on_cpu.asked:
-        add("runs_on_cpu", NOTE, "CUDA is asked for by name, or where there is none")
+        _add(results, "runs_on_cpu", NOTE, "CUDA is asked for by name, or where there is none")
 
 
 def _check_all(model, submission, check, pictures, training):
-    """Run all checks of a model; returns the subject."""
+    """Run all checks of a model; returns the subject, and the steps that its samples had."""
     if model == "gan":
         subject = gan_subject(submission, pictures)
         check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
-        return subject
+        return subject, subject.seen.total
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
         check(subject, vae_checks.CHECKS)
@@ -125,13 +141,13 @@ def _check_all(model, submission, check, pictures, training):
         check(subject, couplings.CHECKS)
         check(subject, flow_model.CHECKS)
         if subject.model is None:
-            return subject
+            return subject, 0
         images = GREY
     epochs = epoch_subject(model, submission, subject, caught, images, LABELS)
     check(epochs, epoch_checks(model))
     if training:
         check(epochs, TRAINING_CHECKS)
-    return subject
+    return subject, max((run["steps"] for run in epochs.trained.values()), default=0)
 
 
 def _replace_modules(code, on_picture, not_found):

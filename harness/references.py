@@ -35,6 +35,7 @@ class Row:
     low: float = -math.inf
     high: float = math.inf
     plausible: tuple[float, float] = (-math.inf, math.inf)
+    implausible: str = ""
     after: int = 0
     optional: bool = False
 

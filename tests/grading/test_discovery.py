@@ -6,7 +6,9 @@ import socket
 import pytest
 
 from grading import discovery
-from grading.discovery import Unreadable, discover, gather, read_regular
+from grading.discovery import gather
+from grading.inputs import Unreadable, read_regular
+from tests.grading.conftest import people_in
 
 VAE = "class VAE:\n    pass\n"
 
@@ -30,7 +32,7 @@ def test_only_regular_files_are_read(tmp_path):
 def test_an_unreadable_folder_is_one_line(tmp_path):
     (tmp_path / "ann" / "closed").mkdir(parents=True)
     (tmp_path / "ann" / "closed").chmod(0)
-    (person,) = discover(tmp_path)
+    (person,) = people_in(tmp_path)
     assert person.notes == ["closed: cannot be searched: Permission denied"]
 
 
@@ -55,7 +57,7 @@ def test_links_in_a_persons_folder_are_followed_and_others_are_not(tmp_path):
     os.symlink("../../bob/secret.py", ann / "part1" / "secret.py")
     os.symlink("../bob", ann / "friend")
     os.symlink(tmp_path / "bob", tmp_path / "zoe")
-    ann, zoe = discover(tmp_path)
+    ann, zoe = people_in(tmp_path)
     files = gather(ann.files["vae"], ann.root)
     assert files.keys() == {"a3_vae_template.py", "layers.py"}
     assert ann.notes == ["friend: a link out of ann/", "part1/secret.py: a link out of ann/"]
@@ -67,7 +69,7 @@ def test_many_files_are_not_all_looked_at(tmp_path, monkeypatch):
     for i in range(11):
         (tmp_path / "ann").mkdir(exist_ok=True)
         (tmp_path / "ann" / f"{i:02}.txt").touch()
-    (person,) = discover(tmp_path)
+    (person,) = people_in(tmp_path)
     assert person.notes == [".: more than 10 files: the rest is not looked at"]
 
 
@@ -79,7 +81,7 @@ def test_classes_are_found_without_parsing(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.py").write_text(text)
-    assert [(person.name, *person.files) for person in discover(tmp_path)] == [
+    assert [(person.name, *person.files) for person in people_in(tmp_path)] == [
         ("ann", "vae"),
         ("bob", "vae"),
     ]
@@ -99,7 +101,7 @@ def test_a_path_that_is_too_long_for_a_file_is_that_persons(tmp_path):
         length += 1 + len(name)
     os.close(os.open("a3_gan_template.py", os.O_CREAT, dir_fd=folder))
     os.close(folder)
-    ann, bob = discover(tmp_path)
+    ann, bob = people_in(tmp_path)
     assert ann.notes == ["cannot be searched: File name too long"]
     assert bob.files.keys() == {"vae"}
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from grading.discovery import discover
 from grading.grader import Memory, grade, judge_file
 from grading.sandbox import PACKAGES, readable
 from tests.conftest import ROOT
 from tests.grading import attacks
-from tests.grading.conftest import METHODS_VAE, SECRET
+from tests.grading.conftest import METHODS_VAE, SECRET, people_in
 
 
 class Outside:
@@ -195,7 +194,7 @@ def test_one_attacker_and_two_others_who_are_graded(sandbox, tmp_path, monkeypat
     monkeypatch.setattr("grading.grader.Sandbox", lambda unsafe: sandbox)
     monkeypatch.setattr("grading.sandbox.require", lambda unsafe: sandbox)
     people = {}
-    for person in grade(discover(tmp_path), Memory(None), 1, 60, False, 0, lambda _: None):
+    for person in grade(people_in(tmp_path), Memory(None), 1, 60, False, 0, lambda _: None):
         people[person.name] = person
     assert people["ann"].results["vae"].is_judged and people["bob"].results["vae"].is_judged
     reasons = {model: result.reason for model, result in people["eve"].results.items()}

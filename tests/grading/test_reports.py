@@ -14,7 +14,7 @@ from gencheck.outcomes import Finding
 from grading import __main__ as command
 from grading import report
 from grading.checks import checks_table
-from grading.discovery import Person, discover, gather
+from grading.discovery import Person, gather
 from grading.grader import Memory
 from grading.loading import CannotLoad, Submission
 from grading.results import SECTIONS, FileResult
@@ -23,6 +23,7 @@ from grading.sandbox import Sandbox
 from harness import cli
 from harness.errors import UserError
 from tests.conftest import ROOT
+from tests.grading.conftest import people_in
 
 VAE = "import torch\n\n\nclass VAE:\n    pass\n"
 GAN = "class Generator:\n    pass\n\n\nclass Discriminator:\n    pass\n"
@@ -54,14 +55,14 @@ def test_submissions_are_found_in_any_depth_by_name_or_content(tmp_path):
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    ann, bob = discover(tmp_path)
+    ann, bob = people_in(tmp_path)
     assert (ann.name, set(ann.files)) == ("ann", {"vae"})
     assert set(bob.files) == {"gan", "nf"}
-    (only,) = discover(tmp_path / "ann" / "deep" / "er")
+    (only,) = people_in(tmp_path / "ann" / "deep" / "er")
     assert only.files.keys() == ann.files.keys()
     (tmp_path / "bob" / "part2" / "src").mkdir(parents=True)
     (tmp_path / "bob" / "part2" / "src" / "a3_vae_template.py").write_text(VAE)
-    (alone,) = discover(tmp_path / "bob")
+    (alone,) = people_in(tmp_path / "bob")
     assert set(alone.files) == {"gan", "nf", "vae"}
     assert alone.files["vae"].parent.name == "src"
 
@@ -75,12 +76,12 @@ def test_odd_names_and_deep_nesting_do_not_end_the_grading_of_others(tmp_path):
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    found = discover(tmp_path)
+    found = people_in(tmp_path)
     names = {"M\\udcfcller": {"vae"}, "\\x1b[31mred": {"vae"}, "deep": {"gan"}}
     assert {person.name: {*person.files} for person in found} == names
     for person in found:
         file = next(iter(person.files.values()))
-        assert Memory(None).key("vae", file.name, gather(file, person.root))
+        assert Memory(None).key("vae", file.name, gather(file, person.root_of(file)))
         report.terminal(person, Rubric(), "full", True).encode()
     (deep,) = (person for person in found if person.name == "deep")
     with pytest.raises(CannotLoad, match="no Python 3: "):
@@ -90,7 +91,7 @@ def test_odd_names_and_deep_nesting_do_not_end_the_grading_of_others(tmp_path):
 def test_the_assignments_names_come_first(tmp_path):
     for name in ("a3_vae_template.py", "another_vae.py", "a3_vae_old.py"):
         (tmp_path / name).write_text(VAE)
-    (person,) = discover(tmp_path)
+    (person,) = people_in(tmp_path)
     assert person.files["vae"].name == "a3_vae_template.py"
     assert len(person.other_files) == 2
 

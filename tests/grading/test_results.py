@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading import report
-from grading.discovery import Person, discover, gather
+from grading.discovery import Person, gather
 from grading.grader import Memory, grade
 from grading.results import Damaged, FileResult, checks_of, plain, read_results
 from grading.rubric import Rubric
 from grading.sandbox import Sandbox
 from tests.conftest import ROOT
+from tests.grading.conftest import people_in
 from tests.grading.test_reports import VAE, found
 
 
@@ -130,7 +131,7 @@ def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def run():
         memory = Memory(tmp_path / "memory.jsonl", training=False)
-        return list(grade(discover(tmp_path), memory, 1, 9, False, 0, lambda _: None))
+        return list(grade(people_in(tmp_path), memory, 1, 9, False, 0, lambda _: None))
 
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -193,7 +194,7 @@ def test_one_file_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     for name in ("ann", "bob", "cem"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a3_vae_template.py").write_text(VAE)
-    people = grade(discover(tmp_path), Memory(None), 2, 9, False, 0, lambda _: None)
+    people = grade(people_in(tmp_path), Memory(None), 2, 9, False, 0, lambda _: None)
     reasons = {person.name: person.results["vae"].reason for person in people}
     failed = "the grader failed: RecursionError: of an attacker"
     assert reasons == {"ann": "", "bob": failed, "cem": ""}
