@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from harness.errors import UserError, is_out_of_memory
 from harness.files import read_regular, write_whole
@@ -22,51 +24,84 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
+GAP, GAP_GREY = 1, 0.5  # between the tiles of a grid: pixels of an image, and their grey
+GRID_PIXELS = 1200  # the longer side of a grid's PNG, about
 # Drawing functions are in this context: a user's matplotlibrc would turn every digit upside down
-# (image.origin) or ask for LaTeX.
-default_style = style.context("default", after_reset=True)
+# (image.origin) or ask for LaTeX. Many venues refuse Type 3 fonts; 42 is TrueType.
+default_style = style.context(["default", {"pdf.fonttype": 42}], after_reset=True)
 
 
-@default_style
-def save_grid(filename: Path, panels: dict, caption: str, n_columns: int | None = None) -> None:
+def save_grid(
+    filename: Path,
+    panels: dict,
+    caption: str,
+    n_columns: int | None = None,
+    image_shape: tuple[int, int] = (28, 28),
+) -> None:
     """Write sample images as a PNG, one grid per panel, and their arrays as an .npz beside it.
 
+    The PNG has no words in it: its `Description` holds the caption.
+
     Args:
-        filename: of the PNG. The .npz holds a uint8 array [n, 784] for each panel, by its name.
-        panels: a panel's name -> its images, [n, 784] in [0, 1], on any device. 1 is white.
-        caption: above the panels, with their names if there are several.
+        filename: of the PNG. The .npz holds a uint8 array [n, n_pixels] for each panel, by its
+            name, and the image_shape.
+        panels: a panel's name -> its images, [n, n_pixels] in [0, 1], on any device. 1 is white.
+        caption: what the grid shows.
         n_columns: images per row, by default so many that the grid is square.
+        image_shape: (height, width) of an image.
     """
     panels = {name: _on_host(images) for name, images in panels.items()}
     tiles = [
-        tile(images, n_columns or math.ceil(math.sqrt(len(images)))) for images in panels.values()
+        tile(images, n_columns or math.ceil(math.sqrt(len(images))), image_shape)
+        for images in panels.values()
     ]
-    height, width = tiles[0].shape
-    size = (COLUMN_INCHES * len(tiles), COLUMN_INCHES * height / width + 0.35)
-    figure = Figure(figsize=size, layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(1, len(tiles)))
-    for axes, name, image in zip(all_axes, panels, tiles):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(f"{caption}: {name}" if len(tiles) > 1 else caption, fontsize=10)
-        axes.set_axis_off()
     arrays = {name: (images * 255).round().astype(np.uint8) for name, images in panels.items()}
     write_whole(
         Path(filename).with_suffix(".npz"),
-        lambda file: np.savez_compressed(file, **arrays),
+        lambda file: np.savez_compressed(file, **arrays, image_shape=image_shape),
         flush=False,
     )
-    _write(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
+    names = f" ({', '.join(panels)}, from left to right)" if len(panels) > 1 else ""
+    save_image(filename, beside(tiles), f"{caption}{names}")
+
+
+def save_image(filename: Path, image: np.ndarray, description: str = "") -> None:
+    """Write an array [height, width] in [0, 1] as a PNG, enlarged by a whole number."""
+    scale = max(1, round(GRID_PIXELS / max(image.shape)))
+    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+    info = PngInfo()
+    info.add_itxt("Description", description)
+    write_whole(
+        filename,
+        lambda file: picture.save(file, "png", pnginfo=info, optimize=True),
+        flush=False,
+    )
 
 
 def _on_host(images) -> np.ndarray:
     return np.asarray(images.cpu() if hasattr(images, "cpu") else images, dtype=np.float32)
 
 
-def tile(images: np.ndarray, n_columns: int) -> np.ndarray:
-    """Images [n, 784] as one array [n_rows * 28, n_columns * 28]; an unfilled row ends in white."""
+def tile(images: np.ndarray, n_columns: int, image_shape: tuple[int, int] = (28, 28)) -> np.ndarray:
+    """Images [n, n_pixels] as one array, row by row, GAP pixels apart; what is left is white."""
+    height, width = image_shape
     missing = np.ones((-len(images) % n_columns, images.shape[1]), np.float32)
-    rows = np.concatenate([images, missing]).reshape(-1, n_columns, 28, 28)
-    return rows.swapaxes(1, 2).reshape(-1, n_columns * 28)
+    rows = np.concatenate([images, missing]).reshape(-1, n_columns, height, width)
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=GAP_GREY)
+    tiled = rows.swapaxes(1, 2).reshape(-1, n_columns * (width + GAP))
+    return tiled[:-GAP, :-GAP]
+
+
+def beside(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [height, width] from left to right on white, the shorter ones filled up with white."""
+    height = max(len(tiled) for tiled in tiles)
+    space = max(2, round(0.04 * max(tiled.shape[1] for tiled in tiles)))
+    parts = []
+    for tiled in tiles:
+        below = height - len(tiled)
+        parts.append(np.pad(tiled, ((0, below), (0, space)), constant_values=1.0))
+    return np.concatenate(parts, axis=1)[:, :-space]
 
 
 @dataclass(frozen=True)
