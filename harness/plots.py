@@ -21,6 +21,9 @@ from harness.files import read_regular, write_whole
 
 # Okabe & Ito's colour-blind-safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Beside the colours, for those who print in black. A solid line first.
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)))
+STYLES = tuple(zip(COLOURS, LINES))  # of curves
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
@@ -143,8 +146,8 @@ def draw_curves(
 ) -> None:
     """Write the curves of one or several runs as a PNG, and as a PDF beside it.
 
-    Of several runs the mean is drawn, with a band (or bars) of one standard deviation. Fewer than
-    10 points are marked. Without a value of any column nothing is written.
+    Of several runs the mean is drawn, with a band (or bars) from the smallest to the largest. Fewer
+    than 10 points are marked. Without a value of any column nothing is written.
 
     Args:
         curves: what to draw.
@@ -159,9 +162,9 @@ def draw_curves(
     if title is not None:
         axes.set_title(title, fontsize=9)
     drawn = []
-    for (key, label), colour in zip(curves.columns.items(), itertools.cycle(COLOURS)):
+    for (key, label), style in zip(curves.columns.items(), itertools.cycle(STYLES)):
         if points := _points(histories, curves.counter, key):
-            drawn.append((label, colour, *points))
+            drawn.append((label, style, *points))
     if not drawn:
         return
     last_x = max(x[-1] for _, _, x, _ in drawn)
@@ -170,8 +173,8 @@ def draw_curves(
     if curves.inset and last_x >= 20:
         views.append(_magnified(axes, drawn, references, last_x))
     for view in views:
-        for label, colour, x, y in drawn:
-            _draw_curve(view, label, colour, x, y, last_x)
+        for label, style, x, y in drawn:
+            _draw_curve(view, label, style, x, y, last_x, clipped=view is not axes)
         for x, y, label in references:
             view.plot(x, y, "*", color=REFERENCE, markersize=8, linestyle="none", label=label)
         lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
@@ -190,6 +193,11 @@ def draw_curves(
         loc="outside upper center",
         ncols=3,
     )
+    save_figure(figure, filename)
+
+
+def save_figure(figure: Figure, filename: Path) -> None:
+    """Write a figure as a PNG and a PDF of the same name."""
     for suffix in (".png", ".pdf"):
         _write(figure, Path(filename).with_suffix(suffix))
 
@@ -210,7 +218,8 @@ def _write(figure: Figure, filename: Path, **options) -> None:
     write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
 
 
-def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
+def _draw_curve(view: Axes, label, style, x, y, last_x, clipped) -> None:
+    colour, line = style
     mean = y.mean(axis=0)
     few = len(x) < 10
     apart = few and last_x >= 10  # a line between them would show what nobody measured
@@ -219,18 +228,30 @@ def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
         mean,
         color=colour,
         linewidth=1.2,
-        linestyle="none" if apart else "-",
+        linestyle="none" if apart else line,
         marker="o" if few else None,
         markersize=4,
         label=label,
+        clip_on=clipped or not few,  # a marker on the edge is not cut
     )
     if len(y) > 1:
-        spread = y.std(axis=0, ddof=1)
+        low, high = y.min(axis=0), y.max(axis=0)
         if apart:
-            view.errorbar(x, mean, spread, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+            reach = [mean - low, high - mean]
+            view.errorbar(x, mean, reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         else:
-            low, high = mean - spread, mean + spread
             view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+
+
+def draw_seeds(
+    view: Axes, x: Sequence[float], y: Sequence[Sequence[float]], label: str, style: tuple
+) -> None:
+    """Draw a line of means, with a band from the smallest to the largest of the `y` at each x."""
+    colour, line = style
+    mean = [float(np.mean(values)) for values in y]
+    view.plot(x, mean, color=colour, linestyle=line, marker="o", markersize=4, label=label)
+    low, high = [min(values) for values in y], [max(values) for values in y]
+    view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
 def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes:
