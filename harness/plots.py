@@ -27,7 +27,7 @@ STYLES = tuple(zip(COLOURS, LINES))  # of curves
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
-GAP, GAP_GREY = 1, 0.5  # between the tiles of a grid: pixels of an image, and their grey
+GAP, GAP_GREY = 1, 1.0  # between the tiles of a grid: pixels of an image, and their grey
 GRID_PIXELS = 1200  # the longer side of a grid's PNG, about
 # Drawing functions are in this context: a user's matplotlibrc would turn every digit upside down
 # (image.origin) or ask for LaTeX. Many venues refuse Type 3 fonts; 42 is TrueType.
