@@ -144,9 +144,9 @@ def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> None:
     ):
         ticks = sorted({at for points in by_label.values() for at in points}, key=_order)
         numbers = all(isinstance(at, int | float) for at in ticks)
-        for (label, points), style in zip(by_label.items(), itertools.cycle(plots.STYLES)):
+        for (label, points), look in zip(by_label.items(), itertools.cycle(plots.STYLES)):
             places = [at if numbers else ticks.index(at) for at in points]
-            plots.draw_seeds(axes, places, list(points.values()), label, style)
+            plots.draw_seeds(axes, places, list(points.values()), label, look)
         if numbers and min(ticks) > 0 and max(ticks) >= 10 * min(ticks):
             axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())

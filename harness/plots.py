@@ -162,9 +162,9 @@ def draw_curves(
     if title is not None:
         axes.set_title(title, fontsize=9)
     drawn = []
-    for (key, label), style in zip(curves.columns.items(), itertools.cycle(STYLES)):
+    for (key, label), look in zip(curves.columns.items(), itertools.cycle(STYLES)):
         if points := _points(histories, curves.counter, key):
-            drawn.append((label, style, *points))
+            drawn.append((label, look, *points))
     if not drawn:
         return
     last_x = max(x[-1] for _, _, x, _ in drawn)
@@ -173,8 +173,8 @@ def draw_curves(
     if curves.inset and last_x >= 20:
         views.append(_magnified(axes, drawn, references, last_x))
     for view in views:
-        for label, style, x, y in drawn:
-            _draw_curve(view, label, style, x, y, last_x, clipped=view is not axes)
+        for label, look, x, y in drawn:
+            _draw_curve(view, label, look, x, y, last_x, clipped=view is not axes)
         for x, y, label in references:
             view.plot(x, y, "*", color=REFERENCE, markersize=8, linestyle="none", label=label)
         lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
@@ -218,8 +218,8 @@ def _write(figure: Figure, filename: Path, **options) -> None:
     write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
 
 
-def _draw_curve(view: Axes, label, style, x, y, last_x, clipped) -> None:
-    colour, line = style
+def _draw_curve(view: Axes, label, look, x, y, last_x, clipped) -> None:
+    colour, line = look
     mean = y.mean(axis=0)
     few = len(x) < 10
     apart = few and last_x >= 10  # a line between them would show what nobody measured
@@ -244,10 +244,10 @@ def _draw_curve(view: Axes, label, style, x, y, last_x, clipped) -> None:
 
 
 def draw_seeds(
-    view: Axes, x: Sequence[float], y: Sequence[Sequence[float]], label: str, style: tuple
+    view: Axes, x: Sequence[float], y: Sequence[Sequence[float]], label: str, look: tuple
 ) -> None:
     """Draw a line of means, with a band from the smallest to the largest of the `y` at each x."""
-    colour, line = style
+    colour, line = look
     mean = [float(np.mean(values)) for values in y]
     view.plot(x, mean, color=colour, linestyle=line, marker="o", markersize=4, label=label)
     low, high = [min(values) for values in y], [max(values) for values in y]
