@@ -86,7 +86,7 @@ def parse(words: list[str] | None = None) -> Command:
 
 
 def samples(script: ModuleType, folder: Path, n: int) -> dict[str, torch.Tensor]:
-    """Samples of a run by name, [n, n_pixels] in [0, 1] each; of a VAE also their Bernoulli means."""
+    """Samples by name, [n, n_pixels] in [0, 1] each; of a VAE also their Bernoulli means."""
     model = script.load_model(folder)
     if script is vae:
         draws, means = model.sample(n)

@@ -48,9 +48,9 @@ def test_a_grid_has_a_panel_for_each_title_on_one_grey_scale(tmp_path):
     plots.save_grid(tmp_path / "grid.png", panels, "a caption", n_columns=2)
     grey = imread(tmp_path / "grid.png")
     height, width = grey.shape
-    middle = grey[height // 2]
-    assert np.isclose(middle[width // 4], 0.2, atol=0.01)
-    assert np.isclose(middle[3 * width // 4], 0.8, atol=0.01)
+    middle = grey[height // 4]
+    assert np.isclose(middle[width // 8], 0.2, atol=0.01)
+    assert np.isclose(middle[5 * width // 8], 0.8, atol=0.01)
 
 
 def test_a_grid_s_arrays_are_beside_it_in_8_bits(tmp_path):
