@@ -132,6 +132,8 @@ def _check_like(found: Any, new: Any) -> None:
             if name in found:
                 _check_like(found[name], new[name])
     elif isinstance(new, list | tuple):
+        if isinstance(new, tuple) and (type(found) is not tuple or len(found) != len(new)):
+            raise TypeError("a tuple has changed its length or kind")
         if len(found) == len(new):
             for one, other in zip(found, new):
                 _check_like(one, other)

@@ -33,6 +33,16 @@ def test_a_signal_raises_and_says_which_it_was(signum):
     interrupts.check()
 
 
+def test_the_second_signal_of_two_does_not_cut_short_what_the_first_starts(monkeypatch):
+    interrupts.raise_interrupted()
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(interrupts, "PATIENCE", 0)  # whoever waits for long can stop that, too
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_signals_that_a_shell_ignores_stay_ignored():
     """As nohup and background jobs ask for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """Grids and curves show the data they are given."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -205,3 +206,22 @@ def test_points_that_stand_apart_have_bars_and_curves_have_a_band(x, shape):
     assert type(spread).__mro__.index(shape) < 2
     heights = np.ptp(spread.get_paths()[0].vertices[:, 1])
     assert heights == pytest.approx(2 * y[:, 0].std(ddof=1))
+
+
+HOSTILE = {"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": True, "font.size": 30}
+
+
+def test_a_user_s_matplotlibrc_changes_no_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    panels = {"samples": rng.random((9, 784))}
+    history = [{"epoch": n, "loss": 1.0 / n} for n in range(1, 30)]
+    for name, settings in (("plain", {}), ("hostile", HOSTILE)):
+        (tmp_path / name).mkdir()
+        with matplotlib.rc_context(settings):
+            plots.save_grid(tmp_path / name / "samples.png", panels, "epoch 1")
+            curves = plots.Curves("loss", "loss", {"loss": "training"})
+            plots.draw_curves(curves, [history], tmp_path / name / "loss.png")
+            plots.save_annotated(tmp_path / name / "loss.png", tmp_path / name / "note.png", "x")
+    for picture in (tmp_path / "plain").glob("*.png"):
+        assert picture.read_bytes() == (tmp_path / "hostile" / picture.name).read_bytes()
+    assert len(list((tmp_path / "hostile").glob("*.png"))) == 3

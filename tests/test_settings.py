@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import torch.nn as nn
 from hypothesis import example, given
 from hypothesis import settings as limits
@@ -211,5 +212,13 @@ def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, na
 def test_the_weights_of_a_run_are_loaded_with_its_settings(folder):
     model = nn.Linear(2, 1)
     checkpoints.save_weights(folder, model)
-    loaded = Config.of(folder).load_weights(folder, nn.Linear(2, 1))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = Config.of(folder).load_weights(folder, lambda: nn.Linear(2, 1))
+        assert torch.get_default_dtype() == torch.float64  # a notebook's own
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before) and loaded.weight.dtype == torch.float32
     assert not loaded.training and (loaded.weight == model.weight).all()
