@@ -49,7 +49,8 @@ def test_results_are_read_in_one_form_only():
         "", "null", "[1]", "{}", "[" * 10**6, result_text() * 2, result_text(token="x"),
         result_text(more=1), result_text(reason=None), result_text(reason="x" * 501),
         result_text(pixels="AAAA"),
-        result_text(steps=-1), result_text(steps=True), result_text(pixels=[1]), result_text(pixels="<" * 16728),
+        result_text(steps=-1), result_text(steps=True), result_text(pixels=[1]),
+        result_text(pixels="<" * 16728),
         result_text(findings={}), result_text(findings=[entry]), result_text(findings=[[]]),
         *(
             result_text(findings=[*json.loads(result_text())["findings"], entry | change])

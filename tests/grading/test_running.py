@@ -11,7 +11,7 @@ PLAIN = METHODS_VAE.replace("from __future__ import annotations\n", "").replace(
 FAULTS = {
     "raise ValueError('first')": "line 1: ValueError: first",
     "import helper_of_mine": "line 1: there is no module helper_of_mine",
-    "from torch.nn import functional\nfrom helper_of_mine import a, b": "line 2: there is no module",
+    "from torch.nn import functional\nfrom own_help import a, b": "line 2: there is no module",
     "x = open('notes.txt').read()": "line 1: the file notes.txt is not there",
     "import torch\nw = torch.load('weights.pt')": "line 2: the file weights.pt is not there",
     "x = undefined_name + 1": "line 1: NameError: name 'undefined_name'",
