@@ -306,7 +306,9 @@ def _is_group(person) -> bool:
         whose = flat_name(first)
         if not below and not whose:
             return False
-        by_child.setdefault(first if below else whose[0], set()).update(_code(path).models)
+        code = _code(path)
+        models = code.models if code.named else []  # of layers.py beside a model's file, none
+        by_child.setdefault(first if below else whose[0], set()).update(models)
     names = [name for name, models in by_child.items() if models]
     if any(OLDER.search(name.lower()) for name in names):
         return False

@@ -178,6 +178,33 @@ def test_check_grades_any_metrics_of_the_same_form(tmp_path, capsys):
     assert check(tmp_path, capsys)[0] == 1
 
 
+@pytest.mark.parametrize(
+    "name, text, status, words",
+    [
+        ("m.jsonl", '{"val_neg_elbo_nats": 79.4, "epoch": 40}', 1, "see README, Why 79.458 is not"),
+        ("m.csv", "val_neg_elbo_nats,name,epoch\n-101,x,40\n", 1, "not plausible for this model"),
+        ("m.csv", "note,epoch,val_neg_elbo_nats\n,39,\n,40,99.5", 0, "pass: 1"),
+        ("m.csv", "val_bpd_shifted,epoch\n1.81,40", 0, "pass: 2"),
+    ],
+)
+def test_check_grades_reported_numbers(tmp_path, capsys, name, text, status, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        main(parse(["check", str(tmp_path / name)]))
+    assert exit.value.code == status and words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, text", [("m.csv", "elbo,epoch\n1,2\n"), ("m.jsonl", "[1]"), ("m.csv", ""), ("no", None),
+                   ("m.csv", "epoch,val_bpd_shifted\n2,1\n1,1\n")]
+)  # fmt: skip
+def test_other_numbers_than_ours_end_in_one_line(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError):
+        main(parse(["check", str(tmp_path / name)]))
+
+
 def test_check_of_nothing_or_of_damaged_runs_does_not_pass(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing could be graded"):
         main(parse(["check", "--runs", str(tmp_path)]))
