@@ -95,7 +95,6 @@ def write_page(
     if compared := comparison(groups):
         blocks += [["## The three models' samples"], compared]
     if not quick:
-        recipes.draw_recipes(out / "report")
         blocks += [["## Why the textbook's recipe is not enough"], [recipes.WHY], [recipes.WHAT]]
         blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]
         blocks += [recipes.recipe_table()]

@@ -50,7 +50,7 @@ def test_every_figure_of_the_report_is_drawn(full):
     drawn = (report / "fig10_gan_10000_batches.png").read_bytes()
     assert drawn == (base / "gan/samples_010000.png").read_bytes()
     links = re.findall(r"\]\((.*?)\)", text)
-    assert len(links) == len(FIGURES) + 2  # the tables
+    assert len(links) == len(FIGURES) + 3  # the tables and the recipes
     assert all((report.parent / link).exists() for link in links)
 
 
