@@ -26,6 +26,8 @@ class NotCentred(CannotJudge):
 class VAESubject(VAECalls):
     """A VAE under measurement; arguments as for `VAECalls`."""
 
+    noise_scales = (1.0,)  # of the encoder's settings, until the deviations are neither 0 nor huge
+
     def read_as(self, reading: str) -> None:
         """Read what the loss returns in this way; all `posteriors` are likely again."""
         self.reading = reading
@@ -254,13 +256,16 @@ class VAESubject(VAECalls):
                 module.to(precision)
 
     @contextlib.contextmanager
-    def encoder_setting(self, i: int) -> Iterator[None]:
-        """Perturb the encoder, differently for each i; restore it after the block."""
+    def encoder_setting(self, i: int, scale: float = 1.0) -> Iterator[None]:
+        """Perturb the encoder, differently for each i; restore it after the block.
+
+        `scale` multiplies the noise, but not what is added to the biases of the last layer.
+        """
         encoder = self.parameters[0]
         with changed_weights(encoder):
             perturb(
                 encoder,
-                ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
+                scale * ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
                 seed=self.seed + i,
             )
             for parameter in encoder:
