@@ -11,7 +11,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from harness import plots
-from harness.files import write_whole
 
 FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
 PICTURE = "recipes.png"
@@ -33,6 +32,7 @@ def read_trials() -> list[dict]:
     return [json.loads(line) for line in FILE.read_text().splitlines()]
 
 
+@plots.default_style
 def draw_recipes(folder: Path) -> None:
     """Draw the flow's trials into `folder`: bits per dimension, and the share of dead units."""
     trials = [trial for trial in read_trials() if trial["model"] == "flow"]
@@ -49,8 +49,7 @@ def draw_recipes(folder: Path) -> None:
         bits.plot(trial["epochs"], trial["val"], label=trial["recipe"], **style)
         dead.plot(trial["epochs"], [max(pair) for pair in trial["dead"]], **style)
     figure.legend(loc="outside lower center", fontsize=7, ncols=2)
-    options = {"format": "png", "dpi": plots.DPI}
-    write_whole(folder / PICTURE, lambda file: figure.savefig(file, **options))
+    plots.save_figure(figure, folder / PICTURE, flush=True)
 
 
 def recipe_table() -> list[str]:

@@ -55,7 +55,7 @@ def save_grid(filename: Path, panels: dict, caption: str, n_columns: int | None 
         lambda file: np.savez_compressed(file, **arrays),
         flush=False,
     )
-    _write(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
+    save_figure(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
 
 
 def _on_host(images) -> np.ndarray:
@@ -156,7 +156,7 @@ def draw_curves(
         ncols=3,
     )
     for suffix in (".png", ".pdf"):
-        _write(figure, Path(filename).with_suffix(suffix))
+        save_figure(figure, Path(filename).with_suffix(suffix))
 
 
 def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -168,11 +168,18 @@ def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] 
     return np.array(x), np.array([[of_run[at] for at in x] for of_run in by_x])
 
 
-def _write(figure: Figure, filename: Path, **options) -> None:
-    """Write a figure whole, as a page may show the file that it replaces."""
+def save_figure(figure: Figure, filename: Path, flush: bool = False, **options) -> None:
+    """Write a figure whole, as a page may show the file that it replaces.
+
+    Args:
+        figure: drawn in `default_style`.
+        filename: its suffix is the format.
+        flush: see `files.write_whole`.
+        options: of `Figure.savefig`.
+    """
     drawing = io.BytesIO()  # an error of the drawing is none of the file
     figure.savefig(drawing, format=filename.suffix.removeprefix("."), dpi=DPI, **options)
-    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
+    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=flush)
 
 
 def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
@@ -234,4 +241,4 @@ def save_annotated(source: Path, filename: Path, note: str) -> None:
     figure.figimage(image, 0, 0)
     middle = (height + strip / 2) / (height + strip)
     figure.text(0.5, middle, note, ha="center", va="center", fontsize=9)
-    _write(figure, Path(filename))
+    save_figure(figure, Path(filename))

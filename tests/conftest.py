@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datasets import read_mnist
+from harness import interrupts
 from harness.devices import n_cores
-from harness.interrupts import STOP_SIGNALS
 
 ROOT = Path(__file__).parent.parent
 BROWSER_FLAGS = (
@@ -38,10 +38,11 @@ def denormal_numbers():
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """The signals' own handlers again after each test: a program that ends ignores them."""
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    before = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+    interrupts._received.clear()
 
 
 @pytest.fixture(scope="session")

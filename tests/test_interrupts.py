@@ -10,15 +10,6 @@ from harness.errors import Interrupted
 from harness.interrupts import STOP_SIGNALS
 
 
-@pytest.fixture(autouse=True)
-def same_handlers():
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    interrupts._received.clear()
-
-
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_raises_and_says_which_it_was(signum):
     signal.signal(signum, signal.SIG_DFL)  # a background job of a shell ignores Ctrl-C

@@ -17,7 +17,7 @@ def figures(monkeypatch):
     """The figures that are saved, instead of their files; by suffix."""
     saved = {}
     monkeypatch.setattr(
-        plots, "_write", lambda figure, path, **_: saved.update({path.suffix: figure})
+        plots, "save_figure", lambda figure, path, **_: saved.update({path.suffix: figure})
     )
     return saved
 

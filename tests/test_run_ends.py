@@ -18,16 +18,6 @@ def script(monkeypatch):
     monkeypatch.setattr(run_module, "_oversubscribed", lambda: False)
 
 
-@pytest.fixture
-def handlers():
-    """The signals' own handlers again after the test."""
-    before = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    interrupts._received.clear()
-
-
 def stop_after(run, error, n_epochs=1):
     """Train, and raise the error in the epoch after `n_epochs`."""
     with run:
@@ -122,7 +112,7 @@ def test_user_errors_are_not_followed_by_the_command_to_resume(tmp_path):
 
 @pytest.mark.parametrize("loop", ["epochs", "batches"])
 def test_a_signal_that_arrives_in_a_weakref_callback_still_stops_the_run(
-    tmp_path, handlers, loop, monkeypatch
+    tmp_path, loop, monkeypatch
 ):
     """Python ignores what is raised there. Matplotlib has many, so one signal in 25 was lost."""
     monkeypatch.setattr("sys.unraisablehook", lambda ignored: None)
@@ -187,7 +177,7 @@ def test_a_schedule_goes_on_to_the_last_bit_where_a_run_was_stopped(tmp_path, mo
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
 
 
-def test_two_signals_at_once_still_leave_the_command_that_resumes(tmp_path, handlers, capsys):
+def test_two_signals_at_once_still_leave_the_command_that_resumes(tmp_path, capsys):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def main(_):
