@@ -72,13 +72,12 @@ class Config(RunConfig):
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 1e-3  # highest learning rate of Adam
-    # the same of the first coupling's hidden layers, as a share: they read logits near -6, so that
-    # each of their steps is a large one
+    # its share for the hidden layers of the first coupling, which read logits near -6
     first_lr: float = 1.0
     warmup: int = 0  # steps in which the learning rate rises to this
     # cosine: the learning rate then falls to zero at the last step, so epochs cannot grow later
     schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 0.0  # per step and unit of learning rate, apart from the gradient (AdamW)
+    weight_decay: float = 0.0  # of AdamW: a step takes lr * weight_decay of each weight
     max_norm: float = 5.0  # the gradient is clipped at this norm
     # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999
@@ -244,28 +243,14 @@ def bits_per_dimension(log_px_nats, n_dimensions=784):
 
 
 # --- Training
-def train_step(model, optimizer, max_norm, batch):
-    """One optimiser step on grey images [batch, c_in]; returns the sum of log p(x) in nats."""
-    log_px_nats = model(batch)
-    optimizer.zero_grad()
-    (-log_px_nats.mean()).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    optimizer.step()
-    return log_px_nats.detach().sum()
-
-
-@torch.no_grad()
-def evaluation_step(model, batch):
-    """The sum of log p(x) over grey images [batch, c_in] in nats, a scalar."""
-    return model(batch).sum()
-
-
 def parameter_groups(model, lr, first_lr=1.0):
-    """All weights for an optimiser, those of the first coupling's hidden layers by themselves."""
-    slow = set(model.flow.layers[0].nn[:-1].parameters())
-    others = [parameter for parameter in model.parameters() if parameter not in slow]
-    slow = [parameter for parameter in model.parameters() if parameter in slow]
-    return [{"params": others, "lr": lr}, {"params": slow, "lr": lr * first_lr}]
+    """All weights for an optimiser, those of the first coupling's hidden layers by themselves.
+
+    These have `first_lr` times the learning rate.
+    """
+    first = dict.fromkeys(model.flow.layers[0].nn[:-1].parameters())
+    others = [parameter for parameter in model.parameters() if parameter not in first]
+    return [{"params": others}, {"params": list(first), "lr": lr * first_lr}]
 
 
 def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
@@ -281,6 +266,22 @@ def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
         return rise * fall
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def train_step(model, optimizer, max_norm, batch):
+    """One optimiser step on grey images [batch, c_in]; returns the sum of log p(x) in nats."""
+    log_px_nats = model(batch)
+    optimizer.zero_grad()
+    (-log_px_nats.mean()).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    return log_px_nats.detach().sum()
+
+
+@torch.no_grad()
+def evaluation_step(model, batch):
+    """The sum of log p(x) over grey images [batch, c_in] in nats, a scalar."""
+    return model(batch).sum()
 
 
 def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0, scheduler=None):

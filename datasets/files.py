@@ -93,6 +93,8 @@ class Source:
     val_fraction: float | None = None
 
     def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("--dataset: the name is empty")
         if self.is_own:
             path = Path(os.path.expanduser(self.dataset))
             if path.name == self.dataset and not path.exists():

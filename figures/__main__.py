@@ -28,6 +28,7 @@ from figures.checks import check
 from figures.export import check_file, export
 from figures.gallery import draw_figures, draw_strip, write_page
 from figures.kinds import KINDS, NEEDED
+from figures.recipes import draw_recipes
 from figures.recorded import merged, read_recorded
 from figures.report import FIGURES
 from figures.reported import read_reported
@@ -298,6 +299,8 @@ def draw(command: Draw) -> None:
             draw_strip(groups, report)
         except UserError as error:
             missing.append(f"strip: {error}")
+        if not command.quick:
+            draw_recipes(report)
         missing += _without_runs(command, groups)
         write_page(command.out, drawn, groups, found, missing, command.quick)
         _print_errors(messages)

@@ -101,11 +101,9 @@ def write_page(
     if compared := comparison(groups):
         blocks += [["## The three models' samples"], compared]
     if not quick:
-        recipes.draw_recipes(out / "report")
         blocks += [["## Why the textbook's recipe is not enough"], [recipes.WHY], [recipes.WHAT]]
         blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]
         blocks += [recipes.recipe_table()]
-
     if swept := sweeps.dimensions(found):
         (out / "report").mkdir(parents=True, exist_ok=True)
         sweeps.draw(out / "report" / "sweep_zdim.png", swept, "zdim", sweeps.DIMENSIONS)

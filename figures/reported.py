@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import math
 from pathlib import Path
 
 from figures.kinds import GAN, NF, VAE
 from figures.runs import StoredRun, stored_run
 from harness.errors import UserError
-from harness.records import COUNTERS, count_of, counter_of
+from harness.files import read_regular
+from harness.records import COUNTERS, count_of, counter_of, is_number
 
 # The keys that are expected, by script: what is counted, then what is graded.
 EXPECTED = {
@@ -28,7 +28,7 @@ def read_reported(path: Path) -> StoredRun:
         UserError: it can't be read, is damaged, or has not the keys of a script.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", "no text")
         raise UserError(f"{path} cannot be read: {words}") from error
@@ -77,6 +77,6 @@ def _of_csv(text):
 
 
 def _finite(value):
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if not is_number(value):
         raise ValueError("not a finite number")
     return value

@@ -183,8 +183,18 @@ def find_runs(base: Path) -> tuple[Runs, list[str]]:
     def say(error):
         messages.append(f"{shortened(error.filename)}: {error.strerror}")
 
-    walked = os.walk(base, onerror=say)  # it follows no links
-    folders = [Path(name) for name, _, files in walked if RUN_FILES & {*files}]
+    folders, waiting = [], [str(base)]
+    while waiting:  # no recursion, and no links: folders may be deep, and links may form circles
+        name = waiting.pop()
+        try:
+            with os.scandir(name) as entries:
+                inside = list(entries)
+        except OSError as error:
+            say(error)
+            continue
+        if any(entry.name in RUN_FILES for entry in inside):
+            folders.append(Path(name))
+        waiting += [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
     for folder in sorted(folders):
         try:
             found.append(read_run(folder))

@@ -10,7 +10,7 @@ from datasets import mnist
 from figures.runs import Groups, with_folder
 from harness import plots, records
 from harness.errors import UserError, is_out_of_memory
-from harness.files import read_regular, write_whole
+from harness.files import read_regular
 
 SIDE = 5  # digits in a row of each panel
 # Kind of run -> the panel's title, and the name of its array beside the run's sample grids.
@@ -63,7 +63,4 @@ def save_strip(filename: Path, panels: dict[str, np.ndarray]) -> None:
         axes.imshow(plots.tile(images, SIDE), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-    options = {"format": "png", "dpi": plots.DPI, "bbox_inches": "tight", "pad_inches": 0.05}
-    drawing = io.BytesIO()
-    figure.savefig(drawing, **options)
-    write_whole(filename, lambda file: file.write(drawing.getbuffer()))
+    plots.save_figure(figure, filename, flush=True, bbox_inches="tight", pad_inches=0.05)

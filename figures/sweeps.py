@@ -157,7 +157,7 @@ def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> None:
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(by_label) > 1:
             axes.legend(fontsize=7, frameon=False)
-    plots.save_figure(figure, filename)
+    plots.save_with_pdf(figure, filename)
 
 
 def dimensions(found: Runs) -> Runs:

@@ -1,18 +1,19 @@
 """Checks of a normalising flow's mathematics: inverse, log-determinants, independent rows."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
 
-from gencheck.flow_subject import N_DRAWS, AnyFlow, FlowSubject, log_abs_det, pair
+from gencheck.flow_subject import AnyFlow, FlowSubject, estimated, log_abs_det, pair
 from gencheck.outcomes import NOTE, PASS, WRONG, CannotJudge, Outcome, load_checks, one_line
 from gencheck.result import NotJudged, Result, judge
 
 SATURATED = 5.0  # nats of a log-determinant for each dimension
 NOTHING = 1e-6  # a point that moves less has not moved
-ALONE = 3  # examples of a batch that are also mapped alone
+ALONE = (1, 2, 0)  # examples of a batch that are also mapped alone, divided among settings
 SMALL = 1e-3  # part of a flow's movement that an iterative inverse may be off by, unstated
 
 
@@ -102,22 +103,6 @@ def _refuse_small(flow, error, tolerance, moved):
         )
 
 
-def estimated(function: Callable, z, ldj) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a map adds to the log-determinant, [n], and its standard error: 0 unless it is random.
-
-    Random estimates, such as Hutchinson's of a trace, are averaged.
-    """
-
-    def once():
-        return (pair(function(z.clone(), ldj.clone()))[1] - ldj).detach()
-
-    first, second = once(), once()
-    if (first - second).abs().max() < 1e-9 * (1 + first.abs().max()):
-        return first, torch.zeros_like(first)
-    draws = torch.stack([first, second, *(once() for _ in range(N_DRAWS - 2))])
-    return draws.mean(dim=0), draws.std(dim=0) / math.sqrt(N_DRAWS)
-
-
 def logdet_outcome(flow: FlowSubject, bijections: Callable, precise: bool = True) -> Outcome:
     """The log-determinant of every example against autodiff's, for each of `bijections()`."""
 
@@ -128,7 +113,7 @@ def logdet_outcome(flow: FlowSubject, bijections: Callable, precise: bool = True
             if coded is None or coded.shape != ldj.shape:
                 shape = None if coded is None else list(coded.shape)
                 return Outcome(WRONG, f"log-determinants {shape}", "[batch]", flow.proves)
-            added, noise = estimated(bijection.forward, z, ldj)
+            added, noise = flow.added(bijection)
             exact = _exact(bijection, z).to(added.dtype)
             floor = 1e-6 if flow.dtype == torch.float64 else 1e-2
             allowed = max(floor, flow.tolerance(exact.abs().max().item())) + 5 * noise
@@ -180,9 +165,9 @@ def reverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
             if ldj2 is None:
                 return Outcome(NOTE, "the inverse returns no log-determinant", expected)
             with torch.no_grad():
-                added, noise = estimated(bijection.forward, z, ldj)
+                added, noise = flow.added(bijection)
                 if noise.any():
-                    back, more = estimated(bijection.inverse, z1, ldj1)
+                    back, more = estimated(bijection.inverse, z1, ldj1, ldj2 - ldj1)
                     ldj1, ldj2 = ldj + added, ldj + added + back
                     tolerance = tolerance + 5 * (noise + more).max().item()
             if ldj2.shape == ldj.shape and (ldj2 - ldj).abs().max() < tolerance:
@@ -204,16 +189,18 @@ def reverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
 
 
 def rows_outcome(flow: FlowSubject) -> Outcome:
-    """Each example alone, against the same example in a batch."""
+    """Examples alone, against the same examples in a batch; other ones at each setting."""
+    settings = itertools.count()
 
     def measure():
         z, ldj, whole, _ = flow.there(flow.flow)
+        rows = ALONE[next(settings) % len(ALONE) :: len(flow.stds)]
         with torch.no_grad():
             alone = [
                 pair(flow.flow.forward(z[i : i + 1].clone(), ldj[i : i + 1].clone()))[0]
-                for i in range(ALONE)
+                for i in rows
             ]
-        error = (torch.cat(alone) - whole[:ALONE]).abs().max().item()
+        error = (torch.cat(alone) - whole[list(rows)]).abs().max().item()
         tolerance = 10 * _point_tolerance(flow)  # a solver's steps may suit the whole batch
         _refuse_small(flow, error, tolerance, _movement(z, whole))
         measured = f"an example changes by {error:.2g} with the others of its batch"

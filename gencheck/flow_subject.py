@@ -65,6 +65,15 @@ class FlowSubject:
 
         return self._remembered("back", bijection, measure)
 
+    def added(self, bijection: Bijection) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the forward map adds to the log-determinant; see `estimated`."""
+
+        def measure():
+            z, ldj, _, ldj1 = self.there(bijection)
+            return estimated(bijection.forward, z, ldj, ldj1 - ldj)
+
+        return self._remembered("added", bijection, measure)
+
     def _remembered(self, name, bijection, measure):
         """Checks of one setting share results; grading's subject has none to share."""
         return measure()
@@ -193,7 +202,7 @@ class AnyFlow(FlowSubject):
 
     def forget(self) -> None:
         """Forget results of this setting."""
-        for name in ("there", "back"):
+        for name in ("there", "back", "added"):
             self._results.pop((self.setting, name), None)
 
     def _weights(self) -> list[torch.Tensor]:
@@ -243,6 +252,24 @@ def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
     return returned
 
 
+@torch.no_grad()
+def estimated(function: Callable, z, ldj, first) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a map adds to the log-determinant, [n], and its standard error: 0 unless it is random.
+
+    `first` is what it added in an earlier call. Random estimates, such as Hutchinson's of a trace,
+    are averaged.
+    """
+
+    def once():
+        return pair(function(z.clone(), ldj.clone()))[1] - ldj
+
+    second = once()
+    if (first - second).abs().max() < 1e-9 * (1 + first.abs().max()):
+        return first, torch.zeros_like(first)
+    draws = torch.stack([first, second, *(once() for _ in range(N_DRAWS - 2))])
+    return draws.mean(dim=0), draws.std(dim=0) / math.sqrt(N_DRAWS)
+
+
 def log_abs_det(function: Callable, z: torch.Tensor) -> torch.Tensor:
     """log |det| of the Jacobian at each row of z [n, ...], [n], by autodiff in its precision.
 
@@ -250,16 +277,14 @@ def log_abs_det(function: Callable, z: torch.Tensor) -> torch.Tensor:
     of its Jacobian; rows must not depend on each other.
     """
     dim = z[0].numel()
-    with torch.no_grad():
-        size = function(z)[0].numel()
-    if size != dim:
-        raise CannotJudge(f"{dim} numbers become {size}: there is no square Jacobian")
     step = max(1, PROBES // dim)
     eye = torch.eye(dim, dtype=z.dtype, device=z.device)
     values = []
     for rows in z.split(step):
         copies = rows.repeat_interleave(dim, dim=0).requires_grad_()
         output = function(copies).reshape(len(copies), -1)
+        if (size := output.shape[1]) != dim:
+            raise CannotJudge(f"{dim} numbers become {size}: there is no square Jacobian")
         gradient = torch.autograd.grad(output, copies, eye.repeat(len(rows), 1))[0]
         matrices = gradient.reshape(len(rows), dim, dim)
         values.append(torch.linalg.slogdet(matrices.double())[1])

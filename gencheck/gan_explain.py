@@ -18,7 +18,7 @@ from gencheck.gan_losses import (
     terms_of_d,
     terms_of_g,
 )
-from gencheck.gan_step import EXPLAINED, Step, fit
+from gencheck.gan_step import EXPLAINED, Step, fit, fit_with_penalties
 from gencheck.modules import changed_weights
 
 ENTRIES = 100_000  # of a gradient that tell the images apart
@@ -119,7 +119,7 @@ class Explainer:
             return None
         coefficients, residual = fit(columns[:n_terms], gradient)
         if residual > STATED:
-            coefficients, residual = fit(columns, gradient)
+            coefficients, residual = fit_with_penalties(columns, n_terms, gradient)
         return Step(coefficients, math.nan, residual, leftover, n_terms=n_terms)
 
     def _stated_columns(self, net, loss):

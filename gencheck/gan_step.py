@@ -73,6 +73,24 @@ class Step:
         return tuple(weight if abs(weight) > SMALL * size else 0.0 for weight in weights)
 
 
+def fit_with_penalties(
+    columns: list[torch.Tensor], n_terms: int, gradient: torch.Tensor
+) -> tuple[list[float], float]:
+    """As `fit`, with coefficients of the columns after the first n that are not negative.
+
+    Penalties only add to a loss. Those that would be subtracted are left out, and another target
+    of a norm, which is a difference of penalties, is explained by none.
+    """
+    used = list(range(len(columns)))
+    while True:
+        coefficients, residual = fit([columns[i] for i in used], gradient)
+        sizes = {i: c * columns[i].norm() for i, c in zip(used, coefficients) if i >= n_terms}
+        lowest = min(sizes, key=sizes.get, default=None)
+        if lowest is None or sizes[lowest] >= 0:
+            return coefficients, residual
+        used.remove(lowest)
+
+
 def fit(columns: list[torch.Tensor], gradient: torch.Tensor) -> tuple[list[float], float]:
     """Least squares: coefficients of the columns, and the unexplained part of the norm."""
     matrix, gradient = torch.stack(columns, dim=1).double(), gradient.double()

@@ -46,8 +46,9 @@ def check_vae(
         x: at least 16 different examples (2 `batch_size`), of any shape, as `loss` takes them.
         sample: n -> (binary images, means), for Bernoulli likelihoods.
         nll: -log p(x|z): "bernoulli" (means or logits), "gaussian" (mean with one fixed variance,
-            whatever it is, or mean and log variance), "categorical" (logits, classes in the
-            second or last dimension), or a function (decode's output, x) -> nats [batch].
+            whatever it is, or mean and log variance, in two tensors or the halves of the second
+            dimension), "categorical" (logits, classes in the second or last dimension), or a
+            function (decode's output, x) -> nats [batch].
         beta: factor on the KL, where it is weighted on purpose.
         batch_size: of every call of `loss`, where it takes one size only.
         extract: what `encode` returns -> (mean, log variance), where it returns something else.
@@ -96,6 +97,7 @@ class LibraryVAE(VAESubject):
     """A VAE whose loss may be left once z is seen, and whose encoder takes x as the loss gives."""
 
     stops_early = True
+    noise_scales = (1.0, 0.25, 0.06, 0.015)  # wide layers add up the noise of thousands of weights
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

@@ -53,7 +53,10 @@ class Likelihood:
             return -value.reshape(len(x), -1).double().sum(dim=1)
         if self.kind == "categorical":
             return _categorical(tensors(output)[0], x)
-        parts = [t.reshape(len(x), -1).double() for t in tensors(output)]
+        parts = tensors(output)
+        if self.kind == "gaussian" and all(t.numel() == 2 * x.numel() for t in parts):
+            parts = [half for t in parts for half in t.chunk(2, dim=1)]  # mean and log variance
+        parts = [t.reshape(len(x), -1).double() for t in parts]
         x = x.reshape(len(x), -1).double()
         fitting = [part for part in parts if part.shape == x.shape]
         if not fitting:

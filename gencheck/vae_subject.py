@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from gencheck.modules import changed_weights, leaves, perturb
+from gencheck.modules import changed_weights, leaves, perturb, replaced
 from gencheck.outcomes import CannotJudge, float32_sum_error
 from gencheck.vae_calls import VAECalls, latents_of
 from gencheck.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, kl_divergence, misfit
@@ -26,10 +26,13 @@ class NotCentred(CannotJudge):
 class VAESubject(VAECalls):
     """A VAE under measurement; arguments as for `VAECalls`."""
 
+    noise_scales = (1.0,)  # of the encoder's settings, until the deviations are neither 0 nor huge
+
     def read_as(self, reading: str) -> None:
         """Read what the loss returns in this way; all `posteriors` are likely again."""
         self.reading = reading
-        self.__dict__.pop("posteriors", None)
+        for name in ("posteriors", "kl_outcomes", "_fits"):
+            self.__dict__.pop(name, None)
 
     @property
     def tolerance(self) -> float:
@@ -61,9 +64,33 @@ class VAESubject(VAECalls):
                 _, k, _ = self.recon_and_kl(x)
                 kl, _ = drawn_kl_of(self, x)
             return n if abs(k / kl - n) < 0.3 * n else 1
-        with self.finite():
-            once, twice = (self.recon_and_kl(part)[0] for part in (x, torch.cat([x, x])))
+        once, twice, _ = self.slopes()
         return n if abs(twice / once - 2) < 0.1 else 1
+
+    def slopes(self) -> tuple[float, float, float]:
+        """c of a batch, c of a batch with every image twice, the first fit's residual in nats.
+
+        With a fixed batch size the second is the first.
+        """
+        if self.seed not in self._fits:
+            x = self.batch
+            with self.finite():
+                once, _, residual = self.recon_and_kl(x, n=6, seed=self.seed)
+                twice = once
+                if self.batch_size is None:
+                    twice, _, _ = self.recon_and_kl(torch.cat([x, x]), seed=self.seed)
+            self._fits[self.seed] = once, twice, residual
+        return self._fits[self.seed]
+
+    @cached_property
+    def kl_outcomes(self) -> dict:
+        """Outcomes of the KL of each seed, with this reading."""
+        return {}
+
+    @cached_property
+    def _fits(self) -> dict:
+        """`slopes` of each seed, at unchanged weights of the encoder."""
+        return {}
 
     def refuse_transformed(self) -> None:
         """Refuse latents that pass through weights which the encoder's outputs don't depend on.
@@ -98,20 +125,52 @@ class VAESubject(VAECalls):
         if self.batch_size is None:
             size = min(n, max(1, ROWS // len(x)))
             repeated = x.repeat(size, *[1] * (x.dim() - 1))
-            first = self._latents_of(repeated).reshape(size, len(x), -1)
+            first = self._latents_of(repeated, x).reshape(size, len(x), -1)
             if (first.std(dim=0) > 1e-6 * (1 + first.abs().mean())).any():
-                others = [self._latents_of(repeated) for _ in range(n // size - 1)]
+                others = [self._latents_of(repeated, x) for _ in range(n // size - 1)]
                 return torch.cat([first.flatten(0, 1), *others]).reshape(
                     -1, *first.shape[1:]
                 ), False
         z = torch.stack([self._latents_of(x) for _ in range(n)])
         return z, self._shares_noise()
 
-    def _latents_of(self, x) -> torch.Tensor:
-        """One draw of z for each example, [batch, z_dim]."""
-        with self.spied(self.stops_early) as calls:
+    def _latents_of(self, x, unique=None) -> torch.Tensor:
+        """One draw of z for each example, [batch, z_dim]; x may repeat a batch of `unique` ones."""
+        once = contextlib.nullcontext() if unique is None else self._encoding_once(unique)
+        with once, self.spied(self.stops_early) as calls:
             self.loss(x.clone())
         return latents_of(calls)[0].reshape(len(x), -1).double()
+
+    def _encoding_once(self, unique):
+        """Inside the block the encoder maps a batch that repeats `unique` once.
+
+        Repeating leaves the statistics of a batch as they are. Only for encoders that return
+        tensors without noise: others map the whole batch.
+        """
+        name = "forward" if isinstance(self.encode, torch.nn.Module) else self.encode.__name__
+        target = getattr(self.encode, "__self__", self.encode)
+        function = getattr(target, name, None)
+        if not self.stops_early or function is None:
+            return contextlib.nullcontext()
+
+        def encode(x, *args, **options):
+            n = len(unique)
+            repeats = len(x) // n if x.shape[:1].numel() else 0
+            if repeats < 2 or args or options or not (x[:n] == x[-n:]).all():
+                return function(x, *args, **options)
+            first, second = function(x[:n]), function(x[:n])
+            parts = [first] if isinstance(first, torch.Tensor) else first
+            again = [second] if isinstance(second, torch.Tensor) else second
+            plain = type(parts) in (tuple, list) and all(
+                isinstance(a, torch.Tensor) and a.shape[:1] == (n,) and torch.equal(a, b)
+                for a, b in zip(parts, again)
+            )
+            if not plain:
+                return function(x)
+            whole = [part.repeat(repeats, *[1] * (part.dim() - 1)) for part in parts]
+            return whole[0] if parts[0] is first else type(first)(whole)
+
+        return replaced((target, name, encode))
 
     def _shares_noise(self) -> bool:
         """Whether equal examples of a batch get the same z."""
@@ -197,13 +256,16 @@ class VAESubject(VAECalls):
                 module.to(precision)
 
     @contextlib.contextmanager
-    def encoder_setting(self, i: int) -> Iterator[None]:
-        """Perturb the encoder, differently for each i; restore it after the block."""
+    def encoder_setting(self, i: int, scale: float = 1.0) -> Iterator[None]:
+        """Perturb the encoder, differently for each i; restore it after the block.
+
+        `scale` multiplies the noise, but not what is added to the biases of the last layer.
+        """
         encoder = self.parameters[0]
         with changed_weights(encoder):
             perturb(
                 encoder,
-                ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
+                scale * ENCODER_STD * (0.5, 1.5, 2.5, 0.5, 1.0, 0.5, 0.5)[i % 7],
                 seed=self.seed + i,
             )
             for parameter in encoder:

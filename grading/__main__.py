@@ -205,26 +205,5 @@ def _write(file, text):
     file.write_text(text, encoding="utf-8")
 
 
-class _Tolerant:
-    """A standard stream that may be missing, closed, full or narrow: what it can't take is lost."""
-
-    def __init__(self, stream):
-        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        self.stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text):
-        with contextlib.suppress(OSError, ValueError):
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self):
-        with contextlib.suppress(OSError, ValueError):
-            self.stream.flush()
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
 if __name__ == "__main__":
-    sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Tolerant(sys.stderr)
     cli.run(main, parse)

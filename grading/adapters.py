@@ -3,7 +3,8 @@
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn as nn
 from gencheck.flow_maps import Bijection
 from gencheck.gan_checks import GanSubject
 from gencheck.gan_observer import Observer
-from gencheck.outcomes import CannotJudge, one_line, seed_everything
+from gencheck.outcomes import CannotJudge, TooLong, one_line, seed_everything
 from gencheck.vae_loss import readings
 from gencheck.vae_subject import VAESubject
 from grading.flow_subject import FlowSubject
@@ -203,23 +204,37 @@ def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubjec
     return subject, caught
 
 
-def gan_subject(submission: Submission, pictures: list) -> GanSubject:
-    """The GAN of a submission, watched in the training that its `main` starts."""
+def gan_subject(submission: Submission, pictures: list, loader: Iterable) -> GanSubject:
+    """The GAN of a submission, watched in the training that it starts.
+
+    That is its `main`; where there is none, or it makes no steps, a `train` that gets networks,
+    optimisers and the `loader`; and then loops and calls at the file's top level.
+    """
     kinds = {
         "generator": submission.find_class("Generator", "Gen"),
         "discriminator": submission.find_class("Discriminator", "Critic", "Disc"),
     }
     if None in kinds.values():
         raise CannotLoad(f"there is no class {[n for n, k in kinds.items() if k is None][0]}")
-    main = submission.find("main", "Main", "run", "train_model")
-    if main is None:
-        raise CannotLoad("there is no function main")
+    starts = _starts(submission, kinds, loader)
+    if not starts:
+        raise CannotLoad("there is no function main or train, and no training at the top level")
     if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
         with contextlib.suppress(AttributeError):  # of a frozen dataclass
             submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
 
     def watch(seed):
-        return submission.attempt(_watch_main, submission, main, kinds, pictures, seed)
+        errors = []
+        for start in starts:
+            few = []
+            try:
+                args = (submission, start, kinds, pictures, seed, few)
+                return submission.attempt(_watch_main, *args)
+            except Exception as error:
+                if few:  # what was seen before an exception was seen
+                    return few[-1]
+                errors.append(error)
+        raise errors[0]
 
     subject = GanSubject(watch)
     subject.pictures = pictures  # whether G was in training mode at each one saved
@@ -233,8 +248,39 @@ def gan_subject(submission: Submission, pictures: list) -> GanSubject:
     return subject
 
 
-def _watch_main(submission, main, kinds, pictures, seed):
-    """Run `main` with an observer that starts once it has made both networks."""
+def _starts(submission, kinds, loader) -> list[Callable]:
+    """What may start the training, the likeliest first."""
+    main = submission.find("main", "Main", "run", "train_model")
+    train = submission.find("train", "train_gan", "fit", "training")
+    starts = [partial(submission.call, main)] if inspect.isfunction(main) else []
+    if inspect.isfunction(train) and train is not main:
+        starts.append(partial(_train, submission, train, kinds, loader))
+    return starts + ([submission.run_work] if submission.work else [])
+
+
+def _train(submission, train, kinds, loader):
+    """Call `train` with new networks, an Adam for each, and the loader, by parameters' names."""
+    nets = {which[0]: submission.call(kind) for which, kind in kinds.items()}
+    known = {}
+    for name in inspect.signature(train).parameters:
+        word = name.lower()
+        found = [
+            w for w in "dg" if re.search(rf"(^|_){w}(_|$)|{w}{dict(d='isc', g='en')[w]}", word)
+        ]
+        if found and "loss" not in word:
+            net = nets[found[0]]
+            is_optimizer = "opt" in word
+            known[name] = torch.optim.Adam(net.parameters(), 2e-4) if is_optimizer else net
+        elif "load" in word or "data" in word:
+            known[name] = loader
+    submission.call(train, **known)
+
+
+def _watch_main(submission, start, kinds, pictures, seed, few):
+    """Start the training with an observer that starts once both networks are made.
+
+    An observer that saw some steps of both before an exception is put into `few`.
+    """
     seed_everything(seed)
     submission.instances.clear()
     pictures.clear()
@@ -252,7 +298,7 @@ def _watch_main(submission, main, kinds, pictures, seed):
     error = None
     try:
         with time_limit(4 * MAIN_SECONDS):
-            submission.call(main)
+            start()
     except BaseException as raised:
         error = raised
     finally:
@@ -262,8 +308,13 @@ def _watch_main(submission, main, kinds, pictures, seed):
     if not watching or not (watching[0].g.steps or watching[0].d.steps):
         if isinstance(error, Exception):
             raise error
-        reason = one_line(error) if error else "main ends before any optimiser's step"
-        raise CannotLoad(f"main makes no steps: {reason}")
+        if isinstance(error, TooLong):
+            words = f"no optimiser's step in {4 * MAIN_SECONDS} s: its networks are too large here"
+            raise CannotLoad(words)
+        reason = "it calls sys.exit" if error else "it ends before any optimiser's step"
+        raise CannotLoad(f"the training makes no steps: {reason}")
     if isinstance(error, Exception) and watching[0].total < 4:
+        if watching[0].g.steps and watching[0].d.steps:
+            few.append(watching[0])
         raise error
     return watching[0]

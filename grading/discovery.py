@@ -6,7 +6,7 @@ Nothing here parses or runs them: classes are found by the lines that begin with
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -306,7 +306,9 @@ def _is_group(person) -> bool:
         whose = flat_name(first)
         if not below and not whose:
             return False
-        by_child.setdefault(first if below else whose[0], set()).update(_code(path).models)
+        code = _code(path)
+        models = code.models if code.named else []  # of layers.py beside a model's file, none
+        by_child.setdefault(first if below else whose[0], set()).update(models)
     names = [name for name, models in by_child.items() if models]
     if any(OLDER.search(name.lower()) for name in names):
         return False
@@ -325,7 +327,7 @@ def _tell_apart(people):
 
 def _searched(person, scratch) -> Person:
     """Search a person's roots in any depth up to DEPTH, unpacking archives on the way."""
-    code, rest, todo, n_archives = [], 0, list(person.roots), 0
+    code, noted, rest, todo, n_archives = [], set(), 0, list(person.roots), 0
     while todo:
         root = todo.pop(0)
         for path, reason in walk(root, DEPTH, NOT_PEOPLES):
@@ -334,6 +336,7 @@ def _searched(person, scratch) -> Person:
             if reason:
                 where = person.shown(path) if path != root else person.roots[root] or "."
                 person.notes.append(f"{where}: {reason}")
+                noted.add(path)
                 if is_code(path):
                     code.append(path)
             elif is_code(path):
@@ -353,15 +356,18 @@ def _searched(person, scratch) -> Person:
                 person.notes += [f"{shown}: {note}" for note in notes]
                 person.roots[folder] = shown
                 todo.append(folder)
-    found = _person(person.name, person.roots, code)
+    found = _person(person.name, person.roots, code, noted)
     found.notes = shortened(person.notes + found.notes, "files")
     if rest:
         found.others.append(f"{rest} other file{'s' * (rest > 1)}: no code")
     return found
 
 
-def _person(name, roots, paths: Iterable[Path]) -> Person:
-    """The person of these files of code: which of them is judged for which model."""
+def _person(name, roots, paths: Iterable[Path], noted: Collection[Path] = ()) -> Person:
+    """The person of these files of code: which of them is judged for which model.
+
+    Those of `noted` have a note that says why they are not read.
+    """
     person, codes, left = Person(name, roots=roots), [], COPIED_BYTES
     for path in paths:
         left -= min(path.lstat().st_size, size_limit(path))
@@ -380,10 +386,13 @@ def _person(name, roots, paths: Iterable[Path]) -> Person:
         if not new:
             others.append(code)
     for code in others:
-        if not code.reason:  # else it has a note
+        if code.path in noted:
+            continue
+        why = code.reason
+        if not why:
             judged = [f"{TITLES[m]} in {person.shown(person.files[m])}" for m in code.models]
             why = f"judged is the {', '.join(judged)}" if judged else "no model of the assignment"
-            person.others.append(f"{person.shown(code.path)}: {why}")
+        person.others.append(f"{person.shown(code.path)}: {why}")
     person.others = shortened(person.others, "files")
     person.files = {model: person.files[model] for model in MODELS if model in person.files}
     return person

@@ -16,16 +16,16 @@ import datasets
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, one_line, run_checks, seed_everything
 from grading import couplings, flow_model
-from grading.adapters import flow_subject, gan_subject, vae_subject
+from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
-from grading.loading import CannotLoad, Submission, is_theirs
+from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
 from grading.results import MAX_TEXT
 from grading.running import Running
 from grading.shims import Adaptation
-from grading.stand_ins import Finder, StubModule, course_modules, torchvision_modules
+from grading.stand_ins import Finder, Images, StubModule, course_modules, torchvision_modules
 from grading.training import TRAINING_CHECKS, epoch_checks
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory
@@ -102,6 +102,7 @@ def _judge(request, scratch, results, running):
 
     _replace_modules(code, on_picture, running.missing)
     on_cpu.install()
+    stand_in_for_weights(running)
     seed_everything(request["seed"])
     submission = Submission(code / request["name"], adaptation.attempt, running)
     submission_made.append(submission)
@@ -129,7 +130,9 @@ def _judge(request, scratch, results, running):
 def _check_all(model, submission, check, pictures, training):
     """Run all checks of a model; returns the subject, and the steps that its samples had."""
     if model == "gan":
-        subject = gan_subject(submission, pictures)
+        images = Images((GREY.float().view(-1, 1, 28, 28) / 127.5 - 1), LABELS)
+        loader = DataLoader(images, batch_size=GAN_BATCH, shuffle=True)
+        subject = gan_subject(submission, pictures, loader)
         check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
         return subject, subject.seen.total
     if model == "vae":

@@ -105,20 +105,19 @@ def _load_part(part, state: dict, history: list[dict]) -> None:
 
 
 def _check_moments(optimizer, parameter: torch.Tensor, state: dict) -> None:
-    """Raise ValueError unless an optimiser's state of a parameter is finite and of its shape."""
-    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else ()
-    if missing := set(names) - state.keys():
-        raise ValueError(f"Adam lacks {min(missing)}")
+    """Raise ValueError or TypeError unless this can be an optimiser's state of a parameter."""
+    if isinstance(optimizer, torch.optim.Adam):
+        step = state["step"]
+        if step.numel() != 1 or step < 0 or step != step.round():
+            raise ValueError("Adam's step is no count")
+        if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("Adam's moments have another shape than their parameter")
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
             if value.numel() > 1 and value.shape != parameter.shape:
                 raise ValueError(f"{name} has another shape than its parameter")
-            if name in names and name != "step" and value.shape != parameter.shape:
-                raise ValueError(f"{name} has another shape than its parameter")
             if not value.isfinite().all():
                 raise ValueError(f"{name} is not finite")
-        elif name in names:
-            raise ValueError(f"{name} is no tensor")
 
 
 def _check_like(found: Any, new: Any) -> None:
@@ -132,6 +131,8 @@ def _check_like(found: Any, new: Any) -> None:
             if name in found:
                 _check_like(found[name], new[name])
     elif isinstance(new, list | tuple):
+        if isinstance(new, tuple) and (type(found) is not tuple or len(found) != len(new)):
+            raise TypeError("a tuple has changed its length or kind")
         if len(found) == len(new):
             for one, other in zip(found, new):
                 _check_like(one, other)

@@ -76,7 +76,9 @@ def _unframed(text: str) -> str:
         else:
             parts.append([])
     first = next((" ".join(part) for part in parts if part), text)
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(first.split()))
+    words = re.sub(r"^Error parsing \w+: ", "", " ".join(first.split()))
+    hint = ": a value that starts with a hyphen needs an =, as in --out=-x"
+    return words.replace(". Expected 1 values.", hint)
 
 
 def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
@@ -95,9 +97,10 @@ def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
             message, status = _last_words(exception)
             if message is not None:
                 program = Path(sys.argv[0])
+                notes = getattr(exception, "__notes__", [])
                 name = program.parent.name if program.name == "__main__.py" else program.name
                 print(
-                    f"{name or 'python'}: " + "; ".join([message, *_notes(exception)]),
+                    f"{name or 'python'}: " + "; ".join([message, *notes]),
                     file=sys.stderr,
                 )
             sys.exit(status)
@@ -120,12 +123,3 @@ def _last_words(error: BaseException) -> tuple[str | None, int]:
     if is_out_of_memory(error):
         return "error: out of memory: smaller settings need less", 1
     raise error
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    """The notes of an error and of those that it has interrupted: how to resume, say."""
-    notes = []
-    while error is not None:
-        notes += getattr(error, "__notes__", [])
-        error = error.__context__
-    return list(dict.fromkeys(notes))

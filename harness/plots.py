@@ -193,13 +193,13 @@ def draw_curves(
         loc="outside upper center",
         ncols=3,
     )
-    save_figure(figure, filename)
+    save_with_pdf(figure, filename)
 
 
-def save_figure(figure: Figure, filename: Path) -> None:
-    """Write a figure as a PNG and a PDF of the same name."""
+def save_with_pdf(figure: Figure, filename: Path) -> None:
+    """Write a figure drawn in `default_style` as a PNG, and as a PDF of the same name."""
     for suffix in (".png", ".pdf"):
-        _write(figure, Path(filename).with_suffix(suffix))
+        save_figure(figure, Path(filename).with_suffix(suffix))
 
 
 def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -211,11 +211,18 @@ def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] 
     return np.array(x), np.array([[of_run[at] for at in x] for of_run in by_x])
 
 
-def _write(figure: Figure, filename: Path, **options) -> None:
-    """Write a figure whole, as a page may show the file that it replaces."""
+def save_figure(figure: Figure, filename: Path, flush: bool = False, **options) -> None:
+    """Write a figure whole, as a page may show the file that it replaces.
+
+    Args:
+        figure: drawn in `default_style`.
+        filename: its suffix is the format.
+        flush: see `files.write_whole`.
+        options: of `Figure.savefig`.
+    """
     drawing = io.BytesIO()  # an error of the drawing is none of the file
     figure.savefig(drawing, format=filename.suffix.removeprefix("."), dpi=DPI, **options)
-    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
+    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=flush)
 
 
 def _draw_curve(view: Axes, label, look, x, y, last_x, clipped) -> None:
@@ -290,4 +297,4 @@ def save_annotated(source: Path, filename: Path, note: str) -> None:
     figure.figimage(image, 0, 0)
     middle = (height + strip / 2) / (height + strip)
     figure.text(0.5, middle, note, ha="center", va="center", fontsize=9)
-    _write(figure, Path(filename))
+    save_figure(figure, Path(filename))

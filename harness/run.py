@@ -263,6 +263,14 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self._end(error)
+        except BaseException as second:
+            for note in getattr(error, "__notes__", []):  # how to resume
+                second.add_note(note)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
         with contextlib.ExitStack() as at_last:  # even if a second Ctrl-C comes here
             at_last.callback(self.close)
             at_last.callback(torch.set_default_dtype, self._default_dtype)

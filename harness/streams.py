@@ -17,7 +17,7 @@ class Tolerant:
     def __init__(self, stream):
         self._stream = stream or open(os.devnull, "w")  # noqa: SIM115 (open until the exit)
         if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="backslashreplace")
+            self._try(lambda: self._stream.reconfigure(errors="backslashreplace"))
 
     def write(self, text: str) -> int:
         """Write the text, or drop it."""

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from datasets import read_mnist
+from harness import interrupts
 from harness.devices import n_cores
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,16 @@ if n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 def denormal_numbers():
     """Make them count again: `select_device` ends that for its process; hypothesis needs them."""
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """The signals' own handlers again after each test: a program that ends ignores them."""
+    before = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    interrupts._received.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
 """Checkpoints and weights: what is restored, and what is refused."""
 
 import json
+import os
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn as nn
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
-from harness import checkpoints
+from harness import checkpoints, records
 from harness.checkpoints import NEWEST, PREVIOUS
 from harness.errors import UserError
 from tests.damage import DAMAGE, damaged
@@ -300,3 +303,80 @@ def test_a_cut_file_is_refused(saved, tmp_path):
 def test_an_absent_file_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is missing.*--resume.*--evaluate"):
         checkpoints.load_weights(tmp_path, new_model())
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), torch.tensor([[1, 2, 3], [4, 5, 6]])]
+)
+def test_weights_that_are_no_finite_floats_are_refused(tmp_path, value):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if isinstance(value, float):
+        tensors["weight"][1, 2] = value
+    else:
+        tensors["weight"] = value
+    safetensors.torch.save_file(tensors, tmp_path / checkpoints.WEIGHTS)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoints.load_weights(tmp_path, nn.Linear(3, 2))
+
+
+VALUES = st.sampled_from(
+    ["text", None, [], {}, True, 1.5, -1, 10**400, 1e308, float("nan"), float("inf")]
+    + [torch.zeros(2), torch.zeros(7, 7), torch.full((2, 3), float("inf")), b"bytes"]
+)
+PLACES = st.sampled_from(
+    [("metrics",), ("metrics", 0), ("metrics", 1, "epoch"), ("metrics", 0, "loss"), ("model",)]
+    + [("model", "weight"), ("optimizer",), ("optimizer", "state"), ("optimizer", "state", 0)]
+    + [("optimizer", "state", 0, name) for name in ("step", "exp_avg", "exp_avg_sq")]
+    + [("optimizer", "param_groups"), ("optimizer", "param_groups", 0)]
+    + [("optimizer", "param_groups", 0, name) for name in ("lr", "betas", "eps", "params")]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(place=PLACES, value=VALUES | st.just("remove"))
+def test_a_changed_checkpoint_is_refused_in_one_line_or_trains_on(tmp_path_factory, place, value):
+    folder = tmp_path_factory.getbasetemp() / "changed_checkpoint"
+    folder.mkdir(exist_ok=True)
+    checkpoints.save(folder, parts(1), [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}])
+    content = torch.load(folder / NEWEST, weights_only=True)
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    if isinstance(value, str) and value == "remove":
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    torch.save(content, folder / NEWEST)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+    new = parts(2)
+    try:
+        history = checkpoints.load(folder, new)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert all(records.is_number(number) for line in history for number in line.values())
+    new["model"](torch.rand(4, 3)).sum().backward()
+    new["optimizer"].step()
+    assert all(weight.isfinite().all() for weight in new["model"].parameters())
+
+
+def test_memory_that_runs_out_is_not_called_damage(tmp_path, weights, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TB")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match="allocate"):
+        loaded(tmp_path)
+    monkeypatch.setattr(safetensors.torch, "load", fail)
+    (tmp_path / checkpoints.WEIGHTS).touch()
+    with pytest.raises(RuntimeError, match="allocate"):
+        checkpoints.load_weights(tmp_path, nn.Linear(1, 1))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_replaced_by_the_one_before(tmp_path, weights):
+    (tmp_path / NEWEST).unlink()
+    os.mkfifo(tmp_path / NEWEST)
+    with pytest.raises(OSError, match="not a regular file"):
+        loaded(tmp_path)

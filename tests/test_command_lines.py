@@ -108,6 +108,7 @@ def test_a_vae_run_has_these_files_and_numbers(finished):
         "val_neg_elbo_nats",
         "val_recon_nats",
         "val_kl_nats",
+        "dead_units",
         "lr",
         "seconds",
     ]
@@ -131,7 +132,15 @@ def test_a_flow_s_run_has_these_files_and_numbers(finished):
     assert content_of(folder).keys() == EVERY_RUN | pictures | {"bpd.png", "bpd.pdf"}
     lines = records.read_metrics(folder)
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert list(lines[0]) == ["epoch", "train_bpd", "val_bpd", "val_bpd_shifted", "lr", "seconds"]
+    assert list(lines[0]) == [
+        "epoch",
+        "train_bpd",
+        "val_bpd",
+        "val_bpd_shifted",
+        "dead_units",
+        "lr",
+        "seconds",
+    ]
     # An untrained flow, the identity, has 27.7.
     assert lines[1]["train_bpd"] < lines[0]["train_bpd"] < 27
     result = result_of(folder)

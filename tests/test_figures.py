@@ -50,7 +50,7 @@ def test_every_figure_of_the_report_is_drawn(full):
     drawn = (report / "fig10_gan_10000_batches.png").read_bytes()
     assert drawn == (base / "gan/samples_010000.png").read_bytes()
     links = re.findall(r"\]\((.*?)\)", text)
-    assert len(links) == len(FIGURES) + 2  # the tables
+    assert len(links) == len(FIGURES) + 3  # the tables and the recipes
     assert all((report.parent / link).exists() for link in links)
 
 
@@ -214,8 +214,8 @@ def test_seeds_are_aggregated(tmp_path):
     assert "| Fréchet distance (lower is better) | 0.50 ± 0.00 (0.50) |" in text
     assert "| VAE, 20 latent dimensions | active latent units | end | 20 ± 0 (3) |" in text
     assert (
-        "(runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean and a band of one standard deviation, "
-        "100 epochs, an abacus)"
+        "(runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean, and a band from the smallest to the "
+        "largest, 100 epochs, an abacus)"
     ) in text
     samples = next(line for line in text.splitlines() if line.startswith("**Figure 6."))
     assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run

@@ -11,7 +11,7 @@ from figures.__main__ import main, parse
 from figures.export import latex
 from figures.kinds import KINDS
 from harness.errors import UsageError, UserError
-from tests.fake_runs import fake_run
+from tests.fake_runs import fake_run, fake_runs
 
 
 @pytest.fixture
@@ -132,3 +132,17 @@ def test_no_runs_are_no_table(tmp_path):
         with pytest.raises(UserError, match="no runs to export"):
             main(parse(["export", str(path), "--runs", str(tmp_path / "runs")]))
         assert not path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".tex"])
+def test_only_an_earlier_export_is_replaced(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    words = ["export", str(path), "--runs", str(fake_runs(tmp_path / "runs", "vae"))]
+    main(parse(words))
+    first = path.read_bytes()
+    main(parse(words))
+    assert path.read_bytes() == first
+    path.write_text("name,points")
+    with pytest.raises(UsageError, match="is no earlier export"):
+        main(parse(words))
+    assert path.read_text() == "name,points"

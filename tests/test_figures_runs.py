@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 
@@ -7,7 +8,9 @@ import pytest
 from figures.__main__ import main, parse
 from figures.kinds import KINDS
 from figures.runs import chosen_run, find_runs, newest_of_kind, read_run
+from figures.strip import panels_of
 from figures.tables import other_data
+from harness import records
 from harness.errors import UserError
 from tests.fake_runs import VALUES, fake_run, fake_runs
 
@@ -175,6 +178,33 @@ def test_check_grades_any_metrics_of_the_same_form(tmp_path, capsys):
     assert check(tmp_path, capsys)[0] == 1
 
 
+@pytest.mark.parametrize(
+    "name, text, status, words",
+    [
+        ("m.jsonl", '{"val_neg_elbo_nats": 79.4, "epoch": 40}', 1, "see README, Why 79.458 is not"),
+        ("m.csv", "val_neg_elbo_nats,name,epoch\n-101,x,40\n", 1, "not plausible for this model"),
+        ("m.csv", "note,epoch,val_neg_elbo_nats\n,39,\n,40,99.5", 0, "pass: 1"),
+        ("m.csv", "val_bpd_shifted,epoch\n1.81,40", 0, "pass: 2"),
+    ],
+)
+def test_check_grades_reported_numbers(tmp_path, capsys, name, text, status, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        main(parse(["check", str(tmp_path / name)]))
+    assert exit.value.code == status and words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, text", [("m.csv", "elbo,epoch\n1,2\n"), ("m.jsonl", "[1]"), ("m.csv", ""), ("no", None),
+                   ("m.csv", "epoch,val_bpd_shifted\n2,1\n1,1\n")]
+)  # fmt: skip
+def test_other_numbers_than_ours_end_in_one_line(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError):
+        main(parse(["check", str(tmp_path / name)]))
+
+
 def test_check_of_nothing_or_of_damaged_runs_does_not_pass(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing could be graded"):
         main(parse(["check", "--runs", str(tmp_path)]))
@@ -183,3 +213,90 @@ def test_check_of_nothing_or_of_damaged_runs_does_not_pass(tmp_path, capsys):
     (tmp_path / "bad" / "metrics.jsonl").write_text("nonsense\n")
     status, _, error = check(tmp_path, capsys)
     assert status == 1 and "bad/metrics.jsonl: line 1 is damaged" in error
+
+
+def damage_picture(run):
+    (run / "manifold_100.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 99)
+
+
+def damage_arrays(run):
+    (run / "samples_100.npz").write_bytes(b"PK\x03\x04" + b"x" * 99)
+
+
+def replace_by_fifo(run):
+    (run / "samples_100.npz").unlink()
+    os.mkfifo(run / "samples_100.npz")
+
+
+def test_damaged_pictures_are_named_in_one_line_each(tmp_path, capsys):
+    fake_runs(tmp_path, "vae", "manifold", "gan", "nf")
+    damage_picture(tmp_path / "manifold")
+    for damage in (damage_arrays, replace_by_fifo):
+        damage(tmp_path / "vae")
+        groups = {name: newest_of_kind(find_runs(tmp_path)[0], KINDS[name]) for name in KINDS}
+        with pytest.raises(UserError, match="samples_100.npz holds no samples"):
+            panels_of(groups)
+    words = ["draw", "--runs", str(tmp_path), "--only", "fig07"]
+    with pytest.raises(UserError, match="not all figures"):
+        main(parse(words))
+    assert "manifold_100.png is damaged" in capsys.readouterr().err
+
+
+def test_a_copy_beside_the_pictures_of_a_run_is_no_picture_of_it(tmp_path):
+    run = fake_runs(tmp_path, "vae") / "vae"
+    for suffix in (".png", ".npz"):
+        (run / f"samples_001 (copy){suffix}").write_bytes(b"")
+        assert sorted(records.numbered(run, "samples", suffix)) == [0, 1, 10, 100]
+
+
+@pytest.mark.parametrize("device", [["a", "list"], {}, 1])
+def test_a_config_whose_texts_are_none_is_refused(tmp_path, device):
+    run = fake_runs(tmp_path, "vae") / "vae"
+    config = json.loads((run / "config.json").read_text()) | {"device": device}
+    (run / "config.json").write_text(json.dumps(config))
+    found, messages = find_runs(tmp_path)
+    assert not found and len(messages) == 1 and "its device is no text" in messages[0]
+
+
+@pytest.mark.parametrize("value", [1e308, 10**400])
+def test_values_beyond_float32_are_damage(tmp_path, value):
+    fake_run(tmp_path / "run", "vae", val_neg_elbo_nats=value)
+    found, messages = find_runs(tmp_path)
+    assert not found and "metrics.jsonl: line 1 is damaged" in messages[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json"])
+def test_a_fifo_in_a_run_folder_is_one_line(tmp_path, name):
+    run = fake_runs(tmp_path, "vae") / "vae"
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    found, messages = find_runs(tmp_path)
+    assert not found and len(messages) == 1 and name in messages[0]
+
+
+def test_folders_beyond_the_longest_path_are_one_line(tmp_path):
+    fake_runs(tmp_path, "vae")
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(25):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+    finally:
+        os.chdir(before)
+    (tmp_path / "circle").symlink_to(tmp_path)
+    found, messages = find_runs(tmp_path)
+    assert len(found) == 1 and len(messages) == 1
+    assert "File name too long" in messages[0] and len(messages[0]) < 300
+
+
+def test_a_report_of_somebody_else_is_not_drawn_into(tmp_path):
+    fake_runs(tmp_path / "runs", "manifold")
+    theirs = tmp_path / "out" / "report"
+    theirs.mkdir(parents=True)
+    (theirs / "thesis.tex").touch()
+    words = ["draw", "--runs", str(tmp_path / "runs"), "--out", str(theirs.parent)]
+    for only in ([], ["--only", "fig07"]):
+        with pytest.raises(UserError, match="holds files of others"):
+            main(parse([*words, *only]))
+    assert [path.name for path in theirs.iterdir()] == ["thesis.tex"]

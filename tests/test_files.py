@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -69,11 +70,13 @@ def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monke
 
 
 def test_the_failed_write_behind_torch_save_s_error_is_the_one_reported(tmp_path):
-    def full():
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left on device") as raised:
-        save_watched(tmp_path / "x.pt", full)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_watched(tmp_path / "x.pt", lambda: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.filename == str(tmp_path / "x.pt") and not list(tmp_path.iterdir())
 
 
@@ -100,6 +103,57 @@ def test_other_threads_can_write_too(tmp_path):
     thread.start()
     thread.join()
     assert (tmp_path / "x").read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "No such file or directory", "latex"), RuntimeError("of the drawing")],
+)
+def test_an_error_that_is_not_of_the_file_keeps_its_own_name(tmp_path, error):
+    def draw(file):
+        try:
+            raise OSError(5, "of something else")
+        except OSError:
+            raise error from None
+
+    with pytest.raises(type(error)) as raised:
+        files.write_whole(tmp_path / "samples_000.png", draw)
+    assert raised.value is error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_that_is_planted_is_written_to_or_removed(tmp_path, kind):
+    victim, planted = tmp_path / "victim", tmp_path / "checkpoint.pt.partial"
+    victim.write_text("mine")
+    if kind == "link":
+        planted.symlink_to(victim)
+    else:
+        planted.write_text("mine")
+    for content in (b"1", b"2"):
+        files.write_whole(tmp_path / "checkpoint.pt", lambda file, c=content: file.write(c))
+    assert victim.read_text() == planted.read_text() == "mine"
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"2" and len(list(tmp_path.iterdir())) == 3
+
+
+def test_only_what_killed_processes_have_left_is_removed(tmp_path):
+    for name in ("checkpoint.pt.0123abcd.partial", "mine.partial", "checkpoint.pt"):
+        (tmp_path / name).touch()
+    files.remove_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.partial", "checkpoint.pt"}
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read_regular(tmp_path / "config.json")
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_out_and_left_as_it_is(tmp_path):
+    files.check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError) as raised:
+        files.check_writable(tmp_path / "absent")
+    assert raised.value.filename == str(tmp_path / "absent")
 
 
 needs_locks = pytest.mark.skipif(files.fcntl is None, reason="needs locks on folders")

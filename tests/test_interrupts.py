@@ -10,15 +10,6 @@ from harness.errors import Interrupted
 from harness.interrupts import STOP_SIGNALS
 
 
-@pytest.fixture(autouse=True)
-def same_handlers():
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    interrupts._received.clear()
-
-
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_raises_and_says_which_it_was(signum):
     signal.signal(signum, signal.SIG_DFL)  # a background job of a shell ignores Ctrl-C
@@ -31,6 +22,16 @@ def test_a_signal_raises_and_says_which_it_was(signum):
         interrupts.check()
     interrupts.raise_interrupted()  # another program in the same process
     interrupts.check()
+
+
+def test_the_second_signal_of_two_does_not_cut_short_what_the_first_starts(monkeypatch):
+    interrupts.raise_interrupted()
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(interrupts, "PATIENCE", 0)  # whoever waits for long can stop that, too
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_signals_that_a_shell_ignores_stay_ignored():

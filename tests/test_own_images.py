@@ -150,7 +150,12 @@ def test_too_few_images_for_a_named_set_point_to_dataset(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--dataset", "no_such_set"], ["--val_fraction", "0.2"], ["--val_fraction", "1.5"]],
+    [
+        ["--dataset", "no_such_set"],
+        ["--dataset", ""],
+        ["--val_fraction", "0.2"],
+        ["--val_fraction", "1.5"],
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError, match=options[0]):

@@ -1,5 +1,6 @@
 """Grids and curves show the data they are given."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ def figures(monkeypatch):
     """The figures that are saved, instead of their files; by suffix."""
     saved = {}
     monkeypatch.setattr(
-        plots, "_write", lambda figure, path, **_: saved.update({path.suffix: figure})
+        plots, "save_figure", lambda figure, path, **_: saved.update({path.suffix: figure})
     )
     return saved
 
@@ -223,3 +224,22 @@ def test_curves_differ_without_their_colours(tmp_path, figures):
     draw(tmp_path, history(train=list(range(12)), val=list(range(12))))
     lines = lines_of(figures[".png"].axes[0])
     assert lines["training"].get_linestyle() != lines["validation"].get_linestyle()
+
+
+HOSTILE = {"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": True, "font.size": 30}
+
+
+def test_a_user_s_matplotlibrc_changes_no_picture(tmp_path):
+    rng = np.random.default_rng(0)
+    panels = {"samples": rng.random((9, 784))}
+    history = [{"epoch": n, "loss": 1.0 / n} for n in range(1, 30)]
+    for name, settings in (("plain", {}), ("hostile", HOSTILE)):
+        (tmp_path / name).mkdir()
+        with matplotlib.rc_context(settings):
+            plots.save_grid(tmp_path / name / "samples.png", panels, "epoch 1")
+            curves = plots.Curves("loss", "loss", {"loss": "training"})
+            plots.draw_curves(curves, [history], tmp_path / name / "loss.png")
+            plots.save_annotated(tmp_path / name / "loss.png", tmp_path / name / "note.png", "x")
+    for picture in (tmp_path / "plain").glob("*.png"):
+        assert picture.read_bytes() == (tmp_path / "hostile" / picture.name).read_bytes()
+    assert len(list((tmp_path / "hostile").glob("*.png"))) == 3

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from harness import Run, checkpoints, files, interrupts, live
+from harness import Run, checkpoints, cli, files, interrupts, live
 from harness import run as run_module
 from harness.errors import Interrupted, UserError
 from tests.bare_runs import CURVES, config_for, config_of, make_run, three_epochs
@@ -16,16 +16,6 @@ from tests.bare_runs import CURVES, config_for, config_of, make_run, three_epoch
 def script(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dir/script.py"])
     monkeypatch.setattr(run_module, "_oversubscribed", lambda: False)
-
-
-@pytest.fixture
-def handlers():
-    """The signals' own handlers again after the test."""
-    before = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    interrupts._received.clear()
 
 
 def stop_after(run, error, n_epochs=1):
@@ -122,7 +112,7 @@ def test_user_errors_are_not_followed_by_the_command_to_resume(tmp_path):
 
 @pytest.mark.parametrize("loop", ["epochs", "batches"])
 def test_a_signal_that_arrives_in_a_weakref_callback_still_stops_the_run(
-    tmp_path, handlers, loop, monkeypatch
+    tmp_path, loop, monkeypatch
 ):
     """Python ignores what is raised there. Matplotlib has many, so one signal in 25 was lost."""
     monkeypatch.setattr("sys.unraisablehook", lambda ignored: None)
@@ -185,3 +175,88 @@ def test_a_schedule_goes_on_to_the_last_bit_where_a_run_was_stopped(tmp_path, mo
     found, resumed = noisy_training(Run(config_for(resume=tmp_path / "short"), CURVES))
     assert found == expected and expected[-1]["lr"] == 0
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+
+
+def test_two_signals_at_once_still_leave_the_command_that_resumes(tmp_path, capsys):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def main(_):
+        run = make_run(tmp_path / "run")
+        close = run.close
+
+        def close_with_signal():
+            signal.raise_signal(signal.SIGINT)
+            close()
+
+        run.close = close_with_signal
+        with run:
+            for epoch in run.remaining(3):
+                run.log(epoch=epoch, loss=1.0)
+                signal.raise_signal(signal.SIGINT)
+
+    for patience in (interrupts.PATIENCE, 0):  # the second comes at once, or after a while
+        interrupts.PATIENCE, before = patience, interrupts.PATIENCE
+        try:
+            with pytest.raises(SystemExit) as stop:
+                cli.run(main, lambda: None)
+        finally:
+            interrupts.PATIENCE = before
+        assert stop.value.code == 130
+        assert f"resume with: python dir/script.py --resume {tmp_path}" in capsys.readouterr().err
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def killed_at(monkeypatch, module, name):
+    """Make a function of a module end the process, as SIGKILL would."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(module, name, die)
+    return Killed
+
+
+def test_a_kill_before_the_result_leaves_no_page_that_reloads(tmp_path, monkeypatch):
+    run = three_epochs(tmp_path / "run")
+    killed = killed_at(monkeypatch, files, "write_json")
+    with pytest.raises(killed):
+        run.finish({}, torch.nn.Linear(1, 1))
+    assert "http-equiv" not in (run.folder / live.FILE).read_text()
+
+
+def test_a_kill_while_a_longer_run_resumes_leaves_no_short_run_that_is_finished(
+    tmp_path, monkeypatch
+):
+    folder = three_epochs(tmp_path / "run").folder
+    (folder / "result.json").write_text("{}")
+    killed = killed_at(monkeypatch, files, "write_json")  # of config.json, with more epochs
+    with pytest.raises(killed):
+        make_run(resume=folder, epochs=20, parts={"model": torch.nn.Linear(1, 1)})
+    assert not (folder / "result.json").exists()
+
+
+def test_a_folder_that_is_read_only_is_found_out_before_the_evaluation(tmp_path, monkeypatch):
+    folder = three_epochs(tmp_path / "run").folder
+    (folder / "result.json").write_text("{}")
+
+    def read_only(dir):
+        raise OSError(30, "Read-only file system", f"{dir}/tmp1234")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    for mode in ("evaluate", "resume"):
+        with pytest.raises(OSError, match="Read-only") as raised:
+            make_run(**{mode: folder})
+        assert raised.value.filename == str(folder) and (folder / "result.json").exists()
+
+
+def test_a_run_computes_in_float32_and_leaves_the_default_as_it_was(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with make_run(tmp_path / "run"):
+            assert torch.zeros(1).dtype == torch.float32
+        assert torch.zeros(1).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -1,8 +1,10 @@
 """The settings of a run: from words, from an earlier run, or as the report had them."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 import torch.nn as nn
 from hypothesis import example, given
 from hypothesis import settings as limits
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+from datasets import DATASETS
 from harness import checkpoints
 from harness.errors import UsageError, UserError
 from harness.settings import MAY_DIFFER, MAY_GROW, OF_COMMAND
@@ -204,12 +207,20 @@ def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, na
         assert str(error).startswith(f"{folder / 'config.json'}: ") and "\n" not in str(error)
         return
     assert type(config.run.seed) is type(config.epochs) is int and type(config.lr) is float
-    assert config.data.dataset in ("mnist", "fashion", "kmnist")
+    assert config.data.dataset in DATASETS or Path(config.data.dataset).is_absolute()
     assert config.epochs > 0 and config.lr > 0
 
 
 def test_the_weights_of_a_run_are_loaded_with_its_settings(folder):
     model = nn.Linear(2, 1)
     checkpoints.save_weights(folder, model)
-    loaded = Config.of(folder).load_weights(folder, nn.Linear(2, 1))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = Config.of(folder).load_weights(folder, lambda: nn.Linear(2, 1))
+        assert torch.get_default_dtype() == torch.float64  # a notebook's own
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before) and loaded.weight.dtype == torch.float32
     assert not loaded.training and (loaded.weight == model.weight).all()

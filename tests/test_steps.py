@@ -427,7 +427,7 @@ def test_on_the_cpu_a_step_is_called_as_it_is():
     assert captured(step, model, (0.9, 0.1))(torch.ones(3)).item() == 3
     assert calls == [(model, (0.9, 0.1))]
     optimizer = adam(model, 0.1)
-    assert not optimizer.defaults["capturable"] and optimizer.defaults["lr"] == 0.1
+    assert not optimizer.defaults["capturable"] and optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -437,6 +437,8 @@ def test_on_the_cpu_a_step_is_called_as_it_is():
 def test_steps_are_captured_on_cuda_unless_told_otherwise(monkeypatch, device, graphs, expected):
     monkeypatch.setattr(steps, "use_graphs", graphs)
     monkeypatch.setattr(steps, "device_of", lambda module: torch.device(device))
+    captures = steps._captures
+    monkeypatch.setattr(steps, "_captures", lambda _: captures(torch.device(device)))
     as_tensor = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda value, device: as_tensor(value))
     model = torch.nn.Linear(1, 1)

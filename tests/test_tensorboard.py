@@ -1,6 +1,6 @@
 """TensorBoard's event files, read back."""
 
-import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -89,9 +89,27 @@ def test_a_run_can_get_its_event_file_when_it_is_resumed(tmp_path):
     assert read_back(run.folder)[0] == expected_scalars(run.folder)
 
 
-def test_an_absent_package_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs the package tensorboard: pip install"):
+class Broken:
+    """A finder that lets one package raise an error when it is imported."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.utils.tensorboard":
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("no tensorboard"), AttributeError("numpy has no\nbool8")]
+)
+def test_a_package_that_cannot_be_imported_is_named_before_anything_is_written(
+    tmp_path, monkeypatch, error
+):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
+    with pytest.raises(UserError, match="pip install tensorboard") as raised:
         make_run(tmp_path / "run", tensorboard=True)
+    assert type(error).__name__ in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
-    make_run(tmp_path / "run")

@@ -24,12 +24,14 @@ class Case:
         expected: verdicts that are right.
         check: the call, given `Sources`.
         bug: where its bug is described; "" if it has none.
+        finding: the check that must find it; "" if there is no bug.
     """
 
     name: str
     expected: tuple[str, ...]
     check: Callable
     bug: str = ""
+    finding: str = ""
 
 
 def images(*shape, binary=False):
@@ -208,13 +210,26 @@ def _real_nvp_of_images(sources):
     check_flow(flow, inverse=back, shape=(3, 4, 4), inverse_logdet=False)
 
 
+def _spline(commit, sources):
+    module = sources.module("facebookincubator/flowtorch", commit, "flowtorch.bijectors")
+    check_flow(module.Spline(shape=torch.Size([3])), shape=3)
+
+
+def _code_soup(commit, sources):
+    repository = "Adversarial-Deep-Learning/code-soup", commit
+    gan = sources.names(*repository, "code_soup/ch5/models/gan.py").GAN(28, 1, 16, "cpu", 2e-4)
+    batches = [(2 * torch.rand(24, 1, 28, 28) - 1, torch.zeros(24)) for _ in range(12)]
+    check_gan(gan.step, gan.generator, gan.discriminator, batches)
+
+
 def _gan(name, losses, sources):
     settings = types.SimpleNamespace(
         img_size=32, latent_dim=16, channels=1, n_classes=10, batch_size=16
     )
     given = {"opt": settings, "img_shape": (1, 32, 32), "cuda": False, "autograd": torch.autograd}
+    given["device"] = "cpu"
     file = f"implementations/{name}/{name}.py"
-    module = sources.names(*MULTI_GAN, file, "Tensor", **given)
+    module = sources.names(*MULTI_GAN, file, "Tensor", "adversarial_loss", **given)
     networks = module.Generator(), module.Discriminator()
     optimizers = [torch.optim.Adam(network.parameters(), 2e-4) for network in networks]
     batches = [2 * torch.rand(24, 1, 32, 32) - 1 for _ in range(12)]
@@ -259,18 +274,54 @@ def _wgan_gp(module, generator, discriminator, g_optimizer, d_optimizer, real):
     _update(g_optimizer, -discriminator(generator(torch.randn(len(real), 16))).mean())
 
 
-STEPS = {"lsgan": _lsgan, "cgan": _cgan, "wgan_gp": _wgan_gp}
+def _relative(real, fake):
+    """The loss of a relativistic discriminator (Jolicoeur-Martineau 2018, Section 4.1)."""
+    return nn.functional.softplus(fake - real)
+
+
+def _relativistic(module, generator, discriminator, g_optimizer, d_optimizer, real):
+    fake = generator(torch.randn(len(real), 16))
+    valid, invalid = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+    # Its relativistic loss of the generator is calculated, and overwritten by this one.
+    _update(g_optimizer, module.adversarial_loss(discriminator(fake), valid))
+    on_real, on_fake = discriminator(real), discriminator(fake.detach())
+    terms = (on_real - on_fake, valid), (on_fake - on_real, invalid)
+    _update(d_optimizer, sum(module.adversarial_loss(*term) for term in terms) / 2)
+
+
+def _ebgan(module, generator, discriminator, g_optimizer, d_optimizer, real):
+    fake = generator(torch.randn(len(real), 16))
+    image, embedding = discriminator(fake)
+    _update(g_optimizer, _squares(image, fake.detach()) + 0.1 * module.pullaway_loss(embedding))
+    on_real, on_fake = discriminator(real)[0], discriminator(fake.detach())[0]
+    margin = nn.functional.relu(1 - _squares(on_fake, fake.detach()))
+    _update(d_optimizer, _squares(on_real, real) + margin)
+
+
+STEPS = {
+    "lsgan": _lsgan,
+    "cgan": _cgan,
+    "wgan_gp": _wgan_gp,
+    "relativistic_gan": _relativistic,
+    "ebgan": _ebgan,
+}
 LINEAR = {"shape": 2, "atol": 1e-3}
 CASES = [
     Case("pytorch/examples fcce71c", RIGHT, partial(_examples, "fcce71c")),
-    Case("pytorch/examples 753d086", WRONG, partial(_examples, "753d086"), "#419"),
+    Case(
+        "pytorch/examples 753d086",
+        WRONG,
+        partial(_examples, "753d086"),
+        "#419",
+        "noise_in_evaluation",
+    ),
     Case("L1aoXingyu/pytorch-beginner", RIGHT, _beginner),
     Case("orybkin/sigma-vae-pytorch", RIGHT, _sigma_vae),
     Case("ctallec/world-models", RIGHT, _world_models),
     Case("1Konny/Beta-VAE", RIGHT, _beta_vae),
     Case("AntixK/PyTorch-VAE", RIGHT, _pytorch_vae),
     Case("pythae VAE, mse", RIGHT, _pythae),
-    Case("podgorskiy/VAE", WRONG, _generative, "#1"),
+    Case("podgorskiy/VAE", WRONG, _generative, "#1", "kl"),
     Case("zuko NSF", RIGHT, partial(_zuko, "NSF", {})),
     Case("zuko MAF", RIGHT, partial(_zuko, "MAF", {})),
     Case("zuko GF", RIGHT, partial(_zuko, "GF", {"atol": 1e-3})),
@@ -296,26 +347,56 @@ CASES = [
         WRONG,
         partial(_old_normflows, "1b06141^", _masked_affine, (1, 4)),
         "1b06141",
+        "flow_logdet",
     ),
     Case(
         "normflows, Invertible1x1Conv",
         WRONG,
         partial(_old_normflows, "7ce9356^", lambda m: m.Invertible1x1Conv(4), (4, 2, 2)),
         "7ce9356",
+        "flow_logdet",
     ),
     Case(
         "normflows, its inverse",
         WRONG,
         partial(_old_normflows, "bf18411^", lambda m: m.Invertible1x1Conv(4), (4, 2, 2)),
         "bf18411",
+        "flow_inverse",
     ),
-    Case("normflows before 8b5415f", WRONG, partial(_core_of_normflows, "8b5415f^"), "#27"),
-    Case("karpathy/pytorch-normalizing-flows", WRONG, _affine_half, "#10"),
+    Case(
+        "normflows before 8b5415f",
+        WRONG,
+        partial(_core_of_normflows, "8b5415f^"),
+        "#27",
+        "flow_logdet",
+    ),
+    Case("karpathy/pytorch-normalizing-flows", WRONG, _affine_half, "#10", "flow_inverse"),
+    Case("flowtorch 4992731", RIGHT, partial(_spline, "4992731")),
+    Case(
+        "flowtorch before 4992731",
+        WRONG,
+        partial(_spline, "4992731^"),
+        "#100",
+        "flow_reverse_logdet",
+    ),
     Case("xqding/RealNVP", RIGHT, _real_nvp_of_masks),
     Case("senya-ashukha/real-nvp-pytorch", RIGHT, _real_nvp_of_moons),
     Case("chrischute/real-nvp", RIGHT, _real_nvp_of_images),
     Case("PyTorch-GAN lsgan", RIGHT, partial(_gan, "lsgan", ("lsgan", "lsgan"))),
     Case("PyTorch-GAN cgan", RIGHT, partial(_gan, "cgan", ("lsgan", "lsgan"))),
     Case("PyTorch-GAN wgan_gp", RIGHT, partial(_gan, "wgan_gp", ("wgan", "wgan"))),
+    Case(
+        "PyTorch-GAN relativistic_gan",
+        RIGHT,
+        partial(_gan, "relativistic_gan", (_relative, "nonsaturating")),
+    ),
+    Case("PyTorch-GAN ebgan", REFUSED, partial(_gan, "ebgan", (None, None))),
+    Case(
+        "Adversarial-Deep-Learning/code-soup",
+        WRONG,
+        partial(_code_soup, "7aa48e7^"),
+        "#69",
+        "stray_gradient",
+    ),
     Case("PyTorch-GAN wgan_gp, losses unstated", REFUSED, partial(_gan, "wgan_gp", (None, None))),
 ]

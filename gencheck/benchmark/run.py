@@ -13,12 +13,18 @@ from gencheck.benchmark.sources import Sources
 
 
 def verdict(case, sources: Sources) -> tuple[str, str]:
-    """What gencheck says about a case, and the first line of why."""
+    """What gencheck says about a case, and in one line why.
+
+    A case with a bug is wrong only if the check that is meant for it says so.
+    """
     torch.manual_seed(0)
     try:
         case.check(sources)
     except CheckFailure as failure:
-        return "wrong", str(failure).splitlines()[0]
+        failures = {found.check: found.line() for found in failure.result.failures}
+        if case.finding and case.finding not in failures:
+            return f"no {case.finding}", "; ".join(failures.values())
+        return "wrong", failures.get(case.finding, "; ".join(failures.values()))
     except NotJudged as reason:
         return "not judged", str(reason).splitlines()[0]
     return "right", ""

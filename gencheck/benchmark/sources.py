@@ -72,7 +72,11 @@ class Sources:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else []
                 names = names or [alias.name for alias in node.names]
-                wanted = {str(name).partition(".")[0] for name in names} <= {"torch", "numpy"}
+                wanted = {str(name).partition(".")[0] for name in names} <= {
+                    "torch",
+                    "numpy",
+                    "typing",
+                }
             elif isinstance(node, ast.Assign):
                 wanted = any(isinstance(t, ast.Name) and t.id in assigned for t in node.targets)
             else:

@@ -1,5 +1,6 @@
 """`check_vae` on VAEs of other shapes and likelihoods, and on what can't be judged."""
 
+import contextlib
 import math
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from gencheck import CheckFailure, NotJudged, check_vae
-from gencheck.outcomes import PASS
+from gencheck.outcomes import PASS, WRONG
 from tests.gencheck.test_vae import N_PIXELS, Z_DIM, TinyVAE
 
 
@@ -113,6 +114,31 @@ def test_learned_variance_passes(colours):
     assert "beside D/2 log(2 pi sigma^2)" in found["kl"].measured
 
 
+def test_mean_and_log_variance_in_one_tensor_pass_and_none_without_normalisation(colours):
+    assert any_vae(colours, 2, terms=learned)["kl"].status == PASS
+
+    def without_normalisation(output, x):
+        mean, log_var = output.chunk(2, dim=1)
+        return 0.5 * ((x - mean).square() / log_var.exp()).sum(dim=(1, 2, 3))
+
+    with pytest.raises((CheckFailure, NotJudged), match="likelihood|kl"):
+        any_vae(colours, 2, terms=without_normalisation)  # tenths of a nat, near the tolerance
+
+
+def test_nothing_is_measured_twice(colours):
+    model, images = AnyVAE(), []
+    model.head.register_forward_hook(lambda module, inputs, output: images.append(len(output)))
+
+    def loss(x):
+        mean, log_var = model.encode(x)
+        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+        kl = 0.5 * (log_var.exp() + mean**2 - log_var - 1).sum(1)
+        return (model.terms(model.decode(z), x) + kl).mean()
+
+    check_vae(loss, model.encode, model.decode, colours, nll="gaussian")
+    assert sum(images) < 1200  # 8 in most of its calls
+
+
 def test_categorical_likelihood_passes(colours):
     model = AnyVAE(5)
     model.terms = categorical
@@ -120,6 +146,17 @@ def test_categorical_likelihood_passes(colours):
     model.decode = lambda z: model.decoder(z).view(len(z), 5, *model.shape)
     found = check_vae(model, model.encode, model.decoder, x, nll=lambda o, x: categorical(o, x))
     assert found["kl"].status == PASS
+
+    class Classes(AnyVAE):
+        def decode(self, z):
+            return self.decoder(z).view(len(z), 5, *self.shape)
+
+    for beta, status in ((1.0, PASS), (0.5, WRONG)):
+        model = Classes(5)
+        model.terms, model.beta = categorical, beta
+        with contextlib.nullcontext() if status == PASS else pytest.raises(CheckFailure) as failure:
+            found = check_vae(model, model.encode, model.decode, x, nll="categorical")
+        assert (failure.value.result if failure else found)["kl"].status == status
 
 
 ENCODED = {
@@ -152,6 +189,26 @@ def test_wrong_kl_beside_a_squared_error_is_named(colours, seed):
         any_vae(colours, 1, {"seed": seed}, beta=0.25)
     with pytest.raises(CheckFailure, match="averaged over the latent dimensions, 0.125"):
         any_vae(colours, 1, {"seed": seed}, beta=1 / 8, z_dim=8)
+
+
+def test_wide_encoders_get_less_noise(colours):
+    class Wide(AnyVAE):
+        def __init__(self, *args):
+            super().__init__(*args)
+            layers = nn.Flatten(), nn.Linear(48, 1000), nn.BatchNorm1d(1000), nn.ReLU()
+            self.head, self.last = nn.Sequential(*layers), nn.Linear(1000, 8)
+            nn.init.constant_(self.head[2].weight, 50.0)
+            nn.init.normal_(self.last.weight, std=1e-3)
+
+    def checked(beta):
+        torch.manual_seed(0)
+        model = Wide()
+        model.beta = beta
+        return check_vae(model, model.encode, model.decode, colours, nll="gaussian")
+
+    assert checked(1.0)["kl"].status == PASS
+    with pytest.raises(CheckFailure, match="averaged over the latent dimensions, 0.25"):
+        checked(1 / 4)
 
 
 def test_images_in_the_shape_of_the_loss(x):

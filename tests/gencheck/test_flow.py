@@ -165,6 +165,18 @@ class SecondInverseCrashes(Coupling):
         return super().inverse(z)
 
 
+def test_nothing_is_measured_twice():
+    flow, calls = Affine(), []
+    forward = flow.forward
+
+    def counted(z, ldj, reverse=False):
+        calls.append(reverse)
+        return forward(z, ldj, reverse)
+
+    check_flow(counted, inverse=partial(counted, reverse=True), dim=6, atol=1e-6)
+    assert calls.count(False) <= 37 and calls.count(True) <= 4
+
+
 def test_inverse_that_crashes_when_it_is_called_again_is_found():
     flow = SecondInverseCrashes()
     with pytest.raises(CheckFailure, match="called again: RuntimeError: expected Half"):

@@ -226,8 +226,11 @@ class Conditional(nn.Module):
         return self.layers(torch.cat([self.embedding(labels), x], 1))
 
 
-def conditional_step(penalty=0.0):
-    """A step of a conditional Wasserstein GAN and its networks."""
+def conditional_step(penalty=0.0, target=1.0, sign=1):
+    """A step of a conditional Wasserstein GAN, whose generator follows sign times D, and its parts.
+
+    The penalty is on a norm that differs from the target.
+    """
     torch.manual_seed(0)
     generator = Conditional(8, 784, nn.Tanh())
     critic = Conditional(784, 1, nn.Identity())
@@ -240,10 +243,10 @@ def conditional_step(penalty=0.0):
         (slope,) = torch.autograd.grad(critic(labels, mixed).sum(), mixed, create_graph=True)
         loss = critic(labels, fake.detach()).mean() - critic(labels, real).mean()
         optimizers[1].zero_grad()
-        (loss + penalty * (slope.norm(dim=1) - 1).square().mean()).backward()
+        (loss + penalty * (slope.norm(dim=1) - target).square().mean()).backward()
         optimizers[1].step()
         optimizers[0].zero_grad()
-        (-critic(labels, fake).mean()).backward()
+        (-sign * critic(labels, fake).mean()).backward()
         optimizers[0].step()
 
     batches = [(2 * torch.rand(32, 784) - 1, torch.randint(10, (32,))) for _ in range(12)]
@@ -255,6 +258,21 @@ def test_conditional_networks_and_gradient_penalties_pass(penalty):
     found = check_gan(*conditional_step(penalty), d_loss="wgan", g_loss="wgan")
     assert found["discriminator_loss"].status == found["generator_loss"].status == PASS
     assert ("penalty" in found["discriminator_loss"].measured) == (penalty > 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "check"),
+    [
+        ({"penalty": -10.0}, "discriminator_loss"),
+        ({"penalty": 10.0, "target": 5.0}, "discriminator_loss"),
+        ({"sign": -1}, "generator_loss"),
+    ],
+    ids=["penalty subtracted", "another target", "generator against the critic's sign"],
+)
+def test_wrong_wasserstein_gan_is_found(options, check):
+    with pytest.raises(CheckFailure) as failure:
+        check_gan(*conditional_step(**options), d_loss="wgan", g_loss="wgan")
+    assert [f.check for f in failure.value.result.failures] == [check]
 
 
 def test_nothing_is_guessed_from_what_a_penalty_leaves_unexplained():

@@ -89,7 +89,9 @@ ESCAPES = {
     "writing through a link": "os.symlink(CANARY, 'link'); open('link/new', 'w')",
     "a hard link": "os.link(CANARY + '/file', 'mine'); open('mine', 'w').write('gone')",
     "reading a neighbour": "print(open(CANARY + '/file').read())",
-    "importing a neighbour": "sys.path.insert(0, CANARY); import neighbour; neighbour.__file__",
+    "importing a neighbour": (
+        "sys.path.insert(0, CANARY); import neighbour; assert neighbour.NAME == 'his'"
+    ),
     "the users of the machine": "open('/etc/passwd').read()",
     "the user's home": "assert [n for n in os.listdir(HOME) if n not in PYTHONS_PARENTS]",
     "writing to the checks": "open(sys.modules['grading'].__file__, 'a')",

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from grading import discovery
+from grading import discovery, inputs
 from grading.discovery import gather
 from grading.inputs import Unreadable, read_regular
 from tests.grading.conftest import people_in
@@ -18,7 +18,7 @@ def test_only_regular_files_are_read(tmp_path):
     os.symlink("/etc/hostname", tmp_path / "link")
     os.symlink("/dev/zero", tmp_path / "zero")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "large").write_bytes(bytes(discovery.SOURCE_BYTES + 1))
+    (tmp_path / "large").write_bytes(bytes(inputs.SOURCE_BYTES + 1))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         for path in sorted(tmp_path.iterdir()):
@@ -57,15 +57,16 @@ def test_links_in_a_persons_folder_are_followed_and_others_are_not(tmp_path):
     os.symlink("../../bob/secret.py", ann / "part1" / "secret.py")
     os.symlink("../bob", ann / "friend")
     os.symlink(tmp_path / "bob", tmp_path / "zoe")
-    ann, zoe = people_in(tmp_path)
-    files = gather(ann.files["vae"], ann.root)
+    ann, bob, zoe = people_in(tmp_path)
+    files = gather(ann.files["vae"], ann.root_of(ann.files["vae"]))
     assert files.keys() == {"a3_vae_template.py", "layers.py"}
     assert ann.notes == ["friend: a link out of ann/", "part1/secret.py: a link out of ann/"]
     assert zoe.notes == ["a link to a folder: not followed"]
+    assert bob.reason() == "no file of the assignment"
 
 
 def test_many_files_are_not_all_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(discovery, "N_ENTRIES", 10)
+    monkeypatch.setattr(inputs, "N_ENTRIES", 10)
     for i in range(11):
         (tmp_path / "ann").mkdir(exist_ok=True)
         (tmp_path / "ann" / f"{i:02}.txt").touch()
@@ -81,10 +82,8 @@ def test_classes_are_found_without_parsing(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.py").write_text(text)
-    assert [(person.name, *person.files) for person in people_in(tmp_path)] == [
-        ("ann", "vae"),
-        ("bob", "vae"),
-    ]
+    found = [(person.name, *person.files) for person in people_in(tmp_path)]
+    assert found == [("ann", "vae"), ("bob", "vae"), ("eve",)]
 
 
 def test_a_path_that_is_too_long_for_a_file_is_that_persons(tmp_path):

@@ -22,7 +22,7 @@ class Outside:
         self.canary, self.name = folder / "canary", secrets.token_hex(8)
         self.canary.mkdir()
         (self.canary / "file").write_text(SECRET)
-        (self.canary / "neighbour.py").write_text("")
+        (self.canary / "neighbour.py").write_text("NAME = 'his'\n")
         for path in (folder, self.canary, *self.canary.iterdir()):
             path.chmod(0o777)  # only the sandbox keeps them out
         unix, abstract = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
@@ -76,7 +76,8 @@ def run(box, folder, body, outside, seconds=20, **options):
     assert not list(outside.visitors())
     assert os.listdir(folder) == [path.name]
     assert SECRET not in result.output and "ESCAPED" not in result.output, result.output
-    assert result.reason and result.reason.isprintable() and not result.findings
+    assert result.reason and result.reason.isprintable()
+    assert {finding.check for finding in result.findings} <= {"runs"}  # it doesn't
     assert len(result.output) <= 20_000
     return result
 
@@ -160,7 +161,7 @@ def test_the_reason_names_modules_that_are_not_beside_the_file(sandbox, tmp_path
 def test_file_that_cannot_be_loaded_is_not_judged(sandbox, tmp_path, source):
     result = judge_source(sandbox, tmp_path, source)
     assert result.reason
-    assert not result.findings
+    assert [(finding.check, finding.status) for finding in result.findings] == [("runs", "wrong")]
 
 
 def test_folders_above_the_script_and_google_colab(sandbox, tmp_path):
@@ -200,6 +201,7 @@ def test_one_attacker_and_two_others_who_are_graded(sandbox, tmp_path, monkeypat
     reasons = {model: result.reason for model, result in people["eve"].results.items()}
     assert reasons["gan"] == "no regular file"
     assert reasons["nf"] == "a link"
-    assert reasons["vae"] == "larger than 1 MB"
+    assert reasons["vae"] == "VAE fails: RuntimeError: the attack went on"  # of the other file
+    assert people["eve"].others == ["a3_vae_template.py: larger than 1 MB"]
     assert "loop.py: a link out of eve/" in people["eve"].notes
     assert any("deeper than 20 folders" in note for note in people["eve"].notes)

@@ -12,9 +12,9 @@ import pytest
 
 from gencheck.outcomes import Finding
 from grading import __main__ as command
-from grading import report
+from grading import page, report
 from grading.checks import checks_table
-from grading.discovery import Person, gather
+from grading.discovery import MODELS, Person, gather
 from grading.grader import Memory
 from grading.loading import CannotLoad, Submission
 from grading.results import SECTIONS, FileResult
@@ -39,9 +39,9 @@ def found(check, status, central=False):
 def people():
     result = FileResult("vae", "a/a3_vae_template.py", picture="iVBO")
     result.findings = [found("shapes", "pass"), found("kl", "wrong", True), found("stable", "weak")]
-    person = Person("=ann", {}, [], {"vae": result})
+    person = Person("=ann", {}, {"vae": result})
     unjudged = FileResult("gan", "b/a3_gan_template.py", reason="it took longer than 120 s")
-    return [person, Person("bob", {}, [], {"gan": unjudged})]
+    return [person, Person("bob", {}, {"gan": unjudged})]
 
 
 def test_submissions_are_found_in_any_depth_by_name_or_content(tmp_path):
@@ -93,27 +93,56 @@ def test_the_assignments_names_come_first(tmp_path):
         (tmp_path / name).write_text(VAE)
     (person,) = people_in(tmp_path)
     assert person.files["vae"].name == "a3_vae_template.py"
-    assert len(person.other_files) == 2
+    assert len(person.others) == 2
 
 
 def test_points_follow_the_rubric(people, tmp_path):
     points = default_points("vae")
-    possible = points["shapes"] + points["kl"] + points["stable"]
-    assert Rubric().of_person(people[0]) == (points["shapes"] + points["stable"] / 2, possible)
-    (tmp_path / "r.toml").write_text("[vae]\nkl = 10\n[credit]\nweak = 1\n")
+    total = sum(sum(default_points(model).values()) for model in MODELS)
+    rest = sum(points.values()) - points["shapes"] - points["kl"] - points["stable"]
+    earned = points["shapes"] + points["stable"] / 2
+    assert Rubric().of_person(people[0]) == (earned, total, rest)
+    (tmp_path / "r.toml").write_text('models = ["vae"]\n[vae]\nkl = 10\n[credit]\nweak = 1\n')
     rubric = read_rubric(tmp_path / "r.toml")
-    earned = points["shapes"] + points["stable"]
-    assert rubric.of_person(people[0]) == (earned, earned + 10)
+    total = sum(points.values()) + 10 - points["kl"]
+    assert rubric.of_person(people[0]) == (points["shapes"] + points["stable"], total, rest)
+    assert rubric.of_person(people[1]) == (0, total, 0)  # of a GAN that nobody asked for
 
 
-def test_unjudged_checks_are_neither_earned_nor_possible(people):
-    before = Rubric().of_person(people[0])
+def test_the_total_is_the_same_whatever_is_unjudged_or_missing(people):
+    total = Rubric().of_person(people[0]).total
     people[0].results["vae"].findings.append(found("sample", "unjudged"))
-    assert Rubric().of_person(people[0]) == before
+    nobody = Person("cem")
+    assert {Rubric().of_person(person).total for person in [*people, nobody]} == {total}
+    for person in [*people, nobody]:
+        tests = json.loads(report.to_gradescope([person], Rubric(), "full"))["tests"]
+        assert sum(test["max_score"] for test in tests) == total
     tests = json.loads(report.to_gradescope(people[:1], Rubric(), "full"))["tests"]
     (test,) = (test for test in tests if test["name"].endswith("sample"))
-    assert test["max_score"] == 0 and not {"score", "status"} & test.keys()
-    assert sum(test["max_score"] for test in tests) == before[1]
+    assert test["max_score"] == 1 and not {"score", "status"} & test.keys()
+
+
+def test_the_printed_rubric_is_the_default_one(tmp_path, capsys):
+    command.main(command.parse(["--print_rubric"]))
+    (tmp_path / "r.toml").write_text(capsys.readouterr().out)
+    assert read_rubric(tmp_path / "r.toml") == Rubric()
+
+
+def test_pages_of_a_folder_name_everyone_and_overwrite_no_others(people, tmp_path):
+    pages = page.to_pages([*people, Person("=ann/..")], Rubric(), "full")
+    assert len(pages) == 4 and all("/" not in name for name in pages)
+    assert all(name in pages["index.html"] for name in pages if name != "index.html")
+    (tmp_path / "index.html").write_text("my home page")
+    with pytest.raises(UserError, match="none of this grader's"):
+        command.main(command.parse([str(tmp_path), "--html", f"{tmp_path}/"]))
+    assert (tmp_path / "index.html").read_text() == "my home page"
+
+
+def test_checks_that_are_unjudged_for_one_reason_take_one_line(people):
+    for check in ("kl", "loss", "sample"):
+        people[0].results["vae"].findings.append(found(check, "unjudged"))
+    text = report.terminal(people[0], Rubric(), "full", False)
+    assert "    unjudged  kl, loss, sample" in text and text.count("unjudged  ") == 1
 
 
 @pytest.mark.parametrize(
@@ -124,6 +153,7 @@ def test_unjudged_checks_are_neither_earned_nor_possible(people):
         ("[vae]\nkl = 'a'", "number"),
         ("[credit]\nunjudged = 1", "has no unjudged, but pass, note, old, weak, wrong"),
         ("[", "is no TOML file"),
+        ('models = ["cnn"]', "models is a list of vae, gan, nf"),
     ],
 )
 def test_wrong_rubric_is_a_user_error(tmp_path, text, words):
@@ -151,14 +181,14 @@ def test_reports_put_failures_first_and_say_no_more_than_asked(people):
     text = report.terminal(people[0], Rubric(), "full", verbose=True)
     assert text.index("wrong ") < text.index("weak ") < text.index("pass ")
     assert "9 <nats>; expected 7" in text
-    for make in (report.terminal, report.to_html, report.to_gradescope):
+    for make in (report.terminal, page.to_html, report.to_gradescope):
         person = people[0] if make is report.terminal else people[:1]
         options = (False,) if make is report.terminal else ()
         assert "nats" not in make(person, Rubric(), "none", *options)
-    page = report.to_html(people, Rubric(), "full")
-    assert "9 &lt;nats&gt;" in page and "http" not in page and "data:image/png" in page
+    text = page.to_html(people, Rubric(), "full")
+    assert "9 &lt;nats&gt;" in text and "http" not in text and "data:image/png" in text
     results = json.loads(report.to_gradescope(people[:1], Rubric(), "short"))
-    assert results["score"] == Rubric().of_person(people[0])[0]
+    assert results["score"] == Rubric().of_person(people[0]).earned
     assert any(test["output"] == "wrong. Look!" for test in results["tests"])
     assert (
         json.loads(report.to_json(people, Rubric()))[0]["files"]["vae"]["findings"][1]["check"]
@@ -204,12 +234,12 @@ def test_no_text_of_a_submission_leaves_its_cell(people):
     for text in (
         report.terminal(person, Rubric(), "full", True),
         report.to_csv([person], Rubric()),
-        report.to_html([person], Rubric(), "full"),
+        page.to_html([person], Rubric(), "full"),
         report.to_gradescope([person], Rubric(), "full"),
     ):
         assert "\x1b" not in text and "\u202e" not in text
         assert max(map(len, text.splitlines())) < 5_000
-    assert "<script>" not in report.to_html([person], Rubric(), "full")
+    assert "<script>" not in page.to_html([person], Rubric(), "full")
     (row,) = csv.DictReader(io.StringIO(report.to_csv([person], Rubric())))
     assert row["name"].startswith("'=") and "\\x1b" in row["vae_judged"]
     assert [report.csv_cell(t)[0] for t in (" =1", "+1", "@x", "-1", "\t=1")] == ["'"] * 4 + ["\\"]
@@ -277,8 +307,9 @@ def test_streams_that_fail_cost_no_report(tmp_path, redirection):
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "rror" not in done.stderr
-    (person,) = json.loads(out.read_text())
+    person, nobody = json.loads(out.read_text())
     assert person["name"] == "\u674e\u660e" and person["not_read"]
+    assert nobody["not_read"] == ["a3.py: no regular file"]
 
 
 def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grading import report
+from grading import page
 from grading.discovery import Person, gather
 from grading.grader import Memory, grade
 from grading.results import Damaged, FileResult, checks_of, plain, read_results
@@ -28,19 +28,29 @@ def complete(model="vae"):
 def result_text(**changes):
     names = [name for name, check in checks_of("vae").items() if check.get("central")]
     entries = [{"check": n, "status": "pass", "measured": "", "expected": ""} for n in names]
-    content = {"token": "t", "findings": entries, "pixels": "", "reason": ""}
+    content = {"token": "t", "findings": entries, "pixels": "", "steps": 0, "reason": ""}
     return json.dumps(content | changes)
 
 
 def test_results_are_read_in_one_form_only():
-    findings, picture, reason = read_results(result_text(), "t", "vae")
-    assert len(findings) == 5 and picture == reason == ""
+    findings, picture, steps, reason = read_results(result_text(), "t", "vae")
+    assert len(findings) == 5 and picture == reason == "" and steps == 0
     assert findings[0].why == checks_of("vae")["loss"]["why"]
     entry = {"check": "kl", "status": "pass", "measured": "", "expected": ""}
+    runs = [{"check": "runs", "status": "wrong", "measured": "line 1", "expected": ""}]
+    alone = result_text(
+        reason="no Python 3", findings=[*runs, *json.loads(result_text())["findings"]]
+    )
+    findings, *_, reason = read_results(
+        alone, "t", "vae"
+    )  # where it doesn't run, nothing else holds
+    assert [found.check for found in findings] == ["runs"] and reason == "no Python 3"
     for text in (
         "", "null", "[1]", "{}", "[" * 10**6, result_text() * 2, result_text(token="x"),
         result_text(more=1), result_text(reason=None), result_text(reason="x" * 501),
-        result_text(pixels="AAAA"), result_text(pixels=[1]), result_text(pixels="<" * 16728),
+        result_text(pixels="AAAA"),
+        result_text(steps=-1), result_text(steps=True), result_text(pixels=[1]),
+        result_text(pixels="<" * 16728),
         result_text(findings={}), result_text(findings=[entry]), result_text(findings=[[]]),
         *(
             result_text(findings=[*json.loads(result_text())["findings"], entry | change])
@@ -55,7 +65,13 @@ def test_results_are_read_in_one_form_only():
             read_results(text, "t", "vae")
 
 
-STORED = {"findings": [plain(one) for one in complete()], "seconds": 1, "peak_mb": 1, "picture": ""}
+STORED = {
+    "findings": [plain(one) for one in complete()],
+    "seconds": 1,
+    "peak_mb": 1,
+    "picture": "",
+    "steps": 0,
+}
 
 
 @settings(
@@ -88,9 +104,7 @@ def test_a_memory_of_any_content_ends_no_grading(tmp_path, stored):
     text = "\n".join(json.dumps({"key": "k", "result": r}) for r in (STORED, stored))
     (tmp_path / "memory.jsonl").write_text(text)
     result = Memory(tmp_path / "memory.jsonl").get("k", "vae", Path("file"))
-    assert result is None or report.to_html(
-        [Person("a", results={"vae": result})], Rubric(), "full"
-    )
+    assert result is None or page.to_html([Person("a", results={"vae": result})], Rubric(), "full")
 
 
 def test_a_memory_that_is_none_is_left_alone(tmp_path, capsys):

@@ -1,0 +1,196 @@
+"""Whatever is handed in: archives, notebooks, downloads without folders, groups, several files."""
+
+import io
+import json
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from grading import inputs
+from grading.inputs import Unreadable, flat_name, unpack
+from grading.sources import NoSource, read_source, without_magics
+from tests.grading.conftest import people_in
+
+VAE = "class VAE:\n    pass\n"
+GAN = "class Generator:\n    pass\n\n\nclass Discriminator:\n    pass\n"
+FLOW = "class Flow:\n    pass\n"
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def names(people):
+    return {person.name: {m: person.shown(f) for m, f in person.files.items()} for person in people}
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("lee_123_a3_vae_template.py", ("lee_123", "a3_vae_template.py")),
+        ("leeann_LATE_4711_99120_all.ipynb", ("leeann_4711", "all.ipynb")),
+        ("Ann Lee_77_assignsubmission_file_vae.py", ("Ann Lee_77", "vae.py")),
+        ("A3_s123_attempt_2021-03-01-12-00-00_a3.zip", ("s123", "a3.zip")),
+        ("ann_lee_a3_gan_template.py", ("ann_lee", "a3_gan_template.py")),
+        ("a3_vae_template.py", None),
+        ("a3_vae_template_v2.py", None),
+        ("helper.py", None),
+    ],
+)
+def test_whose_a_file_of_a_download_is(name, expected):
+    assert flat_name(name) == expected
+
+
+def test_people_of_a_download_are_not_mixed(tmp_path):
+    files = {"lee_123_a3_vae_template.py": VAE, "lee_123_utils.py": "", "kim_9_1.pdf": ""}
+    files |= {"lee_124_model.py": VAE, "lee_124_a3_gan_template.py": GAN, "kim_900_report.pdf": ""}
+    write(tmp_path, **files)
+    people = {person.name: person for person in people_in(tmp_path)}
+    assert people.keys() == {"lee_123", "lee_124", "kim_900"}
+    assert people["lee_123"].files.keys() == {"vae"}
+    assert people["lee_123"].files["vae"].with_name("utils.py").exists()
+    assert people["lee_124"].files.keys() == {"vae", "gan"}
+    assert people["kim_900"].reason() == "no file of the assignment"
+
+
+def test_one_persons_folder_stays_one(tmp_path):
+    write(tmp_path, **{"a3_vae_template.py": VAE, "old/a3_vae_template.py": VAE, "data/x.txt": ""})
+    (person,) = people_in(tmp_path)
+    assert person.others[0] == "old/a3_vae_template.py: judged is the VAE in a3_vae_template.py"
+
+
+def test_groups_and_solutions_beside_people(tmp_path):
+    for group in ("a", "b"):
+        write(tmp_path / "groups" / group, **{"ann/vae.py": VAE, "bob/vae.py": VAE})
+    assert {*names(people_in(tmp_path / "groups"))} == {"a/ann", "a/bob", "b/ann", "b/bob"}
+    write(tmp_path / "class", **{f"{name}/vae.py": VAE for name in ("ann", "bob")})
+    write(tmp_path / "class", **{"a3_vae_template.py": VAE})
+    assert {*names(people_in(tmp_path / "class"))} == {"ann", "bob", "class"}
+
+
+def test_several_models_in_a_file_and_a_model_in_several(tmp_path):
+    training = "from gen import Generator\nimport disc\n\n\ndef main():\n    pass\n"
+    write(tmp_path, **{"ann/all.py": VAE + GAN + FLOW, "bob/train.py": training})
+    halves = GAN.split("\n\n\n")
+    write(tmp_path / "bob", **{"gen.py": halves[0], "disc.py": halves[1]})
+    found = names(people_in(tmp_path))
+    assert found["ann"] == dict.fromkeys(("vae", "gan", "nf"), "all.py")
+    assert found["bob"] == {"gan": "train.py"}
+
+
+def tar_of(path, members, mode):
+    with tarfile.open(path, mode) as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz"])
+def test_archives_in_archives_are_unpacked(tmp_path, ending):
+    inner, outer = tmp_path / "inner.zip", tmp_path / "class" / f"ann.{ending}"
+    outer.parent.mkdir()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("work/a3_vae_template.py", VAE)
+    if ending == "zip":
+        with zipfile.ZipFile(outer, "w") as archive:
+            archive.write(inner, "deep/inner.zip")
+    else:
+        kind = {"gz": "gz", "tgz": "gz", "bz2": "bz2", "xz": "xz"}.get(ending.split(".")[-1], "")
+        tar_of(outer, [(tarfile.TarInfo("deep/inner.zip"), inner.read_bytes())], f"w:{kind}")
+    found = names(people_in(outer.parent))
+    assert found == {"ann": {"vae": "deep/inner.zip/work/a3_vae_template.py"}}
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+EVIL = (
+    "../evil.py",
+    "/evil.py",
+    "a/../../evil.py",
+    "C:/evil.py",
+    "x" * 300 + ".py",
+    "d/" * 30 + "x",
+)
+
+
+def test_no_archive_reaches_out_of_its_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in (*EVIL, "..\\evil.py", "good.py", "good.py"):
+            archive.writestr(name, VAE)
+        link = zipfile.ZipInfo("link.py")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    members = [(tarfile.TarInfo(name), VAE.encode()) for name in (*EVIL, "good.py")]
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        special = tarfile.TarInfo(f"special{kind.decode()}.py")
+        special.type, special.linkname = kind, "/etc/passwd"
+        members.append((special, b""))
+    tar_of(tmp_path / "a.tar.gz", members, "w:gz")
+    (tmp_path / "scratch").mkdir()
+    for name, n_notes in (("a.zip", 9), ("a.tar.gz", 10)):
+        folder, notes = unpack(tmp_path / name, tmp_path / "scratch")
+        assert files_below(folder) == {"good.py"}
+        assert len(notes) == n_notes, notes
+    outside = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*")}
+    assert outside == {"a.zip", "a.tar.gz", "scratch"} and not Path("/evil.py").exists()
+
+
+def test_bombs_and_rubbish_end_as_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "MEMBER_BYTES", 1 << 16)
+    monkeypatch.setattr(inputs, "UNPACKED_BYTES", 1 << 17)
+    monkeypatch.setattr(inputs, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(inputs, "N_ENTRIES", 50)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("large.py", bytes(1 << 24))
+        for i in range(9):
+            archive.writestr(f"{i}.py", bytes(1 << 15))
+    folder, notes = unpack(tmp_path / "bomb.zip", tmp_path)
+    assert len(files_below(folder)) == 4 and len(notes) == 6
+    liar = (
+        (tmp_path / "bomb.zip").read_bytes().replace((1 << 24).to_bytes(4, "little"), b"\1\0\0\0")
+    )
+    (tmp_path / "liar.zip").write_bytes(liar)
+    folder, notes = unpack(tmp_path / "liar.zip", tmp_path)
+    assert all(path.stat().st_size <= 1 << 16 for path in folder.iterdir())
+    tar_of(tmp_path / "bomb.tar.gz", [(tarfile.TarInfo("x.py"), bytes(1 << 24))] * 2, "w:gz")
+    _, notes = unpack(tmp_path / "bomb.tar.gz", tmp_path)
+    assert len(notes) == 2 and "becomes larger" in notes[-1]
+    tar_of(tmp_path / "many.tar", [(tarfile.TarInfo(str(i)), b"") for i in range(60)], "w")
+    folder, notes = unpack(tmp_path / "many.tar", tmp_path)
+    assert len(files_below(folder)) == 50 and "more than 50 files" in notes[0]
+    for name, content in (("x.zip", b"PK"), ("x.tar.gz", b"\x1f\x8b"), ("x.tar", b"a" * 600)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Unreadable):
+            unpack(tmp_path / name, tmp_path)
+
+
+def test_a_notebooks_code_is_its_cells_without_magics(tmp_path):
+    cells = [
+        "%matplotlib inline\nx = !ls\ny = 7 % 4\nif y:\n    %time\n",
+        "%%bash\nls",
+        "%%time\nz = 1",
+    ]
+    code = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    content = {"metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    content["cells"] = [code | {"source": cell} for cell in cells]
+    content["cells"].insert(0, {"cell_type": "markdown", "metadata": {}, "source": "# not code ("})
+    (tmp_path / "a.ipynb").write_text(json.dumps(content))
+    source = read_source(tmp_path / "a.ipynb")
+    values = {}
+    exec(compile(source.text, "a", "exec"), values)
+    assert (values["y"], values["z"]) == (3, 1)
+    line = source.text.splitlines().index("z = 1") + 1
+    assert source.place(line) == "a.ipynb, code cell 3, line 2"
+    assert without_magics("help?\nx = a if b else c\n") == "pass\nx = a if b else c\n"
+    for text in ("{", "[1]", "{}", '{"cells": 3, "nbformat": 4, "nbformat_minor": 2}', "[" * 10**5):
+        (tmp_path / "b.ipynb").write_text(text)
+        with pytest.raises(NoSource):
+            read_source(tmp_path / "b.ipynb")
