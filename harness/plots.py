@@ -131,7 +131,7 @@ class Curves:
     def of_averaged_weights(self, decay: float) -> Self:
         """These curves with labels that say so if validation is of the weights' moving average.
 
-        It then lies below training, whose weights are not averaged.
+        It can then lie below training, whose weights are not averaged.
         """
         if decay == 0:
             return self

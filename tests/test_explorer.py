@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from argparse import Namespace
 
@@ -119,6 +120,39 @@ def test_the_page_states_where_the_report_s_flow_ends(runs):
     assert description["report"] == {"width": 1024, "bpd": end}
 
 
+# Linear RGB as protanopes, deuteranopes and tritanopes see it (Machado et al., 2009).
+VISION = (
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+)  # fmt: skip
+TO_XYZ = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0178, 0.1095, 0.8728]]
+
+
+def lab(linear):
+    """CIELAB of linear RGB [n, 3], for a D65 white."""
+    t = np.clip(linear, 0, 1) @ np.array(TO_XYZ).T
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.stack(
+        [116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1
+    )
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colour_blind_readers_tell_ten_classes_apart(theme):
+    css = (page.HERE / "css" / "controls.css").read_text()
+    rule = r"#plane-class-\d \{\s*color: light-dark\(#(\w{6}), #(\w{6})\)"
+    colours = [pair[theme] for pair in re.findall(rule, css)]
+    assert len(colours) == 10
+    channels = np.array([list(bytes.fromhex(colour)) for colour in colours]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    for seen in VISION:
+        values = lab(linear @ np.array(seen).T)
+        distances = np.linalg.norm(values[:, None] - values, axis=-1) + 1e3 * np.eye(10)
+        assert distances.min() > 25
+
+
 # --- Which runs
 def find_models(base):
     return models.find_models(find_runs(base)[0])
@@ -158,7 +192,32 @@ def test_commands_for_missing_models_make_runs_that_fit():
     for wanted in models.WANTED.values():
         _, script, *flags = wanted.command.split()
         settings = SCRIPTS[script].Config.parse(flags).flat()
-        assert wanted.fits(Namespace(script=script, settings=settings))
+        run = Namespace(script=script, settings=settings, config={})
+        assert wanted.misfit(run) is None
+
+
+def test_runs_that_do_not_fit_are_named_with_their_reason(runs, tmp_path, capsys):
+    for name, changed in (("deep", {"n_flows": 8}), ("wide", {"n_hidden": 1024})):
+        shutil.copytree(runs / "flow", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config["settings"] |= changed
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    _, missing = find_models(tmp_path)
+    assert f"{tmp_path / 'deep'} is left out: its n_flows is 8, not 4" in missing["flow"].reason
+    assert "its n_hidden is 1,024, more than 320" in missing["flow"].reason
+    with pytest.raises(UserError, match="no run under .*its n_flows is 8, not 4"):
+        main(parse(["--runs", str(tmp_path)]))
+    with pytest.raises(UserError, match="--nf .*deep: its n_flows is 8, not 4"):
+        main(parse(["--nf", str(tmp_path / "deep")]))
+
+
+def test_a_run_named_by_hand_is_shown_as_it_is_without_a_complaint(tmp_path, capsys):
+    write_vae(tmp_path / "mine", 2, epochs=1, binarize="threshold", dataset="fashion")
+    write_vae(tmp_path / "newer", 2, started="2030")
+    out = tmp_path / "page.html"
+    main(parse(["--runs", str(tmp_path), "--manifold", str(tmp_path / "mine"), "--out", str(out)]))
+    said = capsys.readouterr()
+    assert said.err == "" and str(tmp_path / "mine") in said.out and "newer" not in said.out
 
 
 def test_a_run_with_damaged_weights_is_missing_with_its_reason(runs, tmp_path):
@@ -175,7 +234,7 @@ def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
         cli.run(main, lambda: parse(["--runs", str(tmp_path)]))
     assert stopped.value.code == 1
     message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "no finished run" in message
+    assert message.count("\n") == 1 and "there is no run that fits" in message
 
 
 def test_no_folder_of_runs_is_an_error(tmp_path):

@@ -231,6 +231,20 @@ def test_drawing_changes_what_the_models_say(browser, how):
     assert middle == pytest.approx(14, abs=0.3)
 
 
+def test_an_empty_pad_has_dashes_and_no_numbers(browser):
+    open_tab(browser, "draw")
+    outputs = "#draw-elbo output, #draw-opinion output, #draw-bpd output"
+    for button, dashes in (("Clear", {"–"}), ("Take a test digit", set())):
+        (pressed,) = browser.find_elements("xpath", f"//*[@id='draw']//button[.='{button}']")
+        pressed.click()
+        next_frame(browser)
+        next_frame(browser)
+        found = [output.text for output in browser.find_elements("css selector", outputs)]
+        assert len(found) == 5 and {text for text in found if text == "–"} == dashes
+    assert browser.find_element("css selector", "#draw-bpd .mark").is_displayed()
+    assert browser.get_log("browser") == []
+
+
 def test_everything_is_within_reach_on_a_phone(browser):
     resize(browser, 360, 740)
     for name in TABS:
