@@ -4,7 +4,7 @@ Every value of `metrics.jsonl` becomes a scalar of the same name, every sample g
 number of the evaluation a scalar such as `test/bpd`. The step is the epoch or the batch. The
 settings are hyperparameters, so that TensorBoard's HPARAMS tab compares the runs of a sweep.
 
-Weights & Biases reads what is written here. In a changed copy of a script, before `main`:
+Weights & Biases reads what is written here. As the first lines of `main(config)` in a copy:
 
     import wandb
     wandb.init(project="digits", config=config.flat(), sync_tensorboard=True)

@@ -1,7 +1,10 @@
 """--dataset PATH: someone's own images, of any size, in all three scripts."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from datasets import DataError, Source, bmnist, fingerprint_of, image_shape, mni
 from harness import cli
 from harness.errors import UsageError, UserError
 from harness.references import difference
+from tests.conftest import ROOT
+from tests.explorer_runs import write_vae
 
 N = 60
 FLAGS = {
@@ -221,3 +226,16 @@ def test_the_error_ends_a_script_with_one_line(tmp_path, capsys, monkeypatch):
         cli.run(vae.main, lambda: vae.Config.parse(["--dataset", str(tmp_path)]))
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and error.count("\n") == 1 and "holds no images" in error
+
+
+def test_a_model_is_loaded_from_any_working_directory(tmp_path):
+    """With the repository on the path, and a run on images that are no longer there."""
+    write_vae(tmp_path / "runs" / "mine", 2, dataset=str(tmp_path / "gone"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import a3_vae_template as vae; vae.load_model('mine').sample(1)"],
+        cwd=tmp_path / "runs",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

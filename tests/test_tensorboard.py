@@ -15,6 +15,7 @@ from tests.bare_runs import make_run
 reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
 )
+plugin_data = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
 
 
 def read_back(folder):
@@ -61,6 +62,19 @@ def test_the_event_file_has_the_numbers_of_the_metrics_and_the_grids(tmp_path):
     original = imread(run.folder / "samples_002.png")
     assert original.ndim == 2 and imread(tmp_path / "read.png").shape == (*original.shape, 3)
     assert np.allclose(imread(tmp_path / "read.png"), original[..., None], atol=1 / 255)
+
+
+def test_settings_are_hyperparameters_and_the_evaluation_is_scalars(tmp_path):
+    run = make_run(tmp_path / "run", tensorboard=True, lr=0.125)
+    with run:
+        train(run, 2, 2)
+        run.finish({"test": {"bpd": 1.75}}, torch.nn.Linear(1, 1))
+    scalars, _, events = read_back(run.folder)
+    assert scalars["test/bpd"] == {2: 1.75}
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    session = plugin_data.HParamsPluginData.FromString(content).session_start_info
+    assert session.hparams["lr"].number_value == 0.125
+    assert session.hparams["protocol"].string_value == "standard"
 
 
 @pytest.mark.parametrize("flushed", [True, False])
