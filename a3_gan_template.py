@@ -73,7 +73,7 @@ class Config(RunConfig):
         for name in ("latent_dim", "n_epochs", "save_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if not 2 <= self.batch_size <= 60_000:  # batch norm needs 2; a pass has 60,000 images
+        if not 2 <= self.batch_size <= 60_000:  # batch norm needs 2; MNIST's pass has 60,000 images
             raise ValueError(f"--batch_size must be 2 to 60000, not {self.batch_size}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
@@ -83,7 +83,7 @@ class Config(RunConfig):
     @property
     def name(self):
         """The name of the run folder: gan-seed0, or with what is not the default."""
-        choices = (self.data.dataset, self.protocol)
+        choices = (self.data.name, self.protocol)
         others = [choice for choice in choices if choice not in ("mnist", "standard")]
         return "-".join(["gan", *others, f"seed{self.run.seed}"])
 
@@ -257,10 +257,10 @@ def main(config):
     labels = config.real_label, config.fake_label
     with Run(config, loss_curves(*labels)) as run:
         train, val, _ = mnist(config.data, config.batch_size, run.device)
-        batches = Stream(torch.cat([train.images, val.images]), config.batch_size)  # all 60,000
-        n_batches = config.n_epochs * batches.n_images // config.batch_size
-        generator = Generator(config.latent_dim).to(run.device)
-        discriminator = Discriminator().to(run.device)
+        batches = Stream(torch.cat([train.images, val.images]), config.batch_size)  # MNIST's 60,000
+        n_batches = max(1, config.n_epochs * batches.n_images // config.batch_size)
+        generator = Generator(config.latent_dim, config.n_pixels).to(run.device)
+        discriminator = Discriminator(config.n_pixels).to(run.device)
         optimizers = adam(generator, config.lr), adam(discriminator, config.lr)
         step = captured(train_step, generator, discriminator, optimizers, labels)
         with separate_random_numbers(config.run.seed):
@@ -298,8 +298,9 @@ def load_networks(run_folder):
     config = Config.of(run_folder)
 
     def make():
-        networks = {"generator": Generator(config.latent_dim), "discriminator": Discriminator()}
-        return nn.ModuleDict(networks)
+        generator = Generator(config.latent_dim, config.n_pixels)
+        discriminator = Discriminator(config.n_pixels)
+        return nn.ModuleDict({"generator": generator, "discriminator": discriminator})
 
     return config.load_weights(run_folder, make)
 

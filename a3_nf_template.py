@@ -101,7 +101,7 @@ class Config(RunConfig):
     @property
     def name(self):
         """The name of the run folder: nf-seed0, or with what is not the default."""
-        choices = (self.data.dataset, self.protocol)
+        choices = (self.data.name, self.protocol)
         others = [choice for choice in choices if choice not in ("mnist", "standard")]
         return "-".join(["nf", *others, f"seed{self.run.seed}"])
 
@@ -122,10 +122,11 @@ def sample_prior(size, device=None):
     return torch.randn(size, device=device)
 
 
-def get_mask():
-    """A checkerboard on 28 x 28 pixels, [1, 784]: 1 where row + column is even."""
-    steps = torch.arange(28)
-    return ((steps[:, None] + steps + 1) % 2).float().view(1, 28 * 28)
+def get_mask(height=28, width=28):
+    """A checkerboard, [1, height * width]: 1 where row + column is even."""
+    steps = torch.arange(max(height, width))
+    board = (steps[:, None] + steps + 1) % 2
+    return board[:height, :width].float().reshape(1, height * width)
 
 
 class Coupling(nn.Module):
@@ -228,6 +229,12 @@ class Model(nn.Module):
         return z.floor().clamp(0, self.n_bins - 1)
 
 
+def build(config):
+    """The model of some settings, for images of the data's size."""
+    mask = get_mask(*config.image_shape)
+    return Model([config.n_pixels], config.n_flows, config.n_hidden, mask=mask)
+
+
 # --- Objective
 def bits_per_dimension(log_px_nats, n_dimensions=784):
     """-log p(x) / (D log 2), elementwise."""
@@ -318,7 +325,7 @@ def shift(data):
 
     It is lazy, so the seed of `evaluate` governs the shifts, too.
     """
-    return (random_shift(batch, MAX_SHIFT) for batch in data)
+    return (random_shift(batch, MAX_SHIFT, data.image_shape) for batch in data)
 
 
 @torch.no_grad()
@@ -371,7 +378,7 @@ def main(config):
     """Train a flow, or continue or evaluate an earlier run, and grade it."""
     with Run(config, CURVES) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
-        model = Model([784], config.n_flows, config.n_hidden).to(run.device)
+        model = build(config).to(run.device)
         groups = parameter_groups(model, config.lr, config.first_lr)
         optimizer = adam(groups, config.lr, config.weight_decay)
         n_steps = len(train) * config.epochs
@@ -403,7 +410,7 @@ def main(config):
 def load_model(run_folder):
     """The trained flow of a finished run, in evaluation mode on the CPU."""
     config = Config.of(run_folder)
-    return config.load_weights(run_folder, lambda: Model([784], config.n_flows, config.n_hidden))
+    return config.load_weights(run_folder, lambda: build(config))
 
 
 if __name__ == "__main__":

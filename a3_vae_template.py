@@ -84,7 +84,7 @@ class Config(RunConfig):
     @property
     def name(self):
         """The name of the run folder: vae-z20-seed0, or with what is not the default."""
-        choices = (self.data.dataset, self.binarize, self.protocol)
+        choices = (self.data.name, self.binarize, self.protocol)
         others = [choice for choice in choices if choice not in ("mnist", "static", "standard")]
         return "-".join(["vae", *others, f"z{self.zdim}", f"seed{self.run.seed}"])
 
@@ -328,7 +328,7 @@ def main(config):
     with Run(config, CURVES) as run:
         train, val, test = bmnist(config.data, config.batch_size, run.device, config.binarize)
         kind = ReportVAE if config.protocol == "report" else VAE
-        model = kind(config.hidden_dim, config.zdim).to(run.device)
+        model = kind(config.hidden_dim, config.zdim, config.n_pixels).to(run.device)
         optimizer = adam(model, config.lr, config.weight_decay)
         average = WeightAverage(model, config.ema_decay)
         run.restore(model=model, average=average, optimizer=optimizer)
@@ -356,7 +356,11 @@ def main(config):
 def load_model(run_folder):
     """The trained VAE of a finished run, in evaluation mode on the CPU."""
     config = Config.of(run_folder)
-    return config.load_weights(run_folder, lambda: VAE(config.hidden_dim, config.zdim))
+
+    def make():
+        return VAE(config.hidden_dim, config.zdim, config.n_pixels)
+
+    return config.load_weights(run_folder, make)
 
 
 if __name__ == "__main__":

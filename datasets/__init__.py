@@ -2,8 +2,10 @@
 
 `mnist` gives grey images, for the flow and the GAN; `bmnist` gives binary ones, for the VAE. Both
 return (train, val, test), each an iterable of float batches. A `Source` names another data set of
-the same form, or another folder.
+the same form, another folder, or someone's own images, of any size.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +17,13 @@ from datasets.files import (
     LAROCHELLE,
     MNIST,
     N_PIXELS,
-    SHAPES,
     DataError,
     Source,
     read_larochelle,
     read_mnist,
     static_draw,
 )
+from datasets.own import fingerprint, read_own
 
 __all__ = [
     "BINARIZATIONS",
@@ -35,11 +37,14 @@ __all__ = [
     "Source",
     "Stream",
     "bmnist",
+    "fingerprint_of",
+    "image_shape",
     "mnist",
     "random_shift",
     "read_mnist",
 ]
 
+SIDE = 28  # of MNIST's images, in pixels
 N_TRAIN, N_VALIDATION = 50_000, 10_000  # the last images validate, as in Larochelle's split
 BINARIZATIONS = ("static", "dynamic", "threshold", "larochelle")
 
@@ -52,7 +57,7 @@ def mnist(
     device: torch.device | str = "cpu",
     max_shift: int = 0,
 ) -> Splits:
-    """Grey images: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0..255.
+    """Grey images: (train, val, test) with values 0..255; of MNIST 50,000 / 10,000 / 10,000.
 
     Args:
         source: which data set, and where it is.
@@ -64,15 +69,15 @@ def mnist(
     Raises:
         DataError: a file is missing, unreadable or not of this data set.
     """
-    arrays = read_mnist(source)
-    train, val = np.split(arrays["x_train"], [N_TRAIN])
+    splits = _grey_splits(source)
+    shape = splits[0].shape[1:]
 
     def shifted(images):
-        return random_shift(images, max_shift).float()
+        return random_shift(images, max_shift, shape).float()
 
     grey = torch.Tensor.float
     to_training_input = shifted if max_shift else grey
-    return _splits((train, val, arrays["x_test"]), batch_size, device, to_training_input, grey)
+    return _splits(splits, batch_size, device, to_training_input, grey)
 
 
 def bmnist(
@@ -81,7 +86,7 @@ def bmnist(
     device: torch.device | str = "cpu",
     binarize: str = "static",
 ) -> Splits:
-    """Binary images: (train, val, test) of 50,000 / 10,000 / 10,000 images with values 0 and 1.
+    """Binary images: (train, val, test) of 0 and 1; of MNIST 50,000 / 10,000 / 10,000.
 
     Args:
         source: which data set, and where it is.
@@ -105,22 +110,51 @@ def bmnist(
         splits = [read_larochelle(source.data_dir, split) for split in LAROCHELLE]
         return _splits(splits, batch_size, device, binary, binary)
 
-    arrays = read_mnist(source)
-    grey = np.concatenate([arrays["x_train"], arrays["x_test"]]).reshape(-1, N_PIXELS)
-    bits = grey > 127 if binarize == "threshold" else static_draw() < grey
-    train, val, test = np.split(bits.view(np.uint8), [N_TRAIN, SHAPES["x_train"][0]])
+    splits = _grey_splits(source)
+    n_train, n_val, _ = map(len, splits)
+    grey = np.concatenate(splits)
+    if binarize == "threshold":
+        bits = grey > 127
+    else:
+        n_images, height, width = grey.shape
+        bits = static_draw((n_images, height * width)).reshape(grey.shape) < grey
+    train, val, test = np.split(bits.view(np.uint8), [n_train, n_train + n_val])
     if binarize == "dynamic":
-        return _splits((grey[:N_TRAIN], val, test), batch_size, device, bernoulli_draw, binary)
+        return _splits((splits[0], val, test), batch_size, device, bernoulli_draw, binary)
     return _splits((train, val, test), batch_size, device, binary, binary)
+
+
+def image_shape(source: Source) -> tuple[int, int]:
+    """(height, width) of the images; one's own are read for it.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    return _grey_splits(source)[0].shape[1:] if source.is_own else (SIDE, SIDE)
+
+
+def fingerprint_of(source: Source) -> str | None:
+    """The SHA-256 of one's own images; None for the named sets, which have checksums."""
+    return fingerprint(_grey_splits(source)) if source.is_own else None
+
+
+def _grey_splits(source: Source) -> list[np.ndarray]:
+    """The three splits, uint8 [n, height, width] each."""
+    if source.is_own:
+        return list(read_own(Path(source.dataset), source.val_fraction))
+    arrays = read_mnist(source)
+    train, val = np.split(arrays["x_train"], [N_TRAIN])
+    return [train, val, arrays["x_test"]]
 
 
 def _splits(arrays, batch_size, device, to_training_input, to_input) -> Splits:
     """The three splits as Batches: training shuffled, the others in file order."""
+    shape = arrays[0].shape[1:] if arrays[0].ndim == 3 else (SIDE, SIDE)
     train, val, test = (
-        torch.from_numpy(array.reshape(-1, N_PIXELS)).to(device) for array in arrays
+        torch.from_numpy(array.reshape(len(array), -1)).to(device) for array in arrays
     )
     return (
-        Batches(train, batch_size, to_training_input, shuffle=True),
-        Batches(val, batch_size, to_input),
-        Batches(test, batch_size, to_input),
+        Batches(train, batch_size, to_training_input, shuffle=True, image_shape=shape),
+        Batches(val, batch_size, to_input, image_shape=shape),
+        Batches(test, batch_size, to_input, image_shape=shape),
     )

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 
 
 class Batches:
-    """One split of a data set: an iterable of float batches [<= batch_size, 784].
+    """One split of a data set: an iterable of float batches [<= batch_size, n_pixels].
 
     Args:
-        images: uint8 tensor [n, 784] on the device of the batches.
+        images: uint8 tensor [n, n_pixels] on the device of the batches.
         batch_size: images per batch; the last batch of an epoch may be smaller.
         to_input: maps a uint8 batch to the float batch the model sees. It runs once per batch, so
             what it draws at random is new in every epoch.
         shuffle: draw a new order at the start of every epoch from the device's default generator.
+        image_shape: (height, width) of the images.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class Batches:
         batch_size: int,
         to_input: Callable[[torch.Tensor], torch.Tensor],
         shuffle: bool = False,
+        image_shape: tuple[int, int] = (28, 28),
     ):
         self.images = images
         self.batch_size = batch_size
         self.to_input = to_input
         self.shuffle = shuffle
+        self.image_shape = image_shape
 
     @property
     def n_images(self) -> int:
@@ -53,13 +56,13 @@ class Batches:
 
 
 class Stream:
-    """An endless iterable of grey batches [batch_size, 784], reshuffled after every pass.
+    """An endless iterable of grey batches [batch_size, n_pixels], reshuffled after every pass.
 
     No batch is short: a batch may take the last images of one pass and the first of the next, so
     that n passes make n * n_images / batch_size batches.
 
     Args:
-        images: uint8 tensor [n, 784].
+        images: uint8 tensor [n, n_pixels].
         batch_size: images per batch.
     """
 
@@ -94,19 +97,22 @@ class Stream:
 
 
 def bernoulli_draw(images: torch.Tensor) -> torch.Tensor:
-    """Draw 0 or 1 with the pixels' intensities as probabilities: uint8 [n, 784] -> float."""
+    """Draw 0 or 1 with the pixels' intensities as probabilities: uint8 [n, n_pixels] -> float."""
     return (255 * torch.rand(images.shape, device=images.device) < images).float()
 
 
-def random_shift(images: torch.Tensor, max_shift: int = 1) -> torch.Tensor:
-    """Shift each image [n, 784] by -max_shift..max_shift whole pixels along each axis.
+def random_shift(
+    images: torch.Tensor, max_shift: int = 1, image_shape: tuple[int, int] = (28, 28)
+) -> torch.Tensor:
+    """Shift each image [n, n_pixels] by -max_shift..max_shift whole pixels along each axis.
 
     The edge that an image leaves becomes black: what moves out on one side does not return on the
     other.
     """
-    n, side, padded_side = len(images), 28, 28 + 2 * max_shift
-    padded = F.pad(images.view(n, side, side), 4 * [max_shift]).view(n, -1)
+    n, (height, width) = len(images), image_shape
+    padded_width = width + 2 * max_shift
+    padded = F.pad(images.view(n, height, width), 4 * [max_shift]).view(n, -1)
     row, column = torch.randint(2 * max_shift + 1, (2, n, 1), device=images.device)
-    steps = torch.arange(side, device=images.device)
-    window = (steps[:, None] * padded_side + steps).view(1, -1)
-    return padded.gather(1, window + row * padded_side + column)
+    rows, columns = (torch.arange(side, device=images.device) for side in image_shape)
+    window = (rows[:, None] * padded_width + columns).view(1, -1)
+    return padded.gather(1, window + row * padded_width + column)

@@ -2,16 +2,18 @@
 
 import gzip
 import hashlib
+import math
 import os
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 N_PIXELS = 784  # 28 x 28
+N_IMAGES = 70_000  # with the test images
 
 SHAPES = {
     "x_train": (60_000, 28, 28),
@@ -78,17 +80,55 @@ class DataError(Exception):
 class Source:
     """Where images come from."""
 
-    dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # the images to train on
+    # the images to train on: mnist, fashion, kmnist, or your own: a folder of PNGs or JPEGs, or an
+    # .npy, .npz or IDX file
+    dataset: str = "mnist"
     # folder of the data set's four IDX files, plain or .gz, there or in torchvision's folder below
     # it, such as FashionMNIST/raw; for mnist also mnist.npz (None: mnist from the copy in
     # datasets/, the others from data/)
     data_dir: Path | None = None
     download: bool = False  # let torchvision fetch a data set that is missing or damaged
+    # the share of your own images that validates, and, unless they come with test images, that
+    # tests (None: a sixth)
+    val_fraction: float | None = None
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("--dataset: the name is empty")
+        if self.is_own:
+            path = Path(os.path.expanduser(self.dataset))
+            if path.name == self.dataset and not path.exists():
+                sets = ", ".join(DATASETS)
+                raise ValueError(
+                    f"--dataset: {self.dataset} is neither one of {sets} nor a file or folder here"
+                )
+            # Whatever the working directory of those who load, resume or sample the run.
+            object.__setattr__(self, "dataset", os.path.abspath(path))
+            if self.data_dir is not None or self.download:
+                raise ValueError("--data_dir and --download are for named data sets")
+        elif self.val_fraction is not None:
+            raise ValueError(f"--val_fraction is for your own images, not for {self.dataset}")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val_fraction must be between 0 and 1, not {self.val_fraction}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are none of the named sets but someone's own."""
+        return self.dataset not in DATASETS
+
+    @property
+    def name(self) -> str:
+        """A short name: 'mnist', or that of the file or folder, as a folder's name allows."""
+        if not self.is_own:
+            return self.dataset
+        path = Path(self.dataset)
+        stem = path.name if path.is_dir() else path.name.partition(".")[0]
+        return re.sub(r"[^\w.-]+", "_", stem) or "images"
 
     @property
     def title(self) -> str:
         """The name of the set, as torchvision writes it."""
-        return DATASETS[self.dataset]
+        return DATASETS.get(self.dataset, self.name)
 
     @property
     def folder(self) -> Path:
@@ -101,8 +141,8 @@ class Source:
 MNIST = Source()
 
 
-def static_draw() -> np.ndarray:
-    """The draws behind the static binarisation, uint8 [70000, 784], uniform on 0..254.
+def static_draw(shape: tuple[int, int] = (N_IMAGES, N_PIXELS)) -> np.ndarray:
+    """The draws behind the static binarisation, uint8 [n, n_pixels], uniform on 0..254.
 
     So `draw < pixel` has probability pixel / 255 exactly. numpy promises that RandomState's
     streams never change; the checksum holds it to that.
@@ -110,8 +150,9 @@ def static_draw() -> np.ndarray:
     Raises:
         DataError: this numpy draws other numbers.
     """
-    draw = np.random.RandomState(0).randint(0, 255, size=(70_000, N_PIXELS), dtype=np.uint8)
-    if hashlib.sha256(draw).hexdigest() != STATIC_DRAW_SHA256:
+    draw = np.random.RandomState(0).randint(0, 255, size=shape, dtype=np.uint8)
+    of_mnist = shape == (N_IMAGES, N_PIXELS)
+    if of_mnist and hashlib.sha256(draw).hexdigest() != STATIC_DRAW_SHA256:
         raise DataError(
             f"numpy {np.__version__} draws other random numbers than those behind the static "
             "binarisation; use another numpy release"
@@ -138,7 +179,7 @@ def read_mnist(source: Source = MNIST) -> dict[str, np.ndarray]:
     try:
         _torchvision_class(source.title)(source.folder, download=True)
     except Exception as error:  # without a network, and torchvision reads damaged files, too
-        raise DataError(f"{problem}; --download did not help: {_one_line(error)}") from error
+        raise DataError(f"{problem}; --download did not help: {one_line(error)}") from error
     try:
         return _read_checked(source)
     except DataError as error:  # torchvision leaves a set as it is if all its plain files exist
@@ -191,15 +232,20 @@ def _read_arrays(source: Source) -> dict[str, np.ndarray]:
         )
     if title not in SHA256:
         _check_published(title, paths.values())
-    return {key: _read_idx(path, SHAPES[key]) for key, path in paths.items()}
+    arrays = {key: read_idx(path) for key, path in paths.items()}
+    for key, array in arrays.items():
+        _check_shape(str(paths[key]), title, array.shape, SHAPES[key])
+    return arrays
 
 
 def _idx_paths(folder: Path) -> dict[str, Path | None]:
     """The four IDX files of a folder, .gz first: these have a checksum."""
-    return {
-        key: next(filter(Path.exists, (folder / f"{name}.gz", folder / name)), None)
-        for key, name in IDX_FILES.items()
-    }
+    return {key: find_idx(folder, name) for key, name in IDX_FILES.items()}
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """The IDX file of this name in a folder, .gz or plain."""
+    return next(filter(Path.exists, (folder / f"{name}.gz", folder / name)), None)
 
 
 def _check_published(title: str, paths: Iterable[Path]) -> None:
@@ -226,34 +272,50 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # numpy and zipfile raise almost anything for foreign bytes
         raise DataError(f"{path} is not an .npz archive, or truncated or corrupt") from error
     for key, array in arrays.items():
-        if array.dtype != np.uint8 or array.shape != SHAPES[key]:
-            raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, expected uint8 {SHAPES[key]}"
-            )
+        if array.dtype != np.uint8:
+            raise DataError(f"{path}: {key} is {array.dtype}, expected uint8")
+        _check_shape(f"{path}: {key}", "MNIST", array.shape, SHAPES[key])
     return arrays
 
 
-def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a file in LeCun's IDX format: 0, 0, 8 (uint8), number of axes, their lengths, bytes."""
-    n_bytes = int(np.prod(shape))
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+def read_idx(path: Path) -> np.ndarray:
+    """Read a file in LeCun's IDX format: 0, 0, 8 (uint8), number of axes, their lengths, bytes.
+
+    Raises:
+        DataError: it is not in this format, or damaged.
+    """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            # One byte more than expected is enough to see that a file is too long.
-            content = file.read(len(header) + n_bytes + 1)
+            content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} cannot be read (truncated or corrupt): {_one_line(error)}"
+            f"{path} cannot be read (truncated or corrupt): {one_line(error)}"
         ) from None
-    if not content.startswith(header):
+    n_axes = content[3] if len(content) > 3 else 0
+    start = 4 + 4 * n_axes
+    if content[:3] != bytes([0, 0, 8]) or not 1 <= n_axes <= 4 or len(content) < start:
+        raise DataError(f"{path} is no IDX file of bytes (foreign, truncated or corrupt)")
+    shape = tuple(map(int, np.frombuffer(content, ">i4", n_axes, offset=4)))
+    n_bytes = math.prod(shape)
+    if min(shape) < 0 or len(content) != start + n_bytes:
+        size = "truncated" if len(content) < start + n_bytes else "too long"
+        raise DataError(f"{path} is {size}: its header says {_counted(shape)}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+def _counted(shape: tuple[int, ...]) -> str:
+    """'60,000 images of 28 x 28', or '60,000 labels'."""
+    if len(shape) == 1:
+        return f"{shape[0]:,} labels"
+    return f"{shape[0]:,} images of {' x '.join(map(str, shape[1:]))}"
+
+
+def _check_shape(place: str, title: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
         raise DataError(
-            f"{path} is not an IDX file of uint8 {shape}: it starts with "
-            f"{content[: len(header)].hex()}, expected {header.hex()}"
+            f"{place}: {_counted(found)} where {title} has {_counted(expected)}: "
+            "use --dataset PATH for your own"
         )
-    if len(content) != len(header) + n_bytes:
-        size = "truncated" if len(content) < len(header) + n_bytes else "too long"
-        raise DataError(f"{path} is {size}: expected {n_bytes} bytes after the header")
-    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
 
 
 def read_larochelle(data_dir: str | Path | None, split: str) -> np.ndarray:
@@ -281,7 +343,7 @@ def read_larochelle(data_dir: str | Path | None, split: str) -> np.ndarray:
             f"{path} is missing: expected {expected} (Hugo Larochelle's {name}) in {data_dir}"
         ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {_one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
     bits = content[content > ord(" ")] - ord("0")
     if bits.size != n_images * N_PIXELS or bits.max() > 1:
         raise DataError(
@@ -294,5 +356,6 @@ def read_larochelle(data_dir: str | Path | None, split: str) -> np.ndarray:
     return bits.reshape(n_images, N_PIXELS)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

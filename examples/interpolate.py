@@ -42,7 +42,7 @@ def parse(words: list[str] | None = None) -> Command:
 
 
 def vae_images(folder: Path) -> torch.Tensor:
-    """Bernoulli means on lines between the posterior means of test images: [54, 784]."""
+    """Bernoulli means on lines between the posterior means of test images: [54, n_pixels]."""
     model, config = vae.load_model(folder), vae.Config.of(folder)
     _, _, test = bmnist(config.data, 2 * N_LINES, binarize=config.binarize)
     z, _ = model.encoder(next(iter(test)))
@@ -50,14 +50,14 @@ def vae_images(folder: Path) -> torch.Tensor:
 
 
 def gan_images(folder: Path) -> torch.Tensor:
-    """Images on lines between random latents: [54, 784] in [0, 1]."""
+    """Images on lines between random latents: [54, n_pixels] in [0, 1]."""
     generator = gan.load_model(folder)
     z = gan.sample_latents(2 * N_LINES, generator.latent_dim)
     return gan.generate(generator, lines_between(z))
 
 
 def flow_images(folder: Path) -> torch.Tensor:
-    """Images on lines between the latents of test images: [54, 784] in [0, 1]."""
+    """Images on lines between the latents of test images: [54, n_pixels] in [0, 1]."""
     model, config = nf.load_model(folder), nf.Config.of(folder)
     _, _, test = mnist(config.data, 2 * N_LINES)
     ldj = torch.zeros(2 * N_LINES)
@@ -85,7 +85,8 @@ def main(command: Command) -> None:
     """
     for script, folder, start in command.each():
         picture = Path(f"{start}_interpolation.png")
-        save_grid(picture, {"lines": IMAGES[script](folder)}, "lines between two latents", 9)
+        lines, shape = IMAGES[script](folder), script.Config.of(folder).image_shape
+        save_grid(picture, {"lines": lines}, "lines between two latents", 9, shape)
         print(picture)
 
 

@@ -2,7 +2,7 @@
 
     python -m examples.sample runs/vae-z20-seed0 runs/gan-seed0 --n 100 --seed 0 --out pictures
 
-For each run it writes RUN_samples.png and the arrays, RUN_samples.npz: uint8 [n, 784] by name.
+For each run it writes RUN_samples.png and the arrays, RUN_samples.npz: uint8 [n, n_pixels] by name.
 `examples.interpolate` walks through the latent spaces.
 """
 
@@ -86,7 +86,7 @@ def parse(words: list[str] | None = None) -> Command:
 
 
 def samples(script: ModuleType, folder: Path, n: int) -> dict[str, torch.Tensor]:
-    """Samples of a run by name, [n, 784] in [0, 1] each; of a VAE also their Bernoulli means."""
+    """Samples by name, [n, n_pixels] in [0, 1] each; of a VAE also their Bernoulli means."""
     model = script.load_model(folder)
     if script is vae:
         draws, means = model.sample(n)
@@ -99,7 +99,9 @@ def main(command: Command) -> None:
     """Write samples of each run."""
     for script, folder, start in command.each():
         picture = Path(f"{start}_samples.png")
-        save_grid(picture, samples(script, folder, command.n), f"seed {command.seed}")
+        shape = script.Config.of(folder).image_shape
+        panels = samples(script, folder, command.n)
+        save_grid(picture, panels, f"seed {command.seed}", image_shape=shape)
         print(picture)
 
 

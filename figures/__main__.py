@@ -1,6 +1,8 @@
 """Every figure of the report and the graded table, from finished runs.
 
     python -m figures train --seeds 3       train what is missing
+    python -m figures train vae --zdim 2 5 10 20 50     a sweep: a script's options, several values
+    python -m figures plot --x zdim --y likelihood.neg_log_px_nats      plot what runs reached
     python -m figures draw                  draw all figures and write a gallery
     python -m figures check                 grade every run
     python -m figures export runs.csv       write the table of all runs
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 if not __package__:  # called as a file, without -m
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,7 +23,7 @@ if not __package__:  # called as a file, without -m
 import tyro
 
 from datasets import Source, read_mnist
-from figures import cluster
+from figures import cluster, sweeps
 from figures.checks import check
 from figures.export import check_file, export
 from figures.gallery import draw_figures, draw_strip, write_page
@@ -105,15 +107,12 @@ class Draw(Stored):
 
 
 @dataclass
-class Train(Stored):
-    """Train the runs that the report needs and --runs has not; an interrupted `train` resumes.
+class Trains(Stored):
+    """What all trainings need."""
 
-    Example: python -m figures train --kinds vae nf --seeds 3
-    """
+    quick: ClassVar[bool] = False
 
-    kinds: tuple[Literal[*KINDS], ...] = NEEDED  # what to train
-    seeds: int = 1  # train seeds 0 to this less 1 of each kind
-    quick: bool = False  # a fraction of the length; --runs is runs/quick
+    seeds: int = 1  # train seeds 0 to this less 1 of each
     # trainings to run side by side (None: all on CUDA, one per core on a CPU). On a CPU they share
     # the cores. On one GPU their kernels overlap only if NVIDIA's MPS daemon already runs.
     jobs: int | None = None
@@ -124,18 +123,70 @@ class Train(Stored):
     data: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
 
     def __post_init__(self):
-        if self.quick and self.runs == Path("runs"):
-            self.runs = QUICK_RUNS
         super().__post_init__()
-        self.kinds = tuple(dict.fromkeys(self.kinds))
-        if not self.kinds:
-            raise ValueError(f"--kinds needs some of {', '.join(KINDS)}")
         if self.seeds < 1 or self.jobs is not None and self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
         if self.jobs is not None and self.slurm is not None:
             raise ValueError("--jobs is of this machine; --slurm has array_parallelism=N")
         for word in self.slurm or ():
             cluster.parameter(word)
+
+
+@dataclass
+class Train(Trains):
+    """Train the runs that the report needs and --runs has not; an interrupted `train` resumes.
+
+    `train vae`, `train gan` and `train nf` sweep a script's options instead.
+
+    Example: python -m figures train --kinds vae nf --seeds 3
+    """
+
+    kinds: tuple[Literal[*KINDS], ...] = NEEDED  # what to train
+    quick: bool = False  # a fraction of the length; --runs is runs/quick
+
+    def __post_init__(self):
+        if self.quick and self.runs == Path("runs"):
+            self.runs = QUICK_RUNS
+        super().__post_init__()
+        self.kinds = tuple(dict.fromkeys(self.kinds))
+        if not self.kinds:
+            raise ValueError(f"--kinds needs some of {', '.join(KINDS)}")
+
+
+@dataclass
+class Sweep(Trains):
+    """Train a script with every combination of the values of its options.
+
+    Any option of the script may have several values. The same command again trains what is missing
+    and resumes what was interrupted.
+
+    Example: python -m figures train vae --zdim 2 5 10 20 50 --lr 1e-3 3e-4 --seeds 3
+    """
+
+    kind: tyro.conf.Suppress[str] = ""
+    grid: tyro.conf.Suppress[tuple[tuple[str, ...], ...]] = ()
+
+
+@dataclass
+class Plot(Stored):
+    """Plot numbers of finished runs against a setting: means over seeds, and their range.
+
+    Example: python -m figures plot --x zdim --y likelihood.neg_log_px_nats latent.active_units
+    """
+
+    x: str = "zdim"  # a setting of the script
+    # what to plot, a panel each: "part.key" of result.json, or the last value of a metric
+    y: tuple[str, ...] = ("likelihood.neg_log_px_nats",)
+    out: Path | None = None  # the PNG, with a PDF beside it (None: Y-by-X.png in --runs)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.y:
+            raise ValueError("--y needs at least one number")
+        if self.out is None:
+            self.out = self.runs / f"{'-'.join(self.y)}-by-{self.x}.png"
+        if self.out.suffix != ".png" or self.out.is_dir():
+            raise ValueError(f"--out {self.out} must end in .png")
 
 
 @dataclass
@@ -165,11 +216,18 @@ class Export(Stored):
         check_file(self.file)
 
 
-Command = Draw | Train | Check | Export
+Command = Draw | Train | Plot | Check | Export
 
 
 def parse(words: list[str] | None = None) -> Command:
     """The command of a command line; None is sys.argv's."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["train"] and words[1:2] and words[1] in sweeps.SWEPT:
+        kind = words[1]
+        ours, options = sweeps.split_words(kind, words[2:])
+        command = cli.parse(Sweep, ours, f"python -m figures train {kind}")
+        command.kind, command.grid = kind, sweeps.grid(kind, options)
+        return command
     return cli.parse(Command, words, "python -m figures", __doc__.splitlines()[0])
 
 
@@ -180,7 +238,14 @@ def main(command: Command) -> None:
         case Draw():
             draw(command)
         case Train():
-            train_missing(command)
+            train_missing(command, command.kinds)
+        case Sweep():
+            train_missing(command, (command.kind,), command.grid)
+        case Plot():
+            found, messages = command.find()
+            _print_errors(messages)
+            sweeps.draw(command.out, found, command.x, command.y)
+            print(command.out)
         case Check():
             reported = command.file is not None
             found = ([read_reported(command.file)], []) if reported else command.find()
@@ -252,8 +317,10 @@ def _is_ours(report: Path) -> bool:
     return not stems or not names.isdisjoint(stems)
 
 
-def train_missing(command: Train) -> None:
-    """Train the missing seeds, or submit them to SLURM.
+def train_missing(
+    command: Trains, kinds: Iterable[str], grid: Iterable[tuple[str, ...]] = ((),)
+) -> None:
+    """Train the missing seeds of each kind, with each of the options in the grid of a sweep.
 
     Raises:
         UserError: a training has failed.
@@ -262,13 +329,15 @@ def train_missing(command: Train) -> None:
     command.runs.mkdir(parents=True, exist_ok=True)
     found, _ = command.find()
     source = command.data
-    missing = missing_trainings(found, command.kinds, command.seeds, command.quick, source.dataset)
+    missing = missing_trainings(found, kinds, command.seeds, command.quick, source.dataset, grid)
     if not missing:
         print(f"nothing is missing in {command.runs}")
         return
     options = ["--device", command.device]
     if source.data_dir is not None:
         options += ["--data_dir", str(source.data_dir)]
+    if source.val_fraction is not None:
+        options += ["--val_fraction", str(source.val_fraction)]
     if source.download:  # here, once: trainings side by side would write the same files
         read_mnist(source)
     if command.slurm is not None:
@@ -282,7 +351,9 @@ def train_missing(command: Train) -> None:
     except KeyboardInterrupt as error:
         error.add_note(f"the runs are in {command.runs}; the same command resumes them")
         raise
-    print(f"the runs are in {command.runs}; draw them with: {_words('draw', command)}")
+    what = "export FILE.csv" if isinstance(command, Sweep) else "draw"
+    make = _words(what, command)
+    print(f"the runs are in {command.runs}; {what.partition(' ')[0]} them with: {make}")
 
 
 def _without_runs(command: Draw, groups: dict[str, Runs]) -> list[str]:
@@ -296,9 +367,9 @@ def _without_runs(command: Draw, groups: dict[str, Runs]) -> list[str]:
     return messages
 
 
-def _words(name: str, command: Draw | Train, *options: str) -> str:
+def _words(name: str, command: Draw | Trains, *options: str) -> str:
     """The command line of another command on the same runs."""
-    words = ["python", "-m", "figures", name, *options, "--runs", str(command.runs)]
+    words = ["python", "-m", "figures", *name.split(), *options, "--runs", str(command.runs)]
     return shlex.join(words + ["--quick"] * command.quick)
 
 

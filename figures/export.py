@@ -11,7 +11,7 @@ from pathlib import Path
 from figures.kinds import KINDS
 from figures.recorded import record
 from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
-from figures.tables import graded_lines
+from figures.tables import graded_lines, other_groups
 from harness.errors import UserError
 from harness.files import read_regular, write_whole
 from harness.references import NOT_COMPARABLE
@@ -111,9 +111,10 @@ def _jsonl(found: Runs, groups: Groups) -> str:
 
 
 def _tex(found: Runs, groups: Groups) -> str:
+    groups = groups | other_groups(found, groups)
     lines = graded_lines(groups, details=False)  # with all of them it would not fit on a page
     if not lines:
-        raise UserError("LaTeX shows means of finished runs by kind: there is none")
+        raise UserError("LaTeX shows means of finished runs: there is none")
     rows = []
     for training, same in itertools.groupby(lines, key=lambda line: line.training):
         rows += [r"\midrule", rf"\multicolumn{{4}}{{@{{}}l}}{{\emph{{{latex(training)}}}}} \\"]

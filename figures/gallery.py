@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from figures import recipes
+from figures import recipes, sweeps
 from figures.departures import departures
 from figures.drawing import curves
 from figures.export import export
@@ -12,7 +12,7 @@ from figures.kinds import KINDS
 from figures.report import Figure
 from figures.runs import Groups, Runs, are_short, with_folder
 from figures.strip import PANELS, panels_of, save_strip
-from figures.tables import comparison, graded_table, other_data, published
+from figures.tables import comparison, graded_table, markdown, other_data, published
 from harness.errors import UserError
 from harness.files import write_whole
 
@@ -54,14 +54,20 @@ def draw_figures(
     return drawn, messages
 
 
+def _names(runs: Runs) -> str:
+    return ", ".join(f"`{run.folder.name}`" for run in runs)
+
+
 def _describe(runs: Runs) -> str:
-    names = ", ".join(f"`{run.folder.name}`" for run in runs)
+    names = _names(runs)
     seeds = ", ".join(str(run.seed) for run in runs)
     hardware = [run.config.get("device", "hardware not recorded") for run in runs]
     details = f"{runs[0].length}, {', '.join(dict.fromkeys(hardware))}"
     if len(runs) == 1:
         return f"run {names}, seed {seeds}, {details}"
-    return f"runs {names}, seeds {seeds}: mean and a band of one standard deviation, {details}"
+    return (
+        f"runs {names}, seeds {seeds}: mean, and a band from the smallest to the largest, {details}"
+    )
 
 
 def draw_strip(groups: Groups, folder: Path) -> None:
@@ -98,6 +104,13 @@ def write_page(
         blocks += [["## Why the textbook's recipe is not enough"], [recipes.WHY], [recipes.WHAT]]
         blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]
         blocks += [recipes.recipe_table()]
+    if swept := sweeps.dimensions(found):
+        (out / "report").mkdir(parents=True, exist_ok=True)
+        sweeps.draw(out / "report" / "sweep_zdim.png", swept, "zdim", sweeps.DIMENSIONS)
+        title = "VAEs that differ in their latent dimensions alone"
+        blocks += [["## How many latent dimensions?"], markdown(*sweeps.dimensions_table(swept))]
+        blocks += [[f"![{title}](report/sweep_zdim.png)"]]
+        blocks += [[f"{title}: means over seeds, and their range ({_names(swept)})."]]
     if drawn:
         blocks.append(["## Figures"])
     for figure, name, caption in drawn:

@@ -238,7 +238,7 @@ def is_of_kind(run: StoredRun, kind: Kind, dataset: str = "mnist") -> bool:
     if run.script != kind.script or run.dataset != dataset:
         return False
     actual, wanted = _of_training(run.settings), _of_training(kind.settings())
-    given = {"dataset", *MAY_GROW}
+    given = {"dataset", "val_fraction", *MAY_GROW}
     return all(actual[name] == wanted[name] for name in wanted if name not in given)
 
 

@@ -5,10 +5,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from datasets import DATASETS
-from figures.kinds import KINDS
-from figures.runs import Groups, Runs, newest_of_kind
-from harness.references import PASS, SHORT, Graded, load, mean_rows
+from datasets import Source
+from figures.kinds import GAN, KINDS, NF, SCRIPTS, VAE
+from figures.runs import (
+    NOT_OF_TRAINING,
+    Groups,
+    Runs,
+    StoredRun,
+    newest_of_kind,
+    seed_groups,
+)
+from harness.references import NOT_COMPARABLE, PASS, SHORT, Graded, load, mean_rows
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
 TEST_VALUES = (
@@ -75,16 +82,44 @@ class Line(NamedTuple):
     verdict: str
 
 
+def other_groups(found: Runs, groups: Groups) -> Groups:
+    """The finished runs that are in no group, by a title that says their settings."""
+    shown = [run.folder for runs in groups.values() for run in runs]
+    others = {}
+    for runs in seed_groups(found):
+        if runs[0].folder not in shown:
+            title, n = title_of(runs[0]), 2
+            while title in others:
+                title, n = f"{title_of(runs[0])} ({n})", n + 1
+            others[title] = runs
+    return others
+
+
+def title_of(run: StoredRun) -> str:
+    """What a run is: its model and what is not the script's default, 'VAE: zdim 5'."""
+    defaults = SCRIPTS[run.script].Config().flat()
+    model = {VAE: "VAE", GAN: "GAN", NF: "flow"}[run.script]
+    differing = [
+        Source(value).title if name == "dataset" else f"{name} {value}"
+        for name, value in run.settings.items()
+        if name not in NOT_OF_TRAINING and value != defaults[name]
+    ]
+    return f"{model}: {', '.join(differing)}" if differing else f"{model}, {run.length}"
+
+
 def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
     """The graded rows and test values of the runs of each kind, their means over seeds.
 
-    Without `details` the values of DETAILS are left out.
+    A group that is of no kind has its title as its name, and no row that does not compare. Without
+    `details` the values of DETAILS are left out.
     """
     lines = []
     for name, runs in groups.items():
-        title, shown = KINDS[name].title, set()
+        title, shown = KINDS[name].title if name in KINDS else name, set()
         for graded in mean_rows(run.graded() for run in runs):
             quantity = f"{graded.row.quantity} ({graded.row.unit})"
+            if name not in KINDS and graded.verdict.startswith(NOT_COMPARABLE):
+                continue
             at, value = f"{runs[0].counter} {graded.at:,}", mean_text(graded.values, 3)
             lines.append(Line(title, quantity, at, value, graded.row.bound, verdict(graded)))
             shown.add(quantity)
@@ -107,7 +142,7 @@ def graded_table(groups: Groups) -> list[str]:
         "Several seeds: mean ± standard deviation (number of seeds). A value without ± is of one "
         "seed. A pass is a pass of every seed."
     )
-    return _markdown(header, lines) + ["", text]
+    return markdown(header, lines) + ["", text]
 
 
 def other_data(found: Runs, groups: Groups) -> list[str]:
@@ -128,7 +163,7 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
                 values = [run.final(key, at) for run in same]
                 cells.append(mean_text(values, 3) if values else "-")
             place = f"{runs[0].counter} {at:,}"
-            rows.append([DATASETS[dataset], KINDS[kind].title, quantity, place, *cells])
+            rows.append([Source(dataset).title, KINDS[kind].title, quantity, place, *cells])
     if not rows:
         return []
     header = ("data set", "training", "quantity", "at", "this project", "the same on MNIST")
@@ -137,7 +172,7 @@ def other_data(found: Runs, groups: Groups) -> list[str]:
         "the same epoch, or at the last logged batch before. The references are of MNIST, so these "
         "values are not comparable with them."
     )
-    return _markdown(header, rows) + ["", text]
+    return markdown(header, rows) + ["", text]
 
 
 def comparison(groups: Groups) -> list[str]:
@@ -171,7 +206,7 @@ def comparison(groups: Groups) -> list[str]:
         "digits to real ones; they are here to compare with Goodfellow et al. (2014). The VAE's "
         "draws are bits and are compared with binary digits, all others with grey ones."
     )
-    return _markdown(["", *columns], rows) + ["", text]
+    return markdown(["", *columns], rows) + ["", text]
 
 
 def mean_text(values: Sequence, digits: int, n: bool = True) -> str:
@@ -209,7 +244,8 @@ def published() -> list[str]:
     return [f"- {entry['model']}, {entry['text']}" for entry in load()["published"]]
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown."""
     lines = [_row(header), "|" + "---|" * len(header)]
     return lines + [_row(cells) for cells in rows]
 

@@ -1,6 +1,7 @@
 """Trains the runs that are missing, each in a process of its own, under one progress bar."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import N_TRAIN, N_VALIDATION
+from datasets import N_TRAIN, N_VALIDATION, Source
 from figures.kinds import KINDS, Kind
 from figures.runs import Runs, StoredRun, find_runs, is_of_kind, read_run
 from harness.devices import n_cores
@@ -24,28 +25,36 @@ POLLING = 1.0  # seconds between two looks at the trainings
 
 
 class Training(NamedTuple):
-    """A run that the report needs.
+    """A run that the report or a sweep needs.
 
     Attributes:
         kind_name: a key of `kinds.KINDS`.
         seed: its seed.
         quick: a fraction of the full length.
-        dataset: one of `datasets.DATASETS`.
+        dataset: one of `datasets.DATASETS`, or the path of someone's own images.
+        options: of a sweep: words for the script, instead of those of the kind.
     """
 
     kind_name: str
     seed: int
     quick: bool = False
     dataset: str = "mnist"
+    options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        other_data = "" if self.dataset == "mnist" else f"-{self.dataset}"
-        return f"{self.kind_name}{other_data}-seed{self.seed}"
+        other_data = "" if self.dataset == "mnist" else f"-{Source(self.dataset).name}"
+        options = "".join(f"-{word.removeprefix('--').replace('=', '')}" for word in self.options)
+        safe = re.sub(r"[^\w.-]", "_", options)
+        return f"{self.kind_name}{other_data}{safe}-seed{self.seed}"
 
     @property
     def kind(self) -> Kind:
         """Its kind of run."""
-        return KINDS[self.kind_name]
+        kind = KINDS[self.kind_name]
+        if not self.options:
+            return kind
+        swept = kind._replace(flags=" ".join(self.options))
+        return swept._replace(minutes=kind.minutes * swept.n_epochs() / kind.n_epochs())
 
     @property
     def n_epochs(self) -> int:
@@ -53,13 +62,14 @@ class Training(NamedTuple):
         return self.kind.n_epochs(self.quick)
 
     def is_missing(self, found: Runs) -> bool:
-        """Whether no finished run is as long as this one, or longer.
+        """Whether no finished run is as long as this one; one of the report may be longer.
 
         A run made without the evaluation at the end counts, too.
         """
-        return not any(
-            run.finished and self._fits(run) and run.n_epochs >= self.n_epochs for run in found
-        )
+        lengths = [run.n_epochs for run in found if run.finished and self._fits(run)]
+        if self.options:  # the length may be what is swept
+            return self.n_epochs not in lengths
+        return max(lengths, default=0) < self.n_epochs
 
     def unfinished(self, found: Runs) -> StoredRun | None:
         """The newest interrupted run that can resume."""
@@ -83,14 +93,26 @@ class Training(NamedTuple):
 
 
 def missing_trainings(
-    found: Runs, kind_names: Sequence[str], n_seeds: int, quick: bool, dataset: str
+    found: Runs,
+    kind_names: Sequence[str],
+    n_seeds: int,
+    quick: bool,
+    dataset: str,
+    grid: Sequence[tuple[str, ...]] = ((),),
 ) -> list[Training]:
     """Seeds 0 to n_seeds - 1 of each kind that no finished run has, the longest first.
+
+    With the `grid` of a sweep, that is for the options of each of its points.
 
     The short ones at the end fill the gaps, so that no core waits for a long one alone.
     """
     seeds = range(n_seeds)
-    wanted = [Training(name, seed, quick, dataset) for name in kind_names for seed in seeds]
+    wanted = [
+        Training(name, seed, quick, dataset, options)
+        for name in kind_names
+        for options in grid
+        for seed in seeds
+    ]
     missing = [training for training in wanted if training.is_missing(found)]
     return sorted(missing, key=lambda training: -training.kind.minutes)
 

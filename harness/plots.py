@@ -13,60 +13,98 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from harness.errors import UserError, is_out_of_memory
 from harness.files import read_regular, write_whole
 
 # Okabe & Ito's colour-blind-safe palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Beside the colours, for those who print in black. A solid line first.
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)))
+STYLES = tuple(zip(COLOURS, LINES))  # of curves
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
+GAP, GAP_GREY = 1, 1.0  # between the tiles of a grid: pixels of an image, and their grey
+GRID_PIXELS = 1200  # the longer side of a grid's PNG, about
 # Drawing functions are in this context: a user's matplotlibrc would turn every digit upside down
-# (image.origin) or ask for LaTeX.
-default_style = style.context("default", after_reset=True)
+# (image.origin) or ask for LaTeX. Many venues refuse Type 3 fonts; 42 is TrueType.
+default_style = style.context(["default", {"pdf.fonttype": 42}], after_reset=True)
 
 
-@default_style
-def save_grid(filename: Path, panels: dict, caption: str, n_columns: int | None = None) -> None:
+def save_grid(
+    filename: Path,
+    panels: dict,
+    caption: str,
+    n_columns: int | None = None,
+    image_shape: tuple[int, int] = (28, 28),
+) -> None:
     """Write sample images as a PNG, one grid per panel, and their arrays as an .npz beside it.
 
+    The PNG has no words in it: its `Description` holds the caption.
+
     Args:
-        filename: of the PNG. The .npz holds a uint8 array [n, 784] for each panel, by its name.
-        panels: a panel's name -> its images, [n, 784] in [0, 1], on any device. 1 is white.
-        caption: above the panels, with their names if there are several.
+        filename: of the PNG. The .npz holds a uint8 array [n, n_pixels] for each panel, by its
+            name, and the image_shape.
+        panels: a panel's name -> its images, [n, n_pixels] in [0, 1], on any device. 1 is white.
+        caption: what the grid shows.
         n_columns: images per row, by default so many that the grid is square.
+        image_shape: (height, width) of an image.
     """
     panels = {name: _on_host(images) for name, images in panels.items()}
     tiles = [
-        tile(images, n_columns or math.ceil(math.sqrt(len(images)))) for images in panels.values()
+        tile(images, n_columns or math.ceil(math.sqrt(len(images))), image_shape)
+        for images in panels.values()
     ]
-    height, width = tiles[0].shape
-    size = (COLUMN_INCHES * len(tiles), COLUMN_INCHES * height / width + 0.35)
-    figure = Figure(figsize=size, layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(1, len(tiles)))
-    for axes, name, image in zip(all_axes, panels, tiles):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(f"{caption}: {name}" if len(tiles) > 1 else caption, fontsize=10)
-        axes.set_axis_off()
     arrays = {name: (images * 255).round().astype(np.uint8) for name, images in panels.items()}
     write_whole(
         Path(filename).with_suffix(".npz"),
-        lambda file: np.savez_compressed(file, **arrays),
+        lambda file: np.savez_compressed(file, **arrays, image_shape=image_shape),
         flush=False,
     )
-    save_figure(figure, Path(filename), bbox_inches="tight", pad_inches=0.05)
+    names = f" ({', '.join(panels)}, from left to right)" if len(panels) > 1 else ""
+    save_image(filename, beside(tiles), f"{caption}{names}")
+
+
+def save_image(filename: Path, image: np.ndarray, description: str = "") -> None:
+    """Write an array [height, width] in [0, 1] as a PNG, enlarged by a whole number."""
+    scale = max(1, round(GRID_PIXELS / max(image.shape)))
+    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+    info = PngInfo()
+    info.add_itxt("Description", description)
+    write_whole(
+        filename,
+        lambda file: picture.save(file, "png", pnginfo=info, optimize=True),
+        flush=False,
+    )
 
 
 def _on_host(images) -> np.ndarray:
     return np.asarray(images.cpu() if hasattr(images, "cpu") else images, dtype=np.float32)
 
 
-def tile(images: np.ndarray, n_columns: int) -> np.ndarray:
-    """Images [n, 784] as one array [n_rows * 28, n_columns * 28]; an unfilled row ends in white."""
+def tile(images: np.ndarray, n_columns: int, image_shape: tuple[int, int] = (28, 28)) -> np.ndarray:
+    """Images [n, n_pixels] as one array, row by row, GAP pixels apart; what is left is white."""
+    height, width = image_shape
     missing = np.ones((-len(images) % n_columns, images.shape[1]), np.float32)
-    rows = np.concatenate([images, missing]).reshape(-1, n_columns, 28, 28)
-    return rows.swapaxes(1, 2).reshape(-1, n_columns * 28)
+    rows = np.concatenate([images, missing]).reshape(-1, n_columns, height, width)
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=GAP_GREY)
+    tiled = rows.swapaxes(1, 2).reshape(-1, n_columns * (width + GAP))
+    return tiled[:-GAP, :-GAP]
+
+
+def beside(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [height, width] from left to right on white, the shorter ones filled up with white."""
+    height = max(len(tiled) for tiled in tiles)
+    space = max(2, round(0.04 * max(tiled.shape[1] for tiled in tiles)))
+    parts = []
+    for tiled in tiles:
+        below = height - len(tiled)
+        parts.append(np.pad(tiled, ((0, below), (0, space)), constant_values=1.0))
+    return np.concatenate(parts, axis=1)[:, :-space]
 
 
 @dataclass(frozen=True)
@@ -108,8 +146,8 @@ def draw_curves(
 ) -> None:
     """Write the curves of one or several runs as a PNG, and as a PDF beside it.
 
-    Of several runs the mean is drawn, with a band (or bars) of one standard deviation. Fewer than
-    10 points are marked. Without a value of any column nothing is written.
+    Of several runs the mean is drawn, with a band (or bars) from the smallest to the largest. Fewer
+    than 10 points are marked. Without a value of any column nothing is written.
 
     Args:
         curves: what to draw.
@@ -124,9 +162,9 @@ def draw_curves(
     if title is not None:
         axes.set_title(title, fontsize=9)
     drawn = []
-    for (key, label), colour in zip(curves.columns.items(), itertools.cycle(COLOURS)):
+    for (key, label), look in zip(curves.columns.items(), itertools.cycle(STYLES)):
         if points := _points(histories, curves.counter, key):
-            drawn.append((label, colour, *points))
+            drawn.append((label, look, *points))
     if not drawn:
         return
     last_x = max(x[-1] for _, _, x, _ in drawn)
@@ -135,8 +173,8 @@ def draw_curves(
     if curves.inset and last_x >= 20:
         views.append(_magnified(axes, drawn, references, last_x))
     for view in views:
-        for label, colour, x, y in drawn:
-            _draw_curve(view, label, colour, x, y, last_x)
+        for label, look, x, y in drawn:
+            _draw_curve(view, label, look, x, y, last_x, clipped=view is not axes)
         for x, y, label in references:
             view.plot(x, y, "*", color=REFERENCE, markersize=8, linestyle="none", label=label)
         lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
@@ -155,6 +193,11 @@ def draw_curves(
         loc="outside upper center",
         ncols=3,
     )
+    save_with_pdf(figure, filename)
+
+
+def save_with_pdf(figure: Figure, filename: Path) -> None:
+    """Write a figure drawn in `default_style` as a PNG, and as a PDF of the same name."""
     for suffix in (".png", ".pdf"):
         save_figure(figure, Path(filename).with_suffix(suffix))
 
@@ -182,7 +225,8 @@ def save_figure(figure: Figure, filename: Path, flush: bool = False, **options) 
     write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=flush)
 
 
-def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
+def _draw_curve(view: Axes, label, look, x, y, last_x, clipped) -> None:
+    colour, line = look
     mean = y.mean(axis=0)
     few = len(x) < 10
     apart = few and last_x >= 10  # a line between them would show what nobody measured
@@ -191,18 +235,30 @@ def _draw_curve(view: Axes, label, colour, x, y, last_x) -> None:
         mean,
         color=colour,
         linewidth=1.2,
-        linestyle="none" if apart else "-",
+        linestyle="none" if apart else line,
         marker="o" if few else None,
         markersize=4,
         label=label,
+        clip_on=clipped or not few,  # a marker on the edge is not cut
     )
     if len(y) > 1:
-        spread = y.std(axis=0, ddof=1)
+        low, high = y.min(axis=0), y.max(axis=0)
         if apart:
-            view.errorbar(x, mean, spread, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+            reach = [mean - low, high - mean]
+            view.errorbar(x, mean, reach, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
         else:
-            low, high = mean - spread, mean + spread
             view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+
+
+def draw_seeds(
+    view: Axes, x: Sequence[float], y: Sequence[Sequence[float]], label: str, look: tuple
+) -> None:
+    """Draw a line of means, with a band from the smallest to the largest of the `y` at each x."""
+    colour, line = look
+    mean = [float(np.mean(values)) for values in y]
+    view.plot(x, mean, color=colour, linestyle=line, marker="o", markersize=4, label=label)
+    low, high = [min(values) for values in y], [max(values) for values in y]
+    view.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
 def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes:

@@ -60,6 +60,19 @@ def check_config(config: Any) -> None:
             raise ValueError(f"its {name} is no text")
 
 
+def image_shape(config: dict) -> tuple[int, int]:
+    """(height, width) of a run's images, by its `config.json`; MNIST's if it does not say.
+
+    Raises:
+        UserError: what it says is damaged.
+    """
+    shape = config.get("image_shape", [28, 28])
+    sides = shape if isinstance(shape, list) else []
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise UserError(f"config.json: image_shape is {shape!r}, not [height, width]")
+    return tuple(sides)
+
+
 def read_metrics(folder: Path | str) -> list[dict]:
     """The lines of `metrics.jsonl`: dicts of finite numbers.
 

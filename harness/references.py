@@ -127,7 +127,7 @@ def _hashable(value):
 def difference(script: str, settings: Mapping) -> str | None:
     """Why a run doesn't compare with the references: 'zdim is 2, not 20'; None if it does."""
     wanted, harmless = protocol_of(script, settings)["settings"], load()["harmless"]
-    for name, value in settings.items():
+    for name, value in sorted(settings.items(), key=lambda item: item[0] != "dataset"):
         if name in harmless:
             continue
         if name not in wanted:

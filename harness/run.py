@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import Batches
+from datasets import Batches, fingerprint_of
 from harness import checkpoints, files, interrupts, live, records, references, steps, units
 from harness import tensorboard as event_files
 from harness.devices import RandomState, select_device
@@ -112,6 +112,7 @@ class Run:
         if options.evaluate is not None:
             self.folder = options.evaluate
             records.read_results(self.folder)  # damaged ones are an error now, not at the end
+            self._check_images(records.read_config(self.folder))
             self._acquire_lock()
             files.check_writable(self.folder)
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
@@ -202,7 +203,8 @@ class Run:
         self, name: str, panels: dict, caption: str, n_columns: int | None = None
     ) -> None:
         """Write sample images to NAME.png and NAME.npz in the run folder; see `plots.save_grid`."""
-        save_grid(self.folder / f"{name}.png", panels, caption, n_columns)
+        shape = self.config.image_shape
+        save_grid(self.folder / f"{name}.png", panels, caption, n_columns, shape)
 
     def checkpoint(self) -> None:
         """Write a checkpoint, the curves and the live page, each if enough time has passed.
@@ -298,12 +300,14 @@ class Run:
             ) from error
         self._acquire_lock()
         origin = {"script": self.config.SCRIPT, "program": self.config.program()}
+        origin |= self._images()
         self._write_config(origin | recorded)
         checkpoints.save(self.folder, self._parts, self.history)
         print(f"watch the training in {self.folder / live.FILE}", file=sys.stderr)
 
     def _resume(self) -> None:
         config = records.read_config(self.folder, self.config.program())
+        self._check_images(config)
         self._acquire_lock()
         files.check_writable(self.folder)
         files.remove_partial(self.folder)
@@ -318,6 +322,22 @@ class Run:
             resumed = []
         config["resumed"] = resumed + [{"from": self.count, **provenance(self.device)}]
         self._write_config(config)
+
+    def _images(self) -> dict:
+        """What `config.json` says of the images: their shape, and one's own images' checksum."""
+        images = {"image_shape": list(self.config.image_shape)}
+        if (checksum := fingerprint_of(self.config.data)) is not None:
+            images["images_sha256"] = checksum
+        return images
+
+    def _check_images(self, config: dict) -> None:
+        """Raise UserError if one's own images have changed since the run started."""
+        recorded = config.get("images_sha256")
+        if recorded is not None and recorded != fingerprint_of(self.config.data):
+            raise UserError(
+                f"{self.config.data.dataset} has changed since {self.folder} was started: "
+                "put the same images there, or start a new run"
+            )
 
     def _write_config(self, config: dict) -> None:
         """Write `config.json` with the present settings."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch.nn as nn
 import tyro
 
-from datasets import Source
+from datasets import Source, image_shape
 from harness import checkpoints, cli, records
 from harness.errors import UsageError, UserError
 
@@ -74,6 +74,7 @@ class RunConfig:
     run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
     def __post_init__(self):
+        self._image_shape = None  # as the run of these settings recorded it
         for name, value in self.flat().items():
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise ValueError(f"--{name} is too large")
@@ -138,8 +139,10 @@ class RunConfig:
         Raises:
             UserError: this is no run of the script, or its settings are damaged.
         """
-        config = records.read_config(folder, cls.program())
-        return cls.of_dict(config["settings"], Path(folder) / "config.json")
+        recorded = records.read_config(folder, cls.program())
+        config = cls.of_dict(recorded["settings"], Path(folder) / "config.json")
+        config._image_shape = records.image_shape(recorded)
+        return config
 
     @classmethod
     def of_dict(cls, settings: Mapping[str, Any], source: Path | str) -> Self:
@@ -172,13 +175,30 @@ class RunConfig:
         description = f"{cls.__doc__}\n\nExample: {cls.EXAMPLE}"
         return cli.parse(cls, words, cls.SCRIPT, description, defaults)
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the images: recorded by an earlier run, or read from the data.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        if self._image_shape is None:
+            self._image_shape = image_shape(self.data)
+        return self._image_shape
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels of an image."""
+        height, width = self.image_shape
+        return height * width
+
     def flat(self) -> dict[str, Any]:
         """All settings by their names, those of the groups among them; paths as text."""
         values = vars(self) | vars(self.data) | vars(self.run)
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in values.items()
-            if name not in {"data", "run", *OF_COMMAND}
+            if name not in {"data", "run", *OF_COMMAND} and not name.startswith("_")
         }
 
     def load_weights(self, folder: Path | str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -214,8 +214,8 @@ def test_seeds_are_aggregated(tmp_path):
     assert "| Fréchet distance (lower is better) | 0.50 ± 0.00 (0.50) |" in text
     assert "| VAE, 20 latent dimensions | active latent units | end | 20 ± 0 (3) |" in text
     assert (
-        "(runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean and a band of one standard deviation, "
-        "100 epochs, an abacus)"
+        "(runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean, and a band from the smallest to the "
+        "largest, 100 epochs, an abacus)"
     ) in text
     samples = next(line for line in text.splitlines() if line.startswith("**Figure 6."))
     assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run

@@ -163,7 +163,7 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "Expected one of {draw, train, check, export}"),
+        ([], "Expected one of {draw, train, plot, check, export}"),
         (["draw", "--jobs", "2"], "Unrecognized or misplaced options: --jobs"),
         (["check", "--device", "cpu"], "Unrecognized or misplaced options: --device"),
         (["export", "runs.csv", "--out", "here"], "Unrecognized or misplaced options: --out"),

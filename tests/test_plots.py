@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
+from PIL import Image
 
 from harness import plots
 
@@ -26,35 +27,38 @@ def lines_of(axes):
     return {line.get_label(): line for line in axes.get_lines()}
 
 
-def test_tiles_fill_row_by_row_and_end_in_white():
-    images = torch.arange(5.0)[:, None].expand(5, 784) / 10
-    tiled = plots.tile(images, n_columns=3)
-    assert tiled.shape == (2 * 28, 3 * 28)
-    blocks = tiled.reshape(2, 28, 3, 28).swapaxes(1, 2)
+def test_tiles_fill_row_by_row_a_pixel_apart_and_end_in_white():
+    images = torch.arange(5.0)[:, None].expand(5, 6) / 10
+    tiled = plots.tile(images, n_columns=3, image_shape=(2, 3))
+    assert tiled.shape == (2 * 2 + 1, 3 * 3 + 2)
+    assert (tiled[2] == plots.GAP_GREY).all() and (tiled[:, [3, 7]] == plots.GAP_GREY).all()
+    blocks = np.delete(np.delete(tiled, 2, axis=0), [3, 7], axis=1)
+    blocks = blocks.reshape(2, 2, 3, 3).swapaxes(1, 2)
     expected = np.array([[0.0, 0.1, 0.2], [0.3, 0.4, 1.0]], np.float32)
     assert np.array_equal(blocks, np.broadcast_to(expected[:, :, None, None], blocks.shape))
 
 
-def test_an_image_keeps_its_orientation():
-    image = torch.rand(28, 28)
-    assert np.array_equal(plots.tile(image.view(1, 784), 1), image.numpy())
+@pytest.mark.parametrize("shape", [(28, 28), (5, 9)])
+def test_an_image_keeps_its_orientation(shape):
+    image = torch.rand(shape)
+    assert np.array_equal(plots.tile(image.view(1, -1), 1, shape), image.numpy())
 
 
 def test_a_grid_has_a_panel_for_each_title_on_one_grey_scale(tmp_path):
     panels = {"dark": torch.full((4, 784), 0.2), "light": torch.full((4, 784), 0.8)}
     plots.save_grid(tmp_path / "grid.png", panels, "a caption", n_columns=2)
-    grey = imread(tmp_path / "grid.png")[..., 0]
+    grey = imread(tmp_path / "grid.png")
     height, width = grey.shape
-    middle = grey[height // 2]
-    assert np.isclose(middle[width // 4], 0.2, atol=0.01)
-    assert np.isclose(middle[3 * width // 4], 0.8, atol=0.01)
+    middle = grey[height // 4]
+    assert np.isclose(middle[width // 8], 0.2, atol=0.01)
+    assert np.isclose(middle[5 * width // 8], 0.8, atol=0.01)
 
 
 def test_a_grid_s_arrays_are_beside_it_in_8_bits(tmp_path):
     means, draws = torch.rand(7, 784), torch.bernoulli(torch.full((3, 784), 0.5))
     plots.save_grid(tmp_path / "samples_010.png", {"means": means, "draws": draws}, "epoch 10")
     with np.load(tmp_path / "samples_010.npz", allow_pickle=False) as arrays:
-        assert list(arrays) == ["means", "draws"]
+        assert list(arrays) == ["means", "draws", "image_shape"]
         assert arrays["means"].dtype == arrays["draws"].dtype == np.uint8
         assert np.array_equal(arrays["draws"], 255 * draws.numpy())
         assert np.abs(arrays["means"] / 255 - means.numpy()).max() <= 0.5 / 255 + 1e-6
@@ -62,12 +66,14 @@ def test_a_grid_s_arrays_are_beside_it_in_8_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, titles", [(["a"], ["epoch 3"]), (["a", "b"], ["epoch 3: a", "epoch 3: b"])]
+    "names, words", [(["a"], "epoch 3"), (["a", "b"], "epoch 3 (a, b, from left to right)")]
 )
-def test_the_caption_is_above_each_panel(figures, tmp_path, names, titles):
-    panels = {name: torch.zeros(4, 784) for name in names}
+def test_the_caption_is_in_the_file_and_not_in_the_picture(tmp_path, names, words):
+    panels = {name: torch.ones(4, 784) for name in names}
     plots.save_grid(tmp_path / "grid.png", panels, "epoch 3")
-    assert [axes.get_title() for axes in figures[".png"].axes] == titles
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.text["Description"] == words
+        assert picture.getextrema() == (255, 255)
 
 
 @pytest.mark.parametrize("n, n_columns", [(25, 5), (100, 10), (7, 3), (1, 1)])
@@ -131,7 +137,7 @@ def test_without_a_value_nothing_is_drawn(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_bands_are_one_standard_deviation_of_the_seeds(figures, monkeypatch, tmp_path):
+def test_bands_reach_from_the_smallest_to_the_largest_seed(figures, monkeypatch, tmp_path):
     seen = []
 
     def fill_between(self, x, low, high, **_):
@@ -143,7 +149,7 @@ def test_bands_are_one_standard_deviation_of_the_seeds(figures, monkeypatch, tmp
     draw(tmp_path, *seeds)
     ((x, low, high),) = seen
     assert np.allclose(x, [1, 2])
-    assert np.allclose(low, [2 - 2**0.5, 2]) and np.allclose(high, [2 + 2**0.5, 2])
+    assert np.allclose(low, [1, 2]) and np.allclose(high, [3, 2])
     lines = lines_of(figures[".png"].axes[0])
     assert lines.keys() == {"training"}
     assert np.allclose(lines["training"].get_ydata(), [2, 2])
@@ -201,11 +207,23 @@ def test_points_that_stand_apart_have_bars_and_curves_have_a_band(x, shape):
     """A band between four points would show what nobody measured."""
     axes = Figure().subplots()
     y = np.array([[1.0, 2.0, 4.0]]).T + np.zeros(len(x))
-    plots._draw_curve(axes, "label", plots.COLOURS[0], np.array(x), y, x[-1])
+    plots._draw_curve(axes, "label", plots.STYLES[0], np.array(x), y, x[-1], clipped=False)
     (spread,) = axes.collections
     assert type(spread).__mro__.index(shape) < 2
     heights = np.ptp(spread.get_paths()[0].vertices[:, 1])
-    assert heights == pytest.approx(2 * y[:, 0].std(ddof=1))
+    assert heights == pytest.approx(np.ptp(y[:, 0]))
+
+
+def test_pdfs_hold_no_type_3_font(tmp_path):
+    draw(tmp_path, history(train=[1.0, 2.0], val=[2.0, 3.0]))
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert b"/FontFile2" in content and b"/Type3" not in content
+
+
+def test_curves_differ_without_their_colours(tmp_path, figures):
+    draw(tmp_path, history(train=list(range(12)), val=list(range(12))))
+    lines = lines_of(figures[".png"].axes[0])
+    assert lines["training"].get_linestyle() != lines["validation"].get_linestyle()
 
 
 HOSTILE = {"image.origin": "lower", "savefig.bbox": "tight", "text.usetex": True, "font.size": 30}

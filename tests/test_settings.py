@@ -1,6 +1,7 @@
 """The settings of a run: from words, from an earlier run, or as the report had them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
+from datasets import DATASETS
 from harness import checkpoints
 from harness.errors import UsageError, UserError
 from harness.settings import MAY_DIFFER, MAY_GROW, OF_COMMAND
@@ -205,7 +207,7 @@ def test_a_damaged_setting_is_an_error_or_passes_the_parser(tmp_path_factory, na
         assert str(error).startswith(f"{folder / 'config.json'}: ") and "\n" not in str(error)
         return
     assert type(config.run.seed) is type(config.epochs) is int and type(config.lr) is float
-    assert config.data.dataset in ("mnist", "fashion", "kmnist")
+    assert config.data.dataset in DATASETS or Path(config.data.dataset).is_absolute()
     assert config.epochs > 0 and config.lr > 0
 
 

@@ -1,0 +1,187 @@
+"""Sweeps: grids of a script's options to train, and any number of a run against a setting."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from figures.kinds import KINDS, SCRIPTS
+from figures.runs import NOT_OF_TRAINING, Runs, StoredRun
+from figures.tables import mean_text
+from harness import plots
+from harness.errors import UsageError, UserError
+
+SWEPT = ("vae", "gan", "nf")  # the kinds whose scripts a sweep trains
+# Options of the script that a sweep sets by itself, and those that set them.
+SET_BY = {"seed": "--seeds N", "out": "--runs DIR", "resume": "", "evaluate": "", "protocol": ""}
+LABELS = {  # of numbers in plots; others are labelled with their names
+    "likelihood.neg_log_px_nats": "test −log p(x) (nats)",
+    "latent.active_units": "active latent units",
+    "test.neg_elbo_nats": "test negative ELBO (nats)",
+    "val_neg_elbo_nats": "validation negative ELBO (nats)",
+    "val_bpd": "validation (bits/dim)",
+    "test.bpd": "test (bits/dim)",
+    "likelihood.bpd": "test, importance-weighted (bits/dim)",
+    "zdim": "latent dimensions",
+}
+# The gallery's own: how many latent dimensions should a VAE have?
+DIMENSIONS = ("likelihood.neg_log_px_nats", "latent.active_units", "test.neg_elbo_nats")
+MIN_DIMENSIONS = 3  # fewer are no sweep
+
+Points = dict[Any, list[float]]  # the values of the seeds, by the value of the swept setting
+
+
+def split_words(kind_name: str, words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(the words for `figures train` itself, [--option, value, ...] for the script).
+
+    An option belongs to the script if its `Config` has it and `figures train` sets it not itself.
+    """
+    config = SCRIPTS[KINDS[kind_name].script].Config()
+    of_script = set(config.flat()) - set(vars(config.data)) - {"device"}
+    ours, theirs = [], []
+    target = ours
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0].removeprefix("no_")
+        if not word.startswith("--"):
+            target.append(word)
+        elif name in SET_BY:
+            hint = f": it has {SET_BY[name]}" if SET_BY[name] else ""
+            raise UsageError(f"--{name} is no option of a sweep{hint}")
+        elif name in of_script:
+            option, _, value = word.partition("=")
+            theirs.append([option, value] if value else [option])
+            target = theirs[-1]
+        else:
+            ours.append(word)
+            target = ours
+    return ours, theirs
+
+
+def grid(kind_name: str, options: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """The option words of each training: all combinations of the options' values.
+
+    Raises:
+        UsageError: the script does not take one of them, or an option is given twice.
+    """
+    names = [name for name, *_ in options]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given twice: name all of its values at once")
+    choices = [
+        [f"{name}={value}" for value in dict.fromkeys(values)] or [name]
+        for name, *values in options
+    ]
+    combinations = tuple(itertools.product(*choices))
+    parse = SCRIPTS[KINDS[kind_name].script].Config.parse
+    for words in combinations:
+        parse(list(words))
+    return combinations
+
+
+def number_of(run: StoredRun, key: str) -> float | None:
+    """A number of a finished run: "part.key" of its results, or its last value of a metric."""
+    part, _, name = key.rpartition(".")
+    return run.results.get(part, {}).get(name) if part else run.final(key)
+
+
+def lines(found: Runs, x: str, y: str) -> dict[str, Points]:
+    """The numbers `y` of finished runs by setting `x`: a line of points for each other setting.
+
+    Settings in which the lines differ are their labels. Of runs that differ in nothing the newest
+    counts. Lines of one point are left out where there are longer ones.
+
+    Raises:
+        UserError: no finished run has both.
+    """
+    by_rest = {}
+    for run in found:
+        value = number_of(run, y) if run.finished else None
+        if value is None or x not in run.settings:
+            continue
+        left_out = {x, *NOT_OF_TRAINING}
+        settings = {name: v for name, v in run.settings.items() if name not in left_out}
+        rest = (run.script, *sorted((name, repr(v)) for name, v in settings.items()))
+        by_rest.setdefault(rest, {}).setdefault(run.settings[x], {})[run.seed] = value
+    if not by_rest:
+        raise UserError(f"no finished run has the setting {x} and the number {y}")
+    longest = max(map(len, by_rest.values()))
+    kept = {rest: by_x for rest, by_x in by_rest.items() if longest == 1 or len(by_x) > 1}
+    shared = set.intersection(*(set(rest) for rest in kept))
+    return {
+        ", ".join(_words(part) for part in rest if part not in shared): {
+            at: list(by_x[at].values()) for at in sorted(by_x, key=_order)
+        }
+        for rest, by_x in kept.items()
+    }
+
+
+def _words(part: str | tuple[str, str]) -> str:
+    return part if isinstance(part, str) else f"{part[0]} {part[1]}"
+
+
+def _order(value: Any) -> tuple:
+    is_number = isinstance(value, int | float)
+    return (0, value, "") if is_number else (1, 0, str(value))
+
+
+@plots.default_style
+def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> None:
+    """Write a plot of numbers against a setting, a panel for each, as a PNG and a PDF.
+
+    A point is the mean over the seeds; a band reaches from the smallest to the largest.
+
+    Raises:
+        UserError: no finished run has the setting and one of the numbers.
+    """
+    panels = {key: lines(found, x, key) for key in keys}
+    size = (plots.COLUMN_INCHES * len(panels), 0.8 * plots.COLUMN_INCHES)
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, (key, by_label) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
+    ):
+        ticks = sorted({at for points in by_label.values() for at in points}, key=_order)
+        numbers = all(isinstance(at, int | float) for at in ticks)
+        for (label, points), look in zip(by_label.items(), itertools.cycle(plots.STYLES)):
+            places = [at if numbers else ticks.index(at) for at in points]
+            plots.draw_seeds(axes, places, list(points.values()), label, look)
+        if numbers and min(ticks) > 0 and max(ticks) >= 10 * min(ticks):
+            axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        places = ticks if numbers else range(len(ticks))
+        axes.set_xticks(places, [f"{at:g}" if numbers else str(at) for at in ticks])
+        axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(key, key))
+        axes.grid(alpha=0.25, linewidth=0.5)
+        if len(by_label) > 1:
+            axes.legend(fontsize=7, frameon=False)
+    plots.save_with_pdf(figure, filename)
+
+
+def dimensions(found: Runs) -> Runs:
+    """The VAEs that differ from the report's in `zdim` alone; [] if they are no sweep."""
+    wanted = KINDS["vae"].settings()
+    left_out = {"zdim", *NOT_OF_TRAINING}
+    same = [
+        run
+        for run in found
+        if run.finished
+        and run.script == KINDS["vae"].script
+        and all(run.settings[name] == wanted[name] for name in wanted if name not in left_out)
+        and all(number_of(run, key) is not None for key in DIMENSIONS)
+    ]
+    return same if len({run.settings["zdim"] for run in same}) >= MIN_DIMENSIONS else []
+
+
+def dimensions_table(found: Runs) -> tuple[list[str], list[list[str]]]:
+    """(header, rows of cells) of DIMENSIONS by `zdim`."""
+    columns = [next(iter(lines(found, "zdim", key).values())) for key in DIMENSIONS]
+    header = [LABELS["zdim"], *(LABELS[key] for key in DIMENSIONS)]
+    digits = [0 if key == "latent.active_units" else 2 for key in DIMENSIONS]
+    rows = [
+        [str(at), *(mean_text(column[at], n) for column, n in zip(columns, digits))]
+        for at in columns[0]
+    ]
+    return header, rows
