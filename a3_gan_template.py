@@ -238,7 +238,6 @@ def loss_curves(real_label, fake_label):
         "loss (nats)",
         {"g_loss": "generator", "d_loss": "discriminator"},
         counter="batch",
-        inset=False,
         levels=(
             (g_level, f"generator at equilibrium {g_level:.2f}"),
             (d_level, f"discriminator at equilibrium {d_level:.2f}"),

@@ -376,7 +376,7 @@ def save_bpd_plot(train_curve, val_curve, filename):
 # --- Main
 def main(config):
     """Train a flow, or continue or evaluate an earlier run, and grade it."""
-    with Run(config, CURVES) as run:
+    with Run(config, CURVES.of_averaged_weights(config.ema_decay)) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
         model = build(config).to(run.device)
         groups = parameter_groups(model, config.lr, config.first_lr)

@@ -325,7 +325,7 @@ def save_elbo_plot(train_curve, val_curve, filename):
 # --- Main
 def main(config):
     """Train a VAE, or continue or evaluate an earlier run, and grade it."""
-    with Run(config, CURVES) as run:
+    with Run(config, CURVES.of_averaged_weights(config.ema_decay)) as run:
         train, val, test = bmnist(config.data, config.batch_size, run.device, config.binarize)
         kind = ReportVAE if config.protocol == "report" else VAE
         model = kind(config.hidden_dim, config.zdim, config.n_pixels).to(run.device)

@@ -301,8 +301,10 @@ def draw(command: Draw) -> None:
             missing.append(f"strip: {error}")
         if not command.quick:
             draw_recipes(report)
-        missing += _without_runs(command, groups)
-        write_page(command.out, drawn, groups, found, missing, command.quick)
+        absent = _without_runs(command, groups)
+        write_page(command.out, drawn, groups, found, missing + absent, command.quick)
+        if not chosen:  # whoever names runs wants their figures
+            missing += absent
         _print_errors(messages)
     _print_errors(missing)
     print(f"figures in {report}: {len(drawn)}")

@@ -136,8 +136,8 @@ _HEAD = r"""% Needs \usepackage{booktabs}.
 \centering
 \scriptsize
 \setlength{\tabcolsep}{3pt}
-\caption{Results on MNIST: mean $\pm$ standard deviation over seeds (number of seeds).
-  A value without $\pm$ is of one seed.}
+\caption{Results, on MNIST unless other data are named: mean $\pm$ standard deviation over seeds
+  (number of seeds). A value without $\pm$ is of one seed.}
 \label{tab:results}
 \begin{tabular}{@{}p{0.4\linewidth}rrr@{}}
 \toprule

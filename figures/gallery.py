@@ -12,7 +12,16 @@ from figures.kinds import KINDS
 from figures.report import Figure
 from figures.runs import Groups, Runs, are_short, with_folder
 from figures.strip import PANELS, panels_of, save_strip
-from figures.tables import comparison, graded_table, markdown, other_data, published
+from figures.tables import (
+    LINE_HEADER,
+    comparison,
+    graded_lines,
+    graded_table,
+    markdown,
+    other_data,
+    other_groups,
+    published,
+)
 from harness.errors import UserError
 from harness.files import write_whole
 
@@ -96,6 +105,8 @@ def write_page(
     if table := graded_table(groups):
         blocks += [["## Graded"], table, [_save_tables(out, groups, found)]]
         blocks += [["Published values to compare with:"], published()]
+    if lines := graded_lines(other_groups(found, groups)):
+        blocks += [["## Other runs"], markdown(LINE_HEADER, lines)]
     if others := other_data(found, groups):
         blocks += [["## Other data sets"], others]
     if compared := comparison(groups):

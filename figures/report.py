@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from figures.drawing import LAST, Draw, curves, picture, samples
+from figures.drawing import Draw, curves, manifold, picture, samples
 
 
 class Figure(NamedTuple):
@@ -53,8 +53,8 @@ FIGURES = (
         "fig07_vae_manifold",
         "manifold",
         "The data manifold of a VAE with two latent dimensions: means at the quantiles of the "
-        "prior.",
-        samples(LAST, "manifold"),
+        "prior, z from −1.96 to 1.96 on both axes.",
+        manifold,
     ),
     Figure(
         8,

@@ -17,7 +17,7 @@ MARKS = {"val_neg_elbo_nats": VAE, "g_loss": GAN, "val_bpd": NF, "val_bpd_shifte
 # Settings that leave the training as it is, and the seed.
 NOT_OF_TRAINING = {"seed", "out", *MAY_DIFFER}
 RUN_FILES = {"metrics.jsonl", "config.json"}  # a folder with one of them is a run's
-OF_A_KIND = ("zdim", "protocol", "binarize", "dataset")  # settings in which a kind is itself
+OF_A_KIND = ("zdim", "protocol", "binarize")  # settings in which a kind is itself
 
 
 class StoredRun(NamedTuple):
@@ -159,7 +159,7 @@ def stored_run(
 
 
 def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
-    """The run in `folder`, which --`name` gives as one of a kind.
+    """The run in `folder`, which --`name` gives as one of a kind, of whatever length and images.
 
     Raises:
         UserError: it is not a finished run of the kind.

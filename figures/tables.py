@@ -71,6 +71,9 @@ ON_OTHER_DATA = (
 )
 
 
+LINE_HEADER = ("training", "quantity", "at", "this project", "reference", "verdict")
+
+
 class Line(NamedTuple):
     """A line of the graded table, in cells of text. A value of several runs is 'mean ± sd (n)'."""
 
@@ -137,12 +140,11 @@ def graded_table(groups: Groups) -> list[str]:
     lines = graded_lines(groups)
     if not lines:
         return []
-    header = ("training", "quantity", "at", "this project", "reference", "verdict")
     text = (
         "Several seeds: mean ± standard deviation (number of seeds). A value without ± is of one "
         "seed. A pass is a pass of every seed."
     )
-    return markdown(header, lines) + ["", text]
+    return markdown(LINE_HEADER, lines) + ["", text]
 
 
 def other_data(found: Runs, groups: Groups) -> list[str]:

@@ -1,7 +1,8 @@
 """The live page: `index.html` in a run folder shows the training in a browser, without a server.
 
-It holds the curves, the newest sample grids, the graded rows so far, the time left and the
-settings. While the run trains, the page reloads itself.
+It holds the curves, the newest sample grids with the earlier ones in a row below, the graded rows
+so far, the time left and the settings. A click opens a picture by itself. While the run trains, the
+page reloads itself.
 """
 
 import contextlib
@@ -133,14 +134,22 @@ class LivePage:
 
     def _sections(self, history: list[dict], results: dict[str, dict]) -> Iterable[str]:
         curves, grids = records.pictures(self._folder)
-        yield _pictures(curves + _newest(grids))
+        shown = "curves: " + ", ".join(self._curves.columns.values())
+        newest = _newest(grids)
+        yield _pictures({path: shown for path in curves} | {path: _words(path) for path in newest})
+        if earlier := [path for path in _by_number(grids) if path not in newest]:
+            row = {path: _words(path) for path in earlier}
+            yield "<h2>Earlier samples</h2>" + _pictures(row, "pictures earlier")
+        tables = []
         if history:
             graded = references.grade(self._script, self._settings, history, results)
             rows = references.cells(graded, records.counter_of(history[-1]))
             yield "<h2>Graded</h2>" + _table(rows[1:], rows[0])
-            yield "<h2>Last line of metrics</h2>" + _table(_numbers(history[-1]))
+            tables.append("<h2>Last line of metrics</h2>" + _table(_numbers(history[-1])))
         for name, values in results.items():
-            yield f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values))
+            tables.append(f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values)))
+        beside = "".join(f"<section>{table}</section>" for table in tables)
+        yield f'<div class="beside">{beside}</div>'
         origin = {key: self._config.get(key) for key in ("started", "command", "git_commit")}
         settings = origin | self._config["settings"] | {"device": self._config.get("device")}
         known = [(name, value) for name, value in settings.items() if value is not None]
@@ -154,22 +163,35 @@ def _count(history: list[dict], total: int) -> str:
     return f"{counter}{records.count_of(history):,}{of}"
 
 
+def _by_number(grids: list[Path]) -> list[Path]:
+    return sorted(grids, key=lambda path: records.kind_and_number(path)[1] or 0)
+
+
 def _newest(grids: list[Path]) -> list[Path]:
     """The grid with the highest number of each kind, those drawn last first."""
-    newest = {}
-    for path in sorted(grids, key=lambda path: records.kind_and_number(path)[1] or 0):
-        newest[records.kind_and_number(path)[0]] = path
+    newest = {records.kind_and_number(path)[0]: path for path in _by_number(grids)}
     return sorted(newest.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
-def _pictures(paths: list[Path]) -> str:
-    """Pictures by their relative names; the time of writing makes a browser load changed ones."""
-    figures = "".join(
-        f'<figure><img src="{quote(os.fsencode(path.name))}?{path.stat().st_mtime_ns}" alt="">'
-        f"<figcaption>{html.escape(path.name)}</figcaption></figure>"
-        for path in paths
-    )
-    return f'<div class="pictures">{figures}</div>'
+def _words(grid: Path) -> str:
+    """What a sample grid shows: 'samples, 10' for samples_010.png."""
+    kind, number = records.kind_and_number(grid)
+    return kind.replace("_", " ") + ("" if number is None else f", {number:,}")
+
+
+def _pictures(paths: dict[Path, str], kind: str = "pictures") -> str:
+    """Pictures, with what they show, by their relative names.
+
+    The time of writing makes a browser load changed ones.
+    """
+    figures = []
+    for path, shown in paths.items():
+        address, words = quote(os.fsencode(path.name)), html.escape(shown)
+        figures.append(
+            f'<figure><a href="{address}"><img src="{address}?{path.stat().st_mtime_ns}" '
+            f'alt="{words}"></a><figcaption>{html.escape(path.name)}: {words}</figcaption></figure>'
+        )
+    return f'<div class="{kind}">{"".join(figures)}</div>'
 
 
 def _numbers(values: dict[str, float]) -> list[tuple[str, str]]:

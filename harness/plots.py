@@ -4,8 +4,9 @@ import io
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from matplotlib import style
@@ -24,9 +25,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 # Beside the colours, for those who print in black. A solid line first.
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)))
 STYLES = tuple(zip(COLOURS, LINES))  # of curves
+LEVEL = (0, (1, 2.5))  # of horizontal lines
 REFERENCE = "#555555"
 COLUMN_INCHES = 4.5
 DPI = 200
+INSET_LEFT, INSET_BOTTOM = 0.3, 0.37  # of the axes
 GAP, GAP_GREY = 1, 1.0  # between the tiles of a grid: pixels of an image, and their grey
 GRID_PIXELS = 1200  # the longer side of a grid's PNG, about
 # Drawing functions are in this context: a user's matplotlibrc would turn every digit upside down
@@ -116,7 +119,6 @@ class Curves:
         y_label: with its unit.
         columns: key -> label. Those that a run has not are left out.
         counter: the key of the x axis.
-        inset: show the last nine tenths again, magnified.
         levels: (y, label) of a horizontal line for each column, in its colour.
     """
 
@@ -124,8 +126,20 @@ class Curves:
     y_label: str
     columns: dict[str, str]
     counter: str = "epoch"
-    inset: bool = True
     levels: tuple[tuple[float, str], ...] = ()
+
+    def of_averaged_weights(self, decay: float) -> Self:
+        """These curves with labels that say so if validation is of the weights' moving average.
+
+        It then lies below training, whose weights are not averaged.
+        """
+        if decay == 0:
+            return self
+        labels = {
+            key: label.replace("validation", "validation of averaged weights")
+            for key, label in self.columns.items()
+        }
+        return replace(self, columns=labels)
 
     def save(self, filename: Path, **columns: Sequence[float]) -> None:
         """Write the plot of one run, a value per epoch and column, to a PNG and a PDF."""
@@ -147,7 +161,8 @@ def draw_curves(
     """Write the curves of one or several runs as a PNG, and as a PDF beside it.
 
     Of several runs the mean is drawn, with a band (or bars) from the smallest to the largest. Fewer
-    than 10 points are marked. Without a value of any column nothing is written.
+    than 10 points are marked. Long curves are shown again inside, magnified, without their first
+    tenth. Without a value of any column nothing is written.
 
     Args:
         curves: what to draw.
@@ -170,7 +185,7 @@ def draw_curves(
     last_x = max(x[-1] for _, _, x, _ in drawn)
     references = [reference for reference in references if reference[0] <= last_x]
     views = [axes]
-    if curves.inset and last_x >= 20:
+    if last_x >= 20:
         views.append(_magnified(axes, drawn, references, last_x))
     for view in views:
         for label, look, x, y in drawn:
@@ -180,10 +195,12 @@ def draw_curves(
         lines = [(*level, colour) for level, colour in zip(curves.levels, COLOURS)]
         lines += [(*level, REFERENCE) for level in levels]
         for y, label, colour in lines:
-            view.axhline(y, color=colour, linestyle="--", linewidth=0.9, label=label)
+            view.axhline(y, color=colour, linestyle=LEVEL, linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
+    if len(views) > 1:
+        _make_room(axes, drawn, last_x)
     axes.set(xlabel=curves.counter, ylabel=curves.y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _mark_the_end(axes, last_x)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
     figure.legend(
         handles.values(),
@@ -191,7 +208,7 @@ def draw_curves(
         fontsize=8,
         frameon=False,
         loc="outside upper center",
-        ncols=3,
+        ncols=2,
     )
     save_with_pdf(figure, filename)
 
@@ -200,6 +217,13 @@ def save_with_pdf(figure: Figure, filename: Path) -> None:
     """Write a figure drawn in `default_style` as a PNG, and as a PDF of the same name."""
     for suffix in (".png", ".pdf"):
         save_figure(figure, Path(filename).with_suffix(suffix))
+
+
+def _mark_the_end(axes: Axes, last_x: float) -> None:
+    """Ticks at round numbers, and at the last x, such as 187,500 batches."""
+    round_x = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]).tick_values(0, last_x)
+    ticks = [x for x in round_x if 0 <= x <= 0.9 * last_x] + [last_x]
+    axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks])
 
 
 def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -266,25 +290,35 @@ def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes
     late = [value for _, _, x, y in drawn for value in y[:, x >= last_x / 10].flat]
     late += [y for x, y, _ in references if x >= last_x / 10]
     margin = 0.08 * (max(late) - min(late) or 1.0)
-    magnified = axes.inset_axes([0.3, 0.35, 0.68, 0.6])
+    magnified = axes.inset_axes([INSET_LEFT, INSET_BOTTOM, 0.98 - INSET_LEFT, 0.95 - INSET_BOTTOM])
     limits = (min(late) - margin, max(late) + margin)
-    magnified.set(xlim=(last_x / 10, last_x * 1.02), ylim=limits)
+    magnified.set(xlim=(last_x * 0.08, last_x * 1.02), ylim=limits)  # cuts no marker at a tenth
+    magnified.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    magnified.xaxis.set_major_formatter("{x:,.0f}")
     magnified.tick_params(labelsize=7)
     return magnified
 
 
+def _make_room(axes: Axes, drawn: list, last_x: float) -> None:
+    """Raise the upper end of the y axis until the inset and its labels hide no curve."""
+    late = max(y[:, x >= INSET_LEFT * last_x].max() for _, _, x, y in drawn if x[-1] == last_x)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, max(top, bottom + (late - bottom) / (INSET_BOTTOM - 0.09)))
+
+
 def read_picture(path: Path) -> np.ndarray:
-    """A PNG as an array [height, width, channels] in [0, 1].
+    """A PNG as an array [height, width, 3 or 4] in [0, 1].
 
     Raises:
         UserError: it is damaged, or another kind of file.
     """
     try:
-        return imread(io.BytesIO(read_regular(path)), format="png")
+        image = imread(io.BytesIO(read_regular(path)), format="png")
     except Exception as error:  # foreign bytes can make a decoder raise anything
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path} is damaged, or no picture ({type(error).__name__})") from error
+    return np.stack(3 * [image], axis=-1) if image.ndim == 2 else image
 
 
 @default_style

@@ -129,7 +129,7 @@ class Run:
         if not self._trains:
             return
         if self.config.run.tensorboard:
-            self._events = event_files.EventFile(self.folder, self.history)
+            self._events = event_files.EventFile(self.folder, self.config.flat(), self.history)
         self._total = total
         self._page.start(self.history, total)
         self._interval_started = time.perf_counter()
@@ -239,6 +239,7 @@ class Run:
         checkpoints.save_weights(self.folder, model)
         if self._events is not None:
             self._events.add_grids(self.count, last=True)
+            self._events.add_results(all_results, self.count)
         # Before `result.json`: a kill between the two leaves no page that reloads for ever.
         self._page.finished(self.history, all_results)
         files.write_json(

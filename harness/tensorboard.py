@@ -1,12 +1,19 @@
 """TensorBoard event files in the run folder, for `--tensorboard`.
 
-Every value of `metrics.jsonl` becomes a scalar of the same name, every sample grid an image. The
-step is the epoch or the batch.
+Every value of `metrics.jsonl` becomes a scalar of the same name, every sample grid an image, every
+number of the evaluation a scalar such as `test/bpd`. The step is the epoch or the batch. The
+settings are hyperparameters, so that TensorBoard's HPARAMS tab compares the runs of a sweep.
+
+Weights & Biases reads what is written here. In a changed copy of a script, before `main`:
+
+    import wandb
+    wandb.init(project="digits", config=config.flat(), sync_tensorboard=True)
 """
 
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from harness import records
 from harness.errors import UserError
@@ -33,15 +40,21 @@ class EventFile:
 
     Args:
         folder: the run folder.
+        settings: of the run.
         history: the lines of metrics so far.
     """
 
-    def __init__(self, folder: Path, history: list[dict]):
+    def __init__(self, folder: Path, settings: dict[str, Any], history: list[dict]):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from torch.utils.tensorboard.summary import hparams
 
         self._folder = folder
         self._shown = set()
         self._writer = SummaryWriter(folder, purge_step=0, flush_secs=5)
+        known = {name: value for name, value in settings.items() if value is not None}
+        # Without the summary of the experiment, the first, every scalar is a metric to compare.
+        for summary in hparams(known, {})[1:]:
+            self._writer.file_writer.add_summary(summary)
         for line in history:
             self.add_line(line)
         self.add_grids(records.count_of(history))
@@ -71,6 +84,12 @@ class EventFile:
                     print(error, file=sys.stderr)
                 else:
                     self._writer.add_image(kind, image, number, dataformats="HWC")
+
+    def add_results(self, results: dict[str, dict], count: int) -> None:
+        """Add the numbers of the evaluation at the end, as "part/key", at step `count`."""
+        for part, values in results.items():
+            for key, value in values.items():
+                self._writer.add_scalar(f"{part}/{key}", value, count)
 
     def close(self) -> None:
         """Write what is left to disk, if it has room."""

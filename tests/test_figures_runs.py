@@ -58,6 +58,8 @@ def test_a_chosen_run_must_be_a_finished_one_of_its_kind(tmp_path, name, folder,
     with pytest.raises(UserError, match=words):
         chosen_run(name, KINDS[name], tmp_path / folder)
     assert chosen_run("vae", KINDS["vae"], tmp_path / "vae").folder.name == "vae"
+    fake_run(tmp_path / "own", "vae", "--dataset", str(tmp_path), "--epochs", "1")
+    assert chosen_run("vae", KINDS["vae"], tmp_path / "own").n_epochs == 1
 
 
 def check(base, capsys):
@@ -137,8 +139,7 @@ def test_runs_on_other_data_are_in_a_table_of_their_own(tmp_path):
     assert "so these values are not comparable with them" in lines[-1]
     assert f"{row[:-4]} 100 | 3.000 | 1.653 ± 0.071 (2) |" in other_data(found, groups)
     assert other_data([run for run in found if run.dataset == "mnist"], groups) == []
-    with pytest.raises(UserError, match="--nf .*long: its dataset is fashion, not mnist"):
-        chosen_run("nf", KINDS["nf"], tmp_path / "long")
+    assert chosen_run("nf", KINDS["nf"], tmp_path / "long").dataset == "fashion"  # as given
 
 
 def test_losses_of_a_gan_on_other_data_are_means_of_its_last_tenth(tmp_path):
@@ -216,11 +217,11 @@ def test_check_of_nothing_or_of_damaged_runs_does_not_pass(tmp_path, capsys):
 
 
 def damage_picture(run):
-    (run / "manifold_100.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 99)
+    (run / "samples_100.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 99)
 
 
-def damage_arrays(run):
-    (run / "samples_100.npz").write_bytes(b"PK\x03\x04" + b"x" * 99)
+def damage_arrays(run, name="samples_100"):
+    (run / f"{name}.npz").write_bytes(b"PK\x03\x04" + b"x" * 99)
 
 
 def replace_by_fifo(run):
@@ -230,16 +231,20 @@ def replace_by_fifo(run):
 
 def test_damaged_pictures_are_named_in_one_line_each(tmp_path, capsys):
     fake_runs(tmp_path, "vae", "manifold", "gan", "nf")
-    damage_picture(tmp_path / "manifold")
+    damage_picture(tmp_path / "nf")
+    damage_arrays(tmp_path / "manifold", "manifold_100")
     for damage in (damage_arrays, replace_by_fifo):
         damage(tmp_path / "vae")
         groups = {name: newest_of_kind(find_runs(tmp_path)[0], KINDS[name]) for name in KINDS}
         with pytest.raises(UserError, match="samples_100.npz holds no samples"):
             panels_of(groups)
-    words = ["draw", "--runs", str(tmp_path), "--only", "fig07"]
-    with pytest.raises(UserError, match="not all figures"):
-        main(parse(words))
-    assert "manifold_100.png is damaged" in capsys.readouterr().err
+    for figure, words in (
+        ("fig07", "manifold_100.npz holds no samples"),
+        ("fig18_nf_100", "samples_100.png is damaged"),
+    ):
+        with pytest.raises(UserError, match="not all figures"):
+            main(parse(["draw", "--runs", str(tmp_path), "--only", figure]))
+        assert words in capsys.readouterr().err
 
 
 def test_a_copy_beside_the_pictures_of_a_run_is_no_picture_of_it(tmp_path):

@@ -36,7 +36,7 @@ def test_a_strip_has_the_three_models_and_real_digits(tmp_path, groups):
         torch.testing.assert_close(torch.tensor(panels[title]).float(), expected)
     strip.save_strip(tmp_path / "strip.png", panels)
     height, width, _ = imread(tmp_path / "strip.png").shape
-    assert 3 * height < width < 4 * height
+    assert width == 1600 and 3 * height < width < 4 * height
 
 
 def test_no_strip_is_drawn_without_a_run_of_each_model(groups):

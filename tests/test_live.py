@@ -67,13 +67,17 @@ def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
     assert "epoch 2 of 4, about 03:00 left" in third
     assert '<progress value="2" max="4">50%</progress>' in third
     assert "loss &amp; more</td><td>nats</td><td>2</td><td>0.500</td>" in third
-    assert 'src="samples_002.png?' in third and "samples_001" not in third
+    grids, earlier = third.split("<h2>Earlier samples</h2>")
+    assert 'src="samples_002.png?' in grids and "samples_001" not in grids
+    assert '<a href="samples_001.png">' in earlier and 'alt="samples, 1"' in earlier
+    assert 'alt="curves: training, validation"' in third
     assert 'src="loss.png?' in third and "Trained; evaluating" in evaluating
     assert "Finished, epoch 4 of 4" in page_of(run) and "0.375" in page_of(run)
     for page in (*pages, page_of(run)):
         HTMLParser().feed(page)
         pictures = re.findall(r'src="([^"?]*)', page)
         assert all((run.folder / name).exists() for name in pictures)
+        assert page.count("<img") == page.count('alt="') - page.count('alt=""')
 
 
 def test_a_changed_picture_has_another_address(tmp_path, always):

@@ -169,14 +169,35 @@ def test_references_beyond_the_end_of_a_run_are_left_out(figures, tmp_path):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "nats")
 
 
-@pytest.mark.parametrize("n, inset, n_views", [(19, True, 1), (20, True, 2), (20, False, 1)])
-def test_long_curves_are_magnified_without_their_first_tenth(figures, tmp_path, n, inset, n_views):
-    curves = plots.Curves("a", "nats", {"train": "a"}, counter="batch", inset=inset)
+@pytest.mark.parametrize("n, n_views", [(19, 1), (20, 2)])
+def test_long_curves_are_magnified_without_their_first_tenth(figures, tmp_path, n, n_views):
+    curves = plots.Curves("a", "nats", {"train": "a"}, counter="batch")
     draw(tmp_path, history("batch", train=[1000.0, *np.linspace(2, 1, n - 1)]), curves=curves)
     views = [figures[".png"].axes[0], *figures[".png"].axes[0].child_axes]
     assert len(views) == n_views and views[0].get_xlabel() == "batch"
     if n_views == 2:
         assert views[1].get_ylim()[1] < 3
+
+
+def test_the_inset_hides_no_curve_cuts_no_marker_and_the_last_x_is_a_tick(figures, tmp_path):
+    batches = range(500, 187_501, 500)
+    lines = [{"batch": n, "train": 1.0, "val": 2.0 if n % 1000 else None} for n in batches]
+    curves = plots.Curves("a", "nats", CURVES.columns, counter="batch")
+    lines = [{key: value for key, value in line.items() if value} for line in lines]
+    draw(tmp_path, lines, curves=curves)
+    (axes,) = figures[".png"].axes
+    (inset,) = axes.child_axes
+    bottom, top = axes.get_ylim()
+    assert (2.0 - bottom) / (top - bottom) < plots.INSET_BOTTOM - 0.05
+    assert inset.get_xlim()[0] < 0.09 * 187_500
+    words = [label.get_text() for label in axes.get_xticklabels()]
+    assert words == ["0", "50,000", "100,000", "150,000", "187,500"]
+
+
+def test_labels_say_that_validation_is_of_averaged_weights():
+    labels = CURVES.of_averaged_weights(0.999).columns
+    assert labels == {"train": "training", "val": "validation of averaged weights"}
+    assert CURVES.of_averaged_weights(0.0) == CURVES
 
 
 def test_a_constant_curve_can_be_magnified(figures, tmp_path):
@@ -192,11 +213,14 @@ def test_every_column_has_a_colour(figures, tmp_path):
     assert list(lines_of(figures[".png"].axes[0])) == names
 
 
-def test_an_annotated_copy_keeps_every_pixel(tmp_path):
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+def test_an_annotated_copy_keeps_every_pixel(tmp_path, mode):
     imsave(tmp_path / "a.png", np.random.default_rng(0).random((60, 300)), cmap="gray")
+    with Image.open(tmp_path / "a.png") as picture:
+        picture.convert(mode).save(tmp_path / "a.png")
     plots.save_annotated(tmp_path / "a.png", tmp_path / "b.png", "a note")
-    original, copy = imread(tmp_path / "a.png"), imread(tmp_path / "b.png")
-    assert np.array_equal(copy[-60:], original)
+    original, copy = plots.read_picture(tmp_path / "a.png"), imread(tmp_path / "b.png")
+    assert np.array_equal(copy[-60:, :, :3], original[..., :3])
     assert copy.shape[0] > 60 and copy[:-60].min() < 0.5  # the note
 
 

@@ -9,6 +9,7 @@ from matplotlib.image import imread, imsave
 
 from harness import records
 from harness.errors import UserError
+from harness.plots import save_grid
 from tests.bare_runs import make_run
 
 reader = pytest.importorskip(
@@ -33,8 +34,8 @@ def train(run, last, until):
     """Train to the epoch `until` of a run of `last`; each epoch draws a grid after its line."""
     for epoch in run.remaining(last):
         run.log(epoch=epoch, loss=1 / epoch, val_loss=epoch / 3)
-        picture = np.full((2, 2), epoch / 10)
-        imsave(run.folder / f"samples_{epoch:03d}.png", picture, cmap="gray", vmin=0, vmax=1)
+        samples = np.full((4, 6), epoch / 10)
+        save_grid(run.folder / f"samples_{epoch:03d}.png", {"samples": samples}, "", 2, (2, 3))
         if epoch == until and until != last:
             return
         run.checkpoint()
@@ -57,8 +58,9 @@ def test_the_event_file_has_the_numbers_of_the_metrics_and_the_grids(tmp_path):
     assert images == {"samples": [1, 2, 3], "samples_fresh": [3]}
     content = events.Images("samples")[1].encoded_image_string
     (tmp_path / "read.png").write_bytes(content)
-    original = imread(run.folder / "samples_002.png")[..., :3]
-    assert np.allclose(imread(tmp_path / "read.png"), original, atol=1 / 255)
+    original = imread(run.folder / "samples_002.png")
+    assert original.ndim == 2 and imread(tmp_path / "read.png").shape == (*original.shape, 3)
+    assert np.allclose(imread(tmp_path / "read.png"), original[..., None], atol=1 / 255)
 
 
 @pytest.mark.parametrize("flushed", [True, False])

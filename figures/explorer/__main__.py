@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from figures.explorer import models, page
-from figures.runs import find_runs
+from figures.runs import find_runs, read_run
 from harness import cli
 from harness.errors import UserError
 from harness.files import write_whole
@@ -15,13 +15,18 @@ from harness.files import write_whole
 class Command:
     """Write one HTML file to play with the trained models.
 
-    It shows VAEs with --zdim 20 and 2, a GAN, and a flow with --n_hidden of at most 320.
+    It shows VAEs with --zdim 20 and 2, a GAN, and a flow with --n_hidden of at most 320: the newest
+    of --runs, or those that are named.
 
-    Example: python -m figures.explorer --runs runs --out page.html
+    Example: python -m figures.explorer --manifold runs/vae-z2-seed0 --out page.html
     """
 
     runs: Path = Path("runs")  # holds the run folders
     out: Path | None = None  # the page to write (None: explorer.html in --runs)
+    vae: Path | None = None  # the run of a VAE with 20 latent dimensions
+    manifold: Path | None = None  # the run of a VAE with 2 latent dimensions
+    gan: Path | None = None  # the run of a GAN
+    nf: Path | None = None  # the run of a flow
 
 
 def parse(words: list[str] | None = None) -> Command:
@@ -33,22 +38,27 @@ def main(command: Command) -> None:
     """Write the page from the runs that are there; say what is missing.
 
     Raises:
-        UserError: there is no folder of runs, or no run in it that the page can show.
+        UserError: there is no folder of runs, or no run that the page can show, with the reasons.
     """
     base, out = command.runs, command.out or command.runs / "explorer.html"
-    if not base.is_dir():
+    named = {name: getattr(command, wanted.option) for name, wanted in models.WANTED.items()}
+    chosen = {name: read_run(folder) for name, folder in named.items() if folder is not None}
+    if not base.is_dir() and not chosen:
         raise UserError(f"there is no folder {base}: name the one of the run folders with --runs")
-    runs, messages = find_runs(base)
-    for message in messages:
-        print(message, file=sys.stderr)
-    found, missing = models.find_models(runs)
+    runs, messages = find_runs(base) if base.is_dir() else ([], [])
+    found, missing = models.find_models(runs, chosen)
     if not found:
+        make = models.WANTED["vae2"].command
+        reasons = [reason for reason, _ in missing.values() if reason not in messages]
         raise UserError(
-            f"no finished run under {base} that the page can show; make one, with "
-            f"{models.WANTED['vae2'].command}, say, or name another folder with --runs"
+            f"no run under {base} that the page can show: "
+            f"{'; '.join(dict.fromkeys([*messages, *reasons]))}; make one, with {make}, say"
         )
-    for name, (reason, make) in missing.items():
-        print(f"{models.WANTED[name].title}: {reason}; {make} makes one", file=sys.stderr)
+    if not chosen:
+        for message in messages:
+            print(message, file=sys.stderr)
+        for name, (reason, make) in missing.items():
+            print(f"{models.WANTED[name].title}: {reason}; {make} makes one", file=sys.stderr)
     text = page.build(found, missing).encode()
     write_whole(out, lambda file: file.write(text))
     folders = ", ".join(str(trained.run.folder) for trained in found.values())

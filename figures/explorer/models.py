@@ -7,10 +7,12 @@ import torch.nn as nn
 
 import a3_gan_template as gan
 from figures.kinds import GAN, NF, SCRIPTS, VAE, epochs_of
-from figures.runs import Runs, StoredRun, newest
+from figures.runs import Runs, StoredRun, newest, unfinished_message
 from harness.errors import UserError
+from harness.records import image_shape
 
 MAX_FLOW_WIDTH = 320  # the weights of a wider flow don't fit in 10 MB
+MAX_REASONS = 3  # runs that are named as left out
 
 
 class Wanted(NamedTuple):
@@ -18,12 +20,14 @@ class Wanted(NamedTuple):
 
     Attributes:
         title: what the page calls it.
+        option: of the command line, that names its run.
         script: the file name of the script that trains it.
-        settings: those that its run must have.
+        settings: those without which the page cannot show it.
         flags: options of the script for such a run.
     """
 
     title: str
+    option: str
     script: str
     settings: dict[str, Any]
     flags: str = ""
@@ -38,20 +42,32 @@ class Wanted(NamedTuple):
         """The epochs of such a training."""
         return epochs_of(SCRIPTS[self.script].Config.parse(self.flags.split()).flat())
 
-    def fits(self, run: StoredRun) -> bool:
-        """Whether the page can show the model of a run in this place."""
-        if run.script != self.script or run.settings.get("n_hidden", 0) > MAX_FLOW_WIDTH:
-            return False
-        return self.settings.items() <= run.settings.items()
+    def misfit(self, run: StoredRun, chosen: bool = False) -> str | None:
+        """Why the page can't show the model of a run in this place; None if it can.
+
+        A run that was chosen by hand may have any length, images of 28 x 28 pixels and protocol.
+        """
+        if run.script != self.script:
+            return f"a run of {run.script}, not of {self.script}"
+        if (shape := image_shape(run.config)) != SHAPE:
+            return "its images are {} x {}, not {} x {}".format(*shape, *SHAPE)
+        usual = {} if chosen else USUAL
+        for name, wanted in (self.settings | usual).items():
+            actual = run.settings.get(name, wanted)
+            if actual != wanted:
+                return f"its {name} is {actual}, not {wanted}"
+        if (width := run.settings.get("n_hidden", 0)) > MAX_FLOW_WIDTH:
+            return f"its n_hidden is {width:,}, more than {MAX_FLOW_WIDTH}, so it is too large"
+        return None
 
 
-PLAIN = {"dataset": "mnist", "protocol": "standard"}
-BITS = PLAIN | {"binarize": "static"}
+SHAPE = (28, 28)  # of the page's digits
+USUAL = {"dataset": "mnist", "protocol": "standard", "binarize": "static"}
 WANTED = {
-    "vae20": Wanted("VAE, 20 dimensions", VAE, BITS | {"zdim": 20}, "--zdim 20"),
-    "vae2": Wanted("VAE, 2 dimensions", VAE, BITS | {"zdim": 2}, "--zdim 2"),
-    "gan": Wanted("GAN", GAN, PLAIN | {"latent_dim": 100}),
-    "flow": Wanted("Flow", NF, PLAIN | {"n_flows": 4}, "--n_hidden 256 --out runs/nf-narrow-seed0"),
+    "vae20": Wanted("VAE, 20 dimensions", "vae", VAE, {"zdim": 20}, "--zdim 20"),
+    "vae2": Wanted("VAE, 2 dimensions", "manifold", VAE, {"zdim": 2}, "--zdim 2"),
+    "gan": Wanted("GAN", "gan", GAN, {"latent_dim": 100}),
+    "flow": Wanted("Flow", "nf", NF, {"n_flows": 4}, "--n_hidden 256 --out runs/nf-narrow-seed0"),
 }
 
 
@@ -69,14 +85,30 @@ class Missing(NamedTuple):
     command: str
 
 
-def find_models(found: Runs) -> tuple[dict[str, Trained], dict[str, Missing]]:
+def find_models(
+    found: Runs, chosen: dict[str, StoredRun] | None = None
+) -> tuple[dict[str, Trained], dict[str, Missing]]:
     """The wanted models that are there, and why the others are missing.
 
     Of the runs that fit, the `newest` is shown, and of its seeds the lowest, as in the gallery.
+
+    Args:
+        found: all runs.
+        chosen: runs by the names of WANTED, which are shown instead.
+
+    Raises:
+        UserError: the page cannot show a chosen run.
     """
     models, missing = {}, {}
     for name, wanted in WANTED.items():
-        candidates = [run for run in found if wanted.fits(run)]
+        if run := (chosen or {}).get(name):
+            if reason := wanted.misfit(run, chosen=True):
+                raise UserError(f"--{wanted.option} {run.folder}: {reason}")
+            if not run.finished:
+                raise UserError(f"--{wanted.option}: {unfinished_message(run)}")
+            models[name] = load(run)
+            continue
+        candidates = [run for run in found if wanted.misfit(run) is None]
         finished = newest(candidates, wanted.n_epochs)
         try:
             if finished:
@@ -86,10 +118,20 @@ def find_models(found: Runs) -> tuple[dict[str, Trained], dict[str, Missing]]:
                 command = shlex.join(["python", wanted.script, "--resume", str(folder)])
                 missing[name] = Missing(f"{folder} is unfinished", command)
             else:
-                missing[name] = Missing("there is no run that fits", wanted.command)
+                missing[name] = Missing(_why_none_fits(found, wanted), wanted.command)
         except UserError as error:
             missing[name] = Missing(str(error), wanted.command)
     return models, missing
+
+
+def _why_none_fits(found: Runs, wanted: Wanted) -> str:
+    """What is different in the runs of the same script, the newest first."""
+    others = [run for run in reversed(found) if run.script == wanted.script]
+    # VAEs of the other dimension are another model of the page.
+    rivals = [other for other in WANTED.values() if other is not wanted]
+    others = [run for run in others if all(rival.misfit(run) for rival in rivals)]
+    reasons = [f"{run.folder} is left out: {wanted.misfit(run)}" for run in others[:MAX_REASONS]]
+    return "; ".join(["there is no run that fits", *reasons])
 
 
 def load(run: StoredRun) -> Trained:

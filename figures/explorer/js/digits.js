@@ -61,15 +61,16 @@ export class Digits {
     this.setCurrent(this.grey(index), this.bits(index), this.name(index));
   }
 
-  /** Make a drawing the current digit: grey values in 0..255. */
+  /** Make a drawing the current digit: grey values in 0..255. Without ink it `isEmpty`. */
   draw(grey) {
     const bits = grey.map((value, n) => (255 * this.thresholds[n] < value ? 1 : 0));
-    this.setCurrent(grey, bits, "your digit");
+    const isEmpty = grey.every((value) => value === 0);
+    this.setCurrent(grey, bits, isEmpty ? "nothing is drawn" : "your digit", isEmpty);
   }
 
-  setCurrent(grey, bits, name) {
+  setCurrent(grey, bits, name, isEmpty = false) {
     const image = grey.map((value) => value / 255);
-    this.current = { grey, image, bits, name };
+    this.current = { grey, image, bits, name, isEmpty };
     for (const callback of this.callbacks) callback(this.current);
   }
 

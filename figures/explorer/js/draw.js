@@ -27,8 +27,13 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
       kl: gauge(host, { label: "KL(q(z|x) ‖ p(z))", band: bands.kl, ...scale, ...range }),
       negElbo: gauge(host, { label: "negative ELBO", band: bands.negElbo, ...scale, ...range }),
     };
-    onDigit.push(({ bits }) => {
+    onDigit.push(({ bits, isEmpty }) => {
       show(byId("draw-bits"), bits, "The digit as bits");
+      if (isEmpty) {
+        show(byId("draw-recon"), bits, "No reconstruction");
+        for (const set of Object.values(setters)) set(null);
+        return;
+      }
       const reconstruction = vae20.decode(vae20.encode(bits).mean);
       show(byId("draw-recon"), reconstruction, "Its reconstruction");
       const nats = vae20.negElbo(bits);
@@ -38,7 +43,15 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
 
   if (vae2) {
     let position = [0, 0];
-    onDigit.push(({ bits }) => {
+    onDigit.push(({ bits, isEmpty }) => {
+      byId("draw-goto").disabled = isEmpty;
+      if (isEmpty) {
+        show(byId("draw-plane"), bits, "No reconstruction");
+        show(byId("draw-nearest"), bits, "No nearest digit");
+        byId("draw-nearest-name").textContent = "nearest: –";
+        byId("draw-position").textContent = "It lies at z = –.";
+        return;
+      }
       position = [...vae2.encode(bits).mean];
       const nearest = digits.nearest(...position);
       const [z1, z2] = position.map(twoDecimals);
@@ -52,12 +65,15 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
 
   if (gan) {
     const set = opinionGauge(byId("draw-opinion"), gan);
-    onDigit.push(({ image }) => set(gan.opinion(image)));
+    onDigit.push(({ image, isEmpty }) => set(isEmpty ? null : gan.opinion(image)));
   }
 
   if (flow) {
     const set = bpdGauge(byId("draw-bpd"), flow);
-    onDigit.push(({ grey }) => set(flow.fromDigit(grey).bpd));
+    onDigit.push(({ grey, isEmpty }) => {
+      byId("draw-flow").disabled = isEmpty;
+      set(isEmpty ? null : flow.fromDigit(grey).bpd);
+    });
     byId("draw-flow").addEventListener("click", openFlow);
   }
 
@@ -77,7 +93,7 @@ export function setUpDraw(models, digits, { openPlane, openFlow }) {
 export function opinionGauge(host, gan) {
   const { real } = gan.about.bands;
   const set = gauge(host, { label: "real, says D", unit: "%", band: percents(real), ...PERCENT });
-  return (opinion) => set(100 * opinion);
+  return (opinion) => set(opinion === null ? null : 100 * opinion);
 }
 
 const PERCENT = { min: 0, max: 100, decimals: 0 };

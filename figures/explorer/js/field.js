@@ -7,7 +7,7 @@ const N_CELLS = 20; // of the manifold, along each axis
 const CELL = 28;
 
 export class Field {
-  /** A field on a canvas. `at` is the point that moves, `mine` the place of the current digit. */
+  /** A field on a canvas. `at` is the point that moves, `mine` the place of the current digit, if any. */
   constructor(canvas, vae, digits) {
     Object.assign(this, { canvas, vae, digits });
     this.at = [0.5, 0.5];
@@ -76,7 +76,7 @@ export class Field {
     const [x, y] = [this.at[0], 1 - this.at[1]];
     context.strokeStyle = color;
     context.lineWidth = 2.5 / side;
-    diamond(context, this.mine[0], 1 - this.mine[1], 9 / side);
+    if (this.mine) diamond(context, this.mine[0], 1 - this.mine[1], 9 / side);
     context.fillStyle = backgroundColor;
     dot(context, x, y, 8 / side);
     context.stroke();

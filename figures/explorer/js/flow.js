@@ -75,8 +75,10 @@ export function setUpFlow({ flow }, digits) {
 
   function showDigit() {
     isSample = false;
-    const { grey, name } = digits.current;
-    showPath(flow.fromDigit(grey), `On its way to noise: ${name}.`);
+    const { grey, name, isEmpty } = digits.current;
+    const about = isEmpty ? "Nothing is drawn: an empty picture" : `On its way to noise: ${name}`;
+    showPath(flow.fromDigit(grey), `${about}.`);
+    if (isEmpty) setBpd(null);
   }
 
   let playing = 0;

@@ -55,6 +55,6 @@ export function setUpGan({ gan }, digits) {
   }
 
   byId("gan-new").addEventListener("click", sample);
-  digits.onChange(({ image }) => setDrawn(gan.opinion(image)));
+  digits.onChange(({ image, isEmpty }) => setDrawn(isEmpty ? null : gan.opinion(image)));
   sample();
 }

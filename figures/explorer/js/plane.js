@@ -97,8 +97,8 @@ export function setUpPlane({ vae2: vae }, digits) {
   for (const id of ["plane-manifold", "plane-points"]) {
     byId(id).addEventListener("change", () => field.redraw());
   }
-  digits.onChange(({ bits }) => {
-    field.mine = Array.from(vae.encode(bits).mean, normalCdf);
+  digits.onChange(({ bits, isEmpty }) => {
+    field.mine = isEmpty ? null : Array.from(vae.encode(bits).mean, normalCdf);
     field.redraw();
   });
   moveTo(0.5, 0.5);

@@ -86,7 +86,7 @@ export function onRange(input, callback, words = twoDecimals) {
 
 /**
  * A number on a track, with the band that holds 90% of the test digits.
- * Returns a function that sets the number.
+ * Returns a function that sets the number; null is a dash.
  */
 export function gauge(host, { label, unit, band, min, max, decimals }) {
   const output = element("output");
@@ -109,8 +109,9 @@ export function gauge(host, { label, unit, band, min, max, decimals }) {
     ),
   );
   return (value) => {
-    output.textContent = `${value.toFixed(decimals)}${unit}`;
-    mark.style.left = `${percent(value)}%`;
+    mark.hidden = value === null;
+    output.textContent = value === null ? "–" : `${value.toFixed(decimals)}${unit}`;
+    if (value !== null) mark.style.left = `${percent(value)}%`;
   };
 }
 
