@@ -83,8 +83,7 @@ def main(command: Command) -> None:
     Raises:
         DataError: a run's data set is not where the run found it.
     """
-    for script, folder, start in command.each():
-        picture = Path(f"{start}_interpolation.png")
+    for script, folder, picture in command.each("interpolation"):
         save_grid(picture, {"lines": IMAGES[script](folder)}, "lines between two latents", 9)
         print(picture)
 

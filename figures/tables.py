@@ -8,6 +8,7 @@ from typing import NamedTuple
 from datasets import DATASETS
 from figures.kinds import KINDS
 from figures.runs import Groups, Runs, newest_of_kind
+from harness.escape import markdown_cell
 from harness.references import PASS, SHORT, Graded, load, mean_rows
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
@@ -215,4 +216,4 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " ".join(f"| {cell}".strip() for cell in cells) + " |"
+    return " ".join(f"| {markdown_cell(cell)}".strip() for cell in cells) + " |"

@@ -66,7 +66,7 @@ def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
     assert "epoch 1 of 4, about 04:30 left" in second and "not reached" in second
     assert "epoch 2 of 4, about 03:00 left" in third
     assert '<progress value="2" max="4">50%</progress>' in third
-    assert "loss &amp; more</td><td>nats</td><td>2</td><td>0.500</td>" in third
+    assert "loss &amp; more</bdi></td><td><bdi>nats</bdi></td><td><bdi>2</bdi></td>" in third
     assert 'src="samples_002.png?' in third and "samples_001" not in third
     assert 'src="loss.png?' in third and "Trained; evaluating" in evaluating
     assert "Finished, epoch 4 of 4" in page_of(run) and "0.375" in page_of(run)

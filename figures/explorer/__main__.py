@@ -1,6 +1,5 @@
 """The command line of the page: see the package's docstring."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from figures.explorer import models, page
 from figures.runs import find_runs
 from harness import cli
 from harness.errors import UserError
-from harness.files import write_whole
+from harness.escape import words
+from harness.files import may_replace, write_whole
 
 
 @dataclass
@@ -33,26 +33,30 @@ def main(command: Command) -> None:
     """Write the page from the runs that are there; say what is missing.
 
     Raises:
-        UserError: there is no folder of runs, or no run in it that the page can show.
+        UserError: there is no folder of runs, no run in it that the page can show, or another file
+            where the page goes.
     """
     base, out = command.runs, command.out or command.runs / "explorer.html"
+    if not may_replace(out, page.START):
+        raise UserError(f"{out} is there and is no page of this command: name another file")
     if not base.is_dir():
         raise UserError(f"there is no folder {base}: name the one of the run folders with --runs")
     runs, messages = find_runs(base)
-    for message in messages:
-        print(message, file=sys.stderr)
+    cli.complain(messages)
     found, missing = models.find_models(runs)
     if not found:
         raise UserError(
             f"no finished run under {base} that the page can show; make one, with "
             f"{models.WANTED['vae2'].command}, say, or name another folder with --runs"
         )
-    for name, (reason, make) in missing.items():
-        print(f"{models.WANTED[name].title}: {reason}; {make} makes one", file=sys.stderr)
+    cli.complain(
+        f"{models.WANTED[name].title}: {reason}; {make} makes one"
+        for name, (reason, make) in missing.items()
+    )
     text = page.build(found, missing).encode()
     write_whole(out, lambda file: file.write(text))
     folders = ", ".join(str(trained.run.folder) for trained in found.values())
-    print(f"{out}: {len(text) / 1e6:.1f} MB, from {folders}")
+    print(words(f"{out}: {len(text) / 1e6:.1f} MB, from {folders}"))
 
 
 if __name__ == "__main__":
