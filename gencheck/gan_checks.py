@@ -10,6 +10,7 @@ import torch
 from gencheck.gan_explain import EXACT, STATED
 from gencheck.gan_observer import Observer
 from gencheck.gan_step import EXPLAINED
+from gencheck.layers import layers_outcome
 from gencheck.modules import changed_weights
 from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Outcome, load_checks
 
@@ -338,6 +339,20 @@ def _latents(gan):
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
 
 
+def _layers(gan):
+    g, d = gan.seen.g, gan.seen.d
+    calls = [(g, gan.seen.last_of_generator), (d, (d.calls or d.older or [None])[-1])]
+    if None in (call for _, call in calls):
+        raise CannotJudge("no call of both networks was seen")
+    networks = {"generator": g.module, "discriminator": d.module}
+
+    def run():
+        with changed_weights([b for net, _ in calls for b in net.module.buffers()]):
+            return {n: [call.again(net.module)] for n, (net, call) in zip(networks, calls)}
+
+    return layers_outcome(networks, run)
+
+
 CHECKS = load_checks(
     "gan",
     {
@@ -351,5 +366,6 @@ CHECKS = load_checks(
         "image_scale": _image_scale,
         "discriminator_range": _discriminator_range,
         "latents": _latents,
+        "layers": _layers,
     },
 )

@@ -221,12 +221,12 @@ class VAESubject(VAECalls):
         Raises:
             NotCentred: neither output is the mean.
         """
-        i_mean, i_head, likely = self._meanings
+        return [self.as_meaning(meaning) for meaning in self._meanings[2]]
 
-        def reading(meaning):
-            return lambda outputs: (outputs[i_mean], MEANINGS[meaning](outputs[i_head]))
-
-        return [Posterior(meaning, reading(meaning)) for meaning in likely]
+    def as_meaning(self, meaning: str) -> Posterior:
+        """The posterior if the head had this meaning, one of `MEANINGS`."""
+        i_mean, i_head, _ = self._meanings
+        return Posterior(meaning, lambda o: (o[i_mean], MEANINGS[meaning](o[i_head])))
 
     @property
     def posterior(self) -> Posterior:

@@ -11,6 +11,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import signal
 import sys
 import types
@@ -31,6 +32,11 @@ STATEMENT_SECONDS = 5  # for one statement at module level
 WORK = ("main", "run", "train", "fit", "test", "show", "generate", "interpolate", "demo")
 SETTINGS = ("args", "ARGS", "FLAGS", "opt", "opts", "config", "cfg", "params", "hparams", "options")
 DATACLASSES = ("Config", "Args", "Settings", "Options", "Hyperparameters")
+ROLES = {  # parameters of an epoch's function by their names
+    "model": r"model|net$|vae|flow",
+    "data": r"data|load|batches|images|iter$",
+    "optimizer": r"opt",
+}
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EAGAIN)
 
 
@@ -337,6 +343,20 @@ class Submission:
         except Exception as error:
             self.running.in_call(error)
             raise
+
+    def call_by_role(self, function: Callable, roles: dict[str, Any], **known: Any) -> Any:
+        """Call with a value for each role ("model", "data", "optimizer"), whatever their order.
+
+        Where the parameters' names don't say which is which, they are given in the order of
+        `roles`.
+        """
+        names, found = list(inspect.signature(function).parameters), {}
+        for role in reversed(roles):  # a "model_optimizer" is none of the models
+            fitting = [n for n in names if re.search(ROLES[role], n.lower()) and n not in found]
+            if len(fitting) != 1:
+                return self.call(function, *roles.values(), **known)
+            found[fitting[0]] = roles[role]
+        return self.call(function, **known | found)
 
     def run_main(self, stops: tuple[str, ...], seconds: float) -> dict | None:
         """Run `main` until it calls one of these functions: the call's arguments, by parameter.

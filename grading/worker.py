@@ -20,6 +20,7 @@ from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
+from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
 from grading.results import MAX_TEXT
@@ -133,16 +134,16 @@ def _check_all(model, submission, check, pictures, training):
         images = Images((GREY.float().view(-1, 1, 28, 28) / 127.5 - 1), LABELS)
         loader = DataLoader(images, batch_size=GAN_BATCH, shuffle=True)
         subject = gan_subject(submission, pictures, loader)
-        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
+        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS, *OTHER_SETTINGS["gan"]))
         return subject, subject.seen.total
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        check(subject, vae_checks.CHECKS)
+        check(subject, (*vae_checks.CHECKS, *OTHER_SETTINGS["vae"]))
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
         check(subject, couplings.CHECKS)
-        check(subject, flow_model.CHECKS)
+        check(subject, (*flow_model.CHECKS, *OTHER_SETTINGS["nf"]))
         if subject.model is None:
             return subject, 0
         images = GREY
