@@ -1,4 +1,4 @@
-"""Layers that a network creates and never applies, seen from its calls and from autograd's graph."""
+"""Layers that a network creates and never applies, seen from its calls and autograd's graph."""
 
 from collections.abc import Callable, Iterator
 

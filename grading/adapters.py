@@ -19,9 +19,10 @@ from gencheck.vae_loss import has_loss, readings
 from gencheck.vae_subject import VAESubject
 from grading.flow_subject import FlowSubject
 from grading.loading import ROLES, CannotLoad, Submission, time_limit
-from grading.stand_ins import Images
+from grading.stand_ins import BATCHES, Images
 
 GAN_BATCH = 32
+SMALL_BATCH = 8  # for networks that make no step with GAN_BATCH
 MAIN_SECONDS = 15  # until `main` calls the first epoch
 SHAPES = ((784,), (1, 28, 28), (28, 28))
 Z_DIMS = {"z_dim", "zdim", "dim_z", "latent_dim", "z_size", "latent_size", "n_latent", "latent"}
@@ -328,11 +329,17 @@ def gan_subject(submission: Submission, pictures: list, loader: Iterable) -> Gan
     starts = _starts(submission, kinds, loader)
     if not starts:
         raise CannotLoad("there is no function main or train, and no training at the top level")
-    if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
-        with contextlib.suppress(AttributeError):  # of a frozen dataclass
-            submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
+    _set_batch(submission, GAN_BATCH)  # enough for statistics, and faster
 
     def watch(seed):
+        try:
+            return watch_all(seed)
+        except TooSlow:
+            BATCHES.limit = SMALL_BATCH
+            _set_batch(submission, SMALL_BATCH)
+            return watch_all(seed)
+
+    def watch_all(seed):
         errors = []
         for start in starts:
             few = []
@@ -355,6 +362,17 @@ def gan_subject(submission: Submission, pictures: list, loader: Iterable) -> Gan
             raise CannotLoad("the networks are not implemented") from error
         raise
     return subject
+
+
+class TooSlow(BaseException):
+    """The training makes no steps of both networks in time."""
+
+
+def _set_batch(submission, size) -> None:
+    """Lower the batch size among the submission's settings."""
+    if getattr(submission.settings, "batch_size", 0) > size:
+        with contextlib.suppress(AttributeError):  # of a frozen dataclass
+            submission.settings.batch_size = size
 
 
 def _starts(submission, kinds, loader) -> list[Callable]:
@@ -404,9 +422,9 @@ def _watch_main(submission, start, kinds, pictures, seed, few):
             watching[0].__enter__()
 
     handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: watch_from_here())
-    error = None
+    seconds, error = 4 * MAIN_SECONDS if BATCHES.limit else 2 * MAIN_SECONDS, None
     try:
-        with time_limit(4 * MAIN_SECONDS):
+        with time_limit(seconds):
             start()
     except BaseException as raised:
         error = raised
@@ -414,16 +432,18 @@ def _watch_main(submission, start, kinds, pictures, seed, few):
         handle.remove()
         if watching:
             watching[0].__exit__(None, None, None)
-    if not watching or not (watching[0].g.steps or watching[0].d.steps):
+    steps = [net.steps for net in (watching[0].g, watching[0].d)] if watching else [[], []]
+    if isinstance(error, TooLong) and not all(steps) and not BATCHES.limit:
+        raise TooSlow
+    if not any(steps):
         if isinstance(error, Exception):
             raise error
         if isinstance(error, TooLong):
-            words = f"no optimiser's step in {4 * MAIN_SECONDS} s: its networks are too large here"
-            raise CannotLoad(words)
+            raise CannotLoad(f"no optimiser's step in {seconds} s: its networks are too large here")
         reason = "it calls sys.exit" if error else "it ends before any optimiser's step"
         raise CannotLoad(f"the training makes no steps: {reason}")
     if isinstance(error, Exception) and watching[0].total < 4:
-        if watching[0].g.steps and watching[0].d.steps:
+        if all(steps):
             few.append(watching[0])
         raise error
     return watching[0]

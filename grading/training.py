@@ -123,7 +123,7 @@ def _state(module, optimizer):
 
 
 def _validation(epochs):
-    """Whether weights, batch statistics, the optimiser's moments or the images change in validation.
+    """Whether validation changes weights, batch statistics, the optimiser's moments or images.
 
     A pass over a data set lasts until the next one begins, whatever their order, or until the end.
     """

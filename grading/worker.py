@@ -26,7 +26,14 @@ from grading.pictures import samples
 from grading.results import MAX_TEXT
 from grading.running import Running
 from grading.shims import Adaptation
-from grading.stand_ins import Finder, Images, StubModule, course_modules, torchvision_modules
+from grading.stand_ins import (
+    BATCHES,
+    Finder,
+    Images,
+    StubModule,
+    course_modules,
+    torchvision_modules,
+)
 from grading.training import TRAINING_CHECKS, epoch_checks
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory
@@ -171,10 +178,13 @@ def _replace_modules(code, on_picture, not_found):
     sys.meta_path.append(Finder({}, not_found, str(code), last=True))
     original = DataLoader.__init__
 
-    def single_process(self, *args, **options):
+    def single_process(self, dataset, batch_size=1, *args, **options):
         kept = {
             k: v for k, v in options.items() if k not in ("persistent_workers", "prefetch_factor")
         }
-        original(self, *args, **kept | {"num_workers": 0, "pin_memory": False})
+        if BATCHES.limit is not None and batch_size is not None:
+            batch_size = min(batch_size, BATCHES.limit)
+        own = {"num_workers": 0, "pin_memory": False}
+        original(self, dataset, batch_size, *args, **kept | own)
 
     DataLoader.__init__ = single_process
