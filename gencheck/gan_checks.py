@@ -73,9 +73,9 @@ class Labels(NamedTuple):
 
 def _labels(gan) -> Labels:
     real, fake, weights = [], [], []
-    pulls = [step.pulls for step in _steps(gan, "d") if step.pulls is not None]
-    if pulls:
-        (real, fake), errors = Pulls.of_steps(pulls).labels()
+    pulls = Pulls.of_steps(_steps(gan, "d"))
+    if pulls is not None:
+        (real, fake), errors = pulls.labels()
         if math.isnan(real + fake):
             raise CannotJudge("no step with both real and generated images was seen")
         if max(errors) > MAX_ERROR:
@@ -157,7 +157,7 @@ def _refuse_unexplained(gan, which):
     names = [step.looks_like for step in steps if step.looks_like]
     if names:
         raise CannotJudge(f"no cross-entropy: pass {which}_loss='{names[0]}', whose gradient it is")
-    if residual <= EXPLAINED or any(step.pulls is not None for step in steps):
+    if residual <= EXPLAINED or Pulls.of_steps(steps) is not None:
         return
     raise CannotJudge(
         f"no cross-entropy: {residual:.0%} of the gradient is unexplained; state the loss: "
@@ -236,12 +236,12 @@ def _generator_loss(gan):
         return _stated(gan, "g", "the gradient of the stated loss")
     steps = _steps(gan, "g")
     _refuse_unexplained(gan, "g")
-    pulls = [step.pulls for step in steps if step.pulls is not None]
+    pulls = Pulls.of_steps(steps)
     up = median(step.coefficients[0] for step in steps)
     down = median(step.coefficients[1] for step in steps)
     residual = median(step.residual for step in steps)
     expected = "the gradient of -log D(G(z))"
-    if residual > RANDOM_LABELS and not pulls:
+    if residual > RANDOM_LABELS and pulls is None:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     if gan.seen.d.steps and _one_sigmoid_too_many(gan):
         raise CannotJudge("no cross-entropy of D's probabilities, like the discriminator's loss")
@@ -252,8 +252,8 @@ def _generator_loss(gan):
     except CannotJudge:
         _refuse_unknown_side(gan)
         real, fake = _raised(gan)
-    if pulls:
-        mean = Pulls.of_steps(pulls).strengths.mean().item() * (1 if real > fake else -1)
+    if pulls is not None:
+        mean = pulls.strengths.mean().item() * (1 if real > fake else -1)
         if mean < 0:
             words = "non-saturating: -log D(G(z)), with labels that differ between images"
             return Outcome(NOTE, words, expected)

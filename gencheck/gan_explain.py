@@ -25,6 +25,7 @@ ENTRIES = 100_000  # of a gradient that tell the images apart
 FEATURES = 8  # images on a side that are too few to tell random labels
 STATED = 1e-2  # of a gradient's norm may be left by a stated loss
 EXACT = 1e-3  # of a gradient's norm is left by a loss that is the right one
+MAX_PULLS = 12  # steps of a network at which the pull of each image is fitted
 WANTED = 3  # steps of each network to look at
 
 
@@ -107,8 +108,9 @@ class Explainer:
         step = Step(summed, residual, leftover, of_probabilities)
         if residual > EXACT and not of_probabilities:
             step.looks_like = self._looks_like(net, gradient, residual)
-            if not step.looks_like and len(net.steps) < 2 * WANTED:
-                step.pulls = self._pulls(net, candidates[0], gradient)
+        is_partly = residual > EXACT or (net is self.d and not all(step.sides))
+        if is_partly and not (of_probabilities or step.looks_like) and len(net.steps) < MAX_PULLS:
+            step.pulls = self._pulls(net, candidates[0], gradient)
         return step
 
     def _explain_stated(self, net, gradient, leftover) -> Step | None:
@@ -180,7 +182,7 @@ class Explainer:
         return ""
 
     def _pulls(self, net, calls, gradient) -> Pulls | None:
-        """How each image pulls, where D's output for it doesn't determine that, else None."""
+        """How each image pulls, or None where that doesn't explain the gradient."""
         if net is self.g:
             images = calls[-1].again(self.g.module)
             like = self._call_with(row_sums(images)) or Call.of((images,), {})
@@ -199,12 +201,11 @@ class Explainer:
         for rows in (fake, ~fake):
             used[rows] = (strengths[rows].abs() > small).any()
         strengths, outputs, fake = strengths[used], outputs[used], fake[used]
-        if all(
-            rows.sum() <= FEATURES or is_function_of(strengths[rows], outputs[rows])
+        is_random = any(
+            rows.sum() > FEATURES and not is_function_of(strengths[rows], outputs[rows])
             for rows in (fake, ~fake)
-        ):
-            return None
-        return Pulls(strengths, torch.sigmoid(outputs), fake)
+        )
+        return Pulls(strengths, torch.sigmoid(outputs), fake, is_random)
 
     def _are_fake(self, call):
         return torch.tensor([value in self.fakes for value in call.sums])

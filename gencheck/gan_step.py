@@ -10,7 +10,7 @@ SMALL = 0.2  # part of a weight that noisy labels may feign
 
 
 class Pulls(NamedTuple):
-    """How strongly a loss whose labels differ between images pulls at each of them, [n] each.
+    """How strongly a loss, whose labels may differ between images, pulls at each of them, [n] each.
 
     The gradient of the cross-entropy with respect to an image's logit is D - label, times a scale.
     """
@@ -18,11 +18,15 @@ class Pulls(NamedTuple):
     strengths: torch.Tensor  # coefficient of the gradient of the logit
     d: torch.Tensor  # D of the image
     fake: torch.Tensor  # whether it is generated
+    is_random: bool  # whether D of an image doesn't determine it
 
     @classmethod
-    def of_steps(cls, pulls: list["Pulls"]) -> "Pulls":
-        """Those of several steps, whose scale is the same."""
-        return cls(*map(torch.cat, zip(*pulls)))
+    def of_steps(cls, steps: list["Step"]) -> "Pulls | None":
+        """Those of all steps, whose scale is the same; None where none is random."""
+        pulls = [step.pulls for step in steps if step.pulls is not None]
+        if not any(part.is_random for part in pulls):
+            return None
+        return cls(*(torch.cat([part[i] for part in pulls]) for i in range(3)), True)
 
     def labels(self) -> tuple[list[float], list[float]]:
         """Average labels of real and of generated images, and their standard errors.
@@ -65,7 +69,7 @@ class Step:
         other_moved: whether the step changed the other network's weights.
         n_terms: of a stated loss; 0 if none is stated.
         looks_like: the name of a loss that explains the gradient where no cross-entropy does.
-        pulls: at each image, where only labels that differ between images explain it.
+        pulls: at each image, where labels may differ between images.
     """
 
     coefficients: list[float]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import datasets
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, one_line, run_checks, seed_everything
-from grading import couplings, flow_model
+from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
@@ -142,6 +142,9 @@ def _check_all(model, submission, check, pictures, training):
         loader = DataLoader(images, batch_size=GAN_BATCH, shuffle=True)
         subject = gan_subject(submission, pictures, loader)
         check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS, *OTHER_SETTINGS["gan"]))
+        subject.interpolate = interpolation.find(submission)
+        if subject.interpolate is not None:
+            check(subject, interpolation.CHECKS)
         return subject, subject.seen.total
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
