@@ -25,7 +25,7 @@ ENTRIES = 100_000  # of a gradient that tell the images apart
 FEATURES = 8  # images on a side that are too few to tell random labels
 STATED = 1e-2  # of a gradient's norm may be left by a stated loss
 EXACT = 1e-3  # of a gradient's norm is left by a loss that is the right one
-MAX_PULLS = 12  # steps of a network at which the pull of each image is fitted
+MAX_PULLS = {"d": 12, "g": 2}  # steps at which the pull of each image is fitted
 WANTED = 3  # steps of each network to look at
 
 
@@ -109,7 +109,8 @@ class Explainer:
         if residual > EXACT and not of_probabilities:
             step.looks_like = self._looks_like(net, gradient, residual)
         is_partly = residual > EXACT or (net is self.d and not all(step.sides))
-        if is_partly and not (of_probabilities or step.looks_like) and len(net.steps) < MAX_PULLS:
+        few = len(net.steps) < MAX_PULLS["d" if net is self.d else "g"]
+        if is_partly and few and not (of_probabilities or step.looks_like):
             step.pulls = self._pulls(net, candidates[0], gradient)
         return step
 

@@ -59,6 +59,7 @@ class EpochSubject:
         self.too_long: TooLong | None = None
         self.untrained = copy.deepcopy(module.state_dict())
         self.trained: dict[int, dict] = {}  # results of short trainings, by seed
+        self.averages: dict[int, tuple] = {}  # what `epoch_iter` returns at unchanged weights
 
     @contextlib.contextmanager
     def limit(self, seconds):

@@ -1,6 +1,7 @@
 """Checks of a submission's own epoch functions: averages, units, clipping, validation, learning."""
 
 import contextlib
+import hashlib
 import itertools
 import math
 import resource
@@ -34,7 +35,13 @@ def _epoch_value(epochs):
 
     Returns (words of the average it is, words of its unit, the value, the average over images).
     """
-    epochs.settle()
+    if epochs.seed not in epochs.averages:
+        epochs.settle()
+        epochs.averages[epochs.seed] = _measured_average(epochs)
+    return epochs.averages[epochs.seed]
+
+
+def _measured_average(epochs):
     stride = len(epochs.images) // (2 * BATCH)
     usual = epochs.images[epochs.seed % stride :: stride][: 2 * BATCH]
     unusual = torch.full((784,), 128.0)
@@ -112,14 +119,17 @@ def _bpd(epochs):
 
 
 def _state(module, optimizer):
-    tensors = [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+    """Digests of the module's tensors and of the optimiser's: copies would take much memory."""
     moments = [
-        v.detach().clone()
+        value
         for state in optimizer.state.values()
-        for v in state.values()
-        if isinstance(v, torch.Tensor)
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
     ]
-    return tensors, moments
+    return tuple(
+        [hashlib.blake2b(t.detach().contiguous().numpy()).digest() for t in tensors]
+        for tensors in ([*module.parameters(), *module.buffers()], moments)
+    )
 
 
 def _validation(epochs):
@@ -165,7 +175,7 @@ def _validation(epochs):
         for (which, start, _), (_, end, _) in itertools.pairwise(passes)
         for words, before, now in zip(moved, start, end)
         if which == "val"
-        if len(before) != len(now) or any(not torch.equal(b, a) for b, a in zip(before, now))
+        if before != now
     ]
     changed = list(dict.fromkeys(changes))
     problems = [f"validation trains: it changes {' and '.join(changed)}"] if changed else []
