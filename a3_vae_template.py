@@ -50,7 +50,7 @@ class Config(RunConfig):
 
     SCRIPT = "a3_vae_template.py"
     EXAMPLE = "python a3_vae_template.py --zdim 20 --seed 1"
-    REPORT = {"ema_decay": 0.0}  # the report evaluated the weights in training
+    REPORT = {"weight_decay": 0.0, "ema_decay": 0.0}  # the report evaluated the weights in training
 
     zdim: int = 20  # dimensions of the latent space
     hidden_dim: int = 500  # units of each hidden layer
@@ -60,6 +60,7 @@ class Config(RunConfig):
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
     lr: float = 1e-3  # learning rate of Adam
+    weight_decay: float = 0.0  # of AdamW: a step takes lr * weight_decay of each weight
     # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999
 
@@ -76,8 +77,9 @@ class Config(RunConfig):
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, not {self.ema_decay}")
-        if self.importance_samples < 0:
-            raise ValueError("--importance_samples must be at least 0")
+        for name in ("weight_decay", "importance_samples"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be at least 0, not {getattr(self, name)}")
 
     @property
     def name(self):
@@ -327,7 +329,7 @@ def main(config):
         train, val, test = bmnist(config.data, config.batch_size, run.device, config.binarize)
         kind = ReportVAE if config.protocol == "report" else VAE
         model = kind(config.hidden_dim, config.zdim, config.n_pixels).to(run.device)
-        optimizer = adam(model, config.lr)
+        optimizer = adam(model, config.lr, config.weight_decay)
         average = WeightAverage(model, config.ema_decay)
         run.restore(model=model, average=average, optimizer=optimizer)
         if run.count == 0:

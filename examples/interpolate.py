@@ -83,8 +83,7 @@ def main(command: Command) -> None:
     Raises:
         DataError: a run's data set is not where the run found it.
     """
-    for script, folder, start in command.each():
-        picture = Path(f"{start}_interpolation.png")
+    for script, folder, picture in command.each("interpolation"):
         lines, shape = IMAGES[script](folder), script.Config.of(folder).image_shape
         save_grid(picture, {"lines": lines}, "lines between two latents", 9, shape)
         print(picture)

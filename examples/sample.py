@@ -3,9 +3,11 @@
     python -m examples.sample runs/vae-z20-seed0 runs/gan-seed0 --n 100 --seed 0 --out pictures
 
 For each run it writes RUN_samples.png and the arrays, RUN_samples.npz: uint8 [n, n_pixels] by name.
+It overwrites nothing: RUN_samples-2.png follows, and so on.
 `examples.interpolate` walks through the latent spaces.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ import a3_vae_template as vae
 from harness import cli, records
 from harness.errors import UserError
 from harness.plots import save_grid
+from harness.run import candidates
 
 SCRIPTS = {script.Config.SCRIPT: script for script in (vae, gan, nf)}
 
@@ -42,8 +45,8 @@ class Runs:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be at least 0 and below 2^32, not {self.seed}")
 
-    def each(self) -> Iterator[tuple[ModuleType, Path, Path]]:
-        """Of each run its script, its folder, and the start of its pictures' names.
+    def each(self, what: str) -> Iterator[tuple[ModuleType, Path, Path]]:
+        """Of each run its script, its folder, and a new name for its picture: NAME_`what`.png.
 
         Sets the seed before each, so that its pictures don't depend on the others.
 
@@ -62,7 +65,17 @@ class Runs:
             if script not in SCRIPTS:
                 raise UserError(f"{folder} is a run of {script!r}, not of {', '.join(SCRIPTS)}")
             torch.manual_seed(self.seed)
-            yield SCRIPTS[script], folder, self.out / name
+            yield SCRIPTS[script], folder, new_picture(self.out / f"{name}_{what}")
+
+
+def new_picture(start: Path) -> Path:
+    """START.png, or START-2.png and so on: neither it nor the .npz beside it is there."""
+    pictures = (Path(f"{path}.png") for path in candidates(start))
+    return next(
+        picture
+        for picture in pictures
+        if not any(map(os.path.lexists, (picture, picture.with_suffix(".npz"))))
+    )
 
 
 @dataclass
@@ -97,8 +110,7 @@ def samples(script: ModuleType, folder: Path, n: int) -> dict[str, torch.Tensor]
 
 def main(command: Command) -> None:
     """Write samples of each run."""
-    for script, folder, start in command.each():
-        picture = Path(f"{start}_samples.png")
+    for script, folder, picture in command.each("samples"):
         shape = script.Config.of(folder).image_shape
         panels = samples(script, folder, command.n)
         save_grid(picture, panels, f"seed {command.seed}", image_shape=shape)

@@ -26,7 +26,7 @@ from datasets import Source, read_mnist
 from figures import cluster, sweeps
 from figures.checks import check
 from figures.export import check_file, export
-from figures.gallery import draw_figures, draw_strip, write_page
+from figures.gallery import START, draw_figures, draw_strip, write_page
 from figures.kinds import KINDS, NEEDED
 from figures.recipes import draw_recipes
 from figures.recorded import merged, read_recorded
@@ -37,7 +37,7 @@ from figures.trainings import missing_trainings, train
 from harness import cli
 from harness.devices import n_cores, select_device
 from harness.errors import UsageError, UserError
-from harness.files import read_regular
+from harness.files import may_replace
 
 QUICK_RUNS = Path("runs/quick")
 
@@ -242,10 +242,7 @@ def main(command: Command) -> None:
         case Sweep():
             train_missing(command, (command.kind,), command.grid)
         case Plot():
-            found, messages = command.find()
-            _print_errors(messages)
-            sweeps.draw(command.out, found, command.x, command.y)
-            print(command.out)
+            plot(command)
         case Check():
             reported = command.file is not None
             found = ([read_reported(command.file)], []) if reported else command.find()
@@ -255,7 +252,7 @@ def main(command: Command) -> None:
             messages += [unfinished_message(run) for run in found if not run.finished]
             groups = {name: newest_of_kind(found, kind) for name, kind in KINDS.items()}
             export(command.file, found, groups)
-            _print_errors(messages)
+            cli.complain(messages)
 
 
 def draw(command: Draw) -> None:
@@ -287,11 +284,11 @@ def draw(command: Draw) -> None:
         places = [str(place) for place in (command.runs, command.recorded) if place is not None]
         hint = f"no finished run in {' or '.join(places)}; `python -m figures train` makes them"
         raise UserError("; ".join([*messages, hint]))
-    page = command.out / "README.md"
-    if not command.only and page.exists() and not read_regular(page).startswith(b"# Gallery"):
+    page, report = command.out / "README.md", command.out / "report"
+    is_gallery = may_replace(page, START)
+    if not command.only and not is_gallery:
         raise UserError(f"{page} is no gallery: choose another folder with --out")
-    report = command.out / "report"
-    if report.is_dir() and not _is_ours(report):
+    if report.is_dir() and not (page.exists() and is_gallery) and not _has_only_figures(report):
         raise UserError(f"{report} holds files of others: choose another folder with --out")
     drawn, missing = draw_figures(figures, groups, report, command.quick)
     if not command.only:
@@ -305,18 +302,32 @@ def draw(command: Draw) -> None:
         write_page(command.out, drawn, groups, found, missing + absent, command.quick)
         if not chosen:  # whoever names runs wants their figures
             missing += absent
-        _print_errors(messages)
-    _print_errors(missing)
+        cli.complain(messages)
+    cli.complain(missing)
     print(f"figures in {report}: {len(drawn)}")
     if missing:
         raise UserError(f"not all figures could be drawn: {len(missing)} reasons above")
 
 
-def _is_ours(report: Path) -> bool:
-    """Whether a folder is empty or has a figure or table that `draw` wrote."""
-    names = {"strip", "results", *(figure.name for figure in FIGURES)}
-    stems = [path.stem.removesuffix("-short") for path in report.iterdir()]
-    return not stems or not names.isdisjoint(stems)
+def plot(command: Plot) -> None:
+    """Plot numbers of the runs against a setting.
+
+    Raises:
+        UserError: another file is where the plot goes, or no run has the setting and a number.
+    """
+    out = command.out
+    if not may_replace(out, sweeps.START) or out.with_suffix(".pdf").exists() > out.exists():
+        raise UserError(f"{out} or its .pdf is there and is no plot of ours: name another file")
+    found, messages = command.find()
+    cli.complain(messages)
+    sweeps.draw(out, found, command.x, command.y)
+    print(out)
+
+
+def _has_only_figures(report: Path) -> bool:
+    """Whether a folder holds nothing but what `draw --only` writes; an empty one does."""
+    names = {figure.name for figure in FIGURES}
+    return all(path.stem.removesuffix("-short") in names for path in report.iterdir())
 
 
 def train_missing(
@@ -373,11 +384,6 @@ def _words(name: str, command: Draw | Trains, *options: str) -> str:
     """The command line of another command on the same runs."""
     words = ["python", "-m", "figures", *name.split(), *options, "--runs", str(command.runs)]
     return shlex.join(words + ["--quick"] * command.quick)
-
-
-def _print_errors(messages: list[str]) -> None:
-    for message in messages:
-        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Grades runs: each one by itself, and the means of those that differ only in their seed."""
 
-import sys
-
 from figures.runs import Runs, seed_groups
 from figures.tables import mean_text, verdict
-from harness import references
+from harness import cli, references
 from harness.errors import UserError
+from harness.escape import words
 from harness.references import IMPLAUSIBLE, NOT_COMPARABLE, NOT_REACHED, PASS, SHORT
 
 
@@ -20,7 +19,7 @@ def check(found: Runs, messages: list[str]) -> int:
     verdicts = []
     for run in found:
         unfinished = "" if run.finished else ", unfinished"
-        print(f"{run.folder}: {run.script}, seed {run.seed}, {run.length}{unfinished}")
+        print(f"{words(str(run.folder))}: {run.script}, seed {run.seed}, {run.length}{unfinished}")
         graded = run.graded()
         print(f"{references.table(graded, run.counter)}\n")
         for one in graded:
@@ -32,8 +31,7 @@ def check(found: Runs, messages: list[str]) -> int:
     for runs in seed_groups(found):
         if len(runs) > 1:
             print(f"{mean_table(runs)}\n")
-    for message in messages:
-        print(message, file=sys.stderr)
+    cli.complain(messages)
     counts = {
         kind: sum(verdict.startswith(kind) for verdict in verdicts)
         for kind in (PASS, SHORT, IMPLAUSIBLE, NOT_REACHED, NOT_COMPARABLE)
@@ -57,5 +55,5 @@ def mean_table(runs: Runs) -> str:
         row, value = graded.row, mean_text(graded.values, 3)
         line = (row.quantity, row.unit, f"{graded.at:,}", value, row.bound, verdict(graded))
         lines.append(line)
-    title = f"mean of seeds {seeds}: {first.folder.name}, {first.script}, {first.length}"
+    title = f"mean of seeds {seeds}: {words(first.folder.name)}, {first.script}, {first.length}"
     return f"{title}\n{references.aligned(lines, 'llrrrl')}"

@@ -13,14 +13,9 @@ from figures.recorded import record
 from figures.runs import NOT_OF_TRAINING, Groups, Runs, StoredRun, is_of_kind
 from figures.tables import graded_lines, other_groups
 from harness.errors import UserError
-from harness.files import read_regular, write_whole
+from harness.escape import csv_cell, latex
+from harness.files import may_replace, write_whole
 from harness.references import NOT_COMPARABLE
-
-LATEX = str.maketrans(
-    {character: rf"\{character}" for character in "&%$#_{}"}
-    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "−": "$-$"}
-)
 
 
 def check_file(path: Path) -> None:
@@ -30,20 +25,8 @@ def check_file(path: Path) -> None:
     writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if path.is_dir() or not writable:
         raise ValueError(f"{path} cannot be written")
-    if not may_replace(path):
+    if not may_replace(path, STARTS[path.suffix]):
         raise ValueError(f"{path} is there and is no earlier export: name another file")
-
-
-def may_replace(path: Path) -> bool:
-    """Whether nothing is lost if an export is written to `path`: it is new, empty, or an export."""
-    if not path.exists():
-        return not path.is_symlink()
-    start = STARTS[path.suffix].encode()
-    try:
-        found = read_regular(path)[: len(start)]
-    except OSError:
-        return False
-    return found in (b"", start)
 
 
 def export(path: Path, found: Runs, groups: Groups) -> None:
@@ -92,10 +75,11 @@ def _csv(found: Runs, groups: Groups) -> str:
     records = run_records(found)
     names = list(dict.fromkeys(name for record in records for name in record))
     last = ["seconds", "device"]
+    names = [name for name in names if name not in last] + last
     file = io.StringIO()
-    writer = csv.DictWriter(file, [name for name in names if name not in last] + last)
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(file)
+    for row in (names, *([run.get(name) for name in names] for run in records)):
+        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
     return file.getvalue()
 
 
@@ -125,11 +109,6 @@ def _tex(found: Runs, groups: Groups) -> str:
     return "\n".join([_HEAD, *rows, _FOOT])
 
 
-def latex(text: str) -> str:
-    """The text with everything escaped that LaTeX reads as a command, and its quotes paired."""
-    return re.sub('"([^"]*)"', r"``\1''", text.translate(LATEX))
-
-
 # In this size the table of all kinds fits on a page, and into a column of text of article.cls.
 _HEAD = r"""% Needs \usepackage{booktabs}.
 \begin{table}
@@ -148,9 +127,9 @@ _FOOT = r"""\bottomrule
 """
 # How the files of each format begin, by which an earlier export is known.
 STARTS = {
-    ".csv": "run,script,kind,dataset,",
-    ".json": '[\n  {\n    "run": ',
-    ".jsonl": '{"run": ',
-    ".tex": _HEAD.partition("\n")[0],
+    ".csv": "run,script,kind,dataset,seed,finished,",
+    ".json": r'\[\n  {\n    "run": "[^\n]*",\n    "script": "a3_',
+    ".jsonl": r'{"run": "[^\n]*?", "config": {',
+    ".tex": re.escape(_HEAD),
 }
 FORMATS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".tex": _tex}

@@ -23,8 +23,11 @@ from figures.tables import (
     published,
 )
 from harness.errors import UserError
+from harness.escape import markdown_cell, markdown_code
 from harness.files import write_whole
 
+# How the page begins, by which an earlier one is known.
+START = r"# Gallery[^\n]*\n\nThe figures of the report, drawn by `python -m figures draw"
 Drawn = list[tuple[Figure, str, str]]  # figures, the names of their files, and captions
 
 
@@ -64,14 +67,14 @@ def draw_figures(
 
 
 def _names(runs: Runs) -> str:
-    return ", ".join(f"`{run.folder.name}`" for run in runs)
+    return ", ".join(markdown_code(run.folder.name) for run in runs)
 
 
 def _describe(runs: Runs) -> str:
     names = _names(runs)
     seeds = ", ".join(str(run.seed) for run in runs)
-    hardware = [run.config.get("device", "hardware not recorded") for run in runs]
-    details = f"{runs[0].length}, {', '.join(dict.fromkeys(hardware))}"
+    hardware = [run.config.get("device") or "hardware not recorded" for run in runs]
+    details = f"{runs[0].length}, {', '.join(dict.fromkeys(map(markdown_cell, hardware)))}"
     if len(runs) == 1:
         return f"run {names}, seed {seeds}, {details}"
     return (
@@ -101,7 +104,7 @@ def write_page(
         [f"The figures of the report, drawn by `{command}`, which also wrote this page."],
     ]
     if missing:
-        blocks += [["Not here yet:"], [f"- {message}" for message in missing]]
+        blocks += [["Not here yet:"], [f"- {markdown_cell(message)}" for message in missing]]
     if table := graded_table(groups):
         blocks += [["## Graded"], table, [_save_tables(out, groups, found)]]
         blocks += [["Published values to compare with:"], published()]

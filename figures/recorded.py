@@ -9,6 +9,7 @@ from pathlib import Path
 
 from figures.runs import Runs, StoredRun, stored_run
 from harness.errors import UserError
+from harness.files import read_regular
 from harness.records import DAMAGE, check_config, check_history, check_results
 
 LEFT_OUT = {"out", "data_dir"}  # settings that say where a run was
@@ -37,7 +38,7 @@ def read_recorded(path: Path) -> Runs:
         UserError: the file cannot be read, or a line of it is damaged.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path).splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     runs = []

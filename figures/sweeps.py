@@ -14,6 +14,7 @@ from figures.tables import mean_text
 from harness import plots
 from harness.errors import UsageError, UserError
 
+START = r"\x89PNG.{0,200}Matplotlib"  # how a plot begins, by which an earlier one is known
 SWEPT = ("vae", "gan", "nf")  # the kinds whose scripts a sweep trains
 # Options of the script that a sweep sets by itself, and those that set them.
 SET_BY = {"seed": "--seeds N", "out": "--runs DIR", "resume": "", "evaluate": "", "protocol": ""}

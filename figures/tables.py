@@ -15,6 +15,7 @@ from figures.runs import (
     newest_of_kind,
     seed_groups,
 )
+from harness.escape import markdown_cell
 from harness.references import NOT_COMPARABLE, PASS, SHORT, Graded, load, mean_rows
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
@@ -253,4 +254,4 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " ".join(f"| {cell}".strip() for cell in cells) + " |"
+    return " ".join(f"| {markdown_cell(cell)}".strip() for cell in cells) + " |"

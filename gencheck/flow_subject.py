@@ -13,7 +13,7 @@ from gencheck.modules import changed_weights, leaves, modules_of, perturb, resto
 from gencheck.outcomes import CannotJudge
 
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
-PROBES = 4096  # rows of a Jacobian by one backward pass
+PROBES = 2048  # rows of a Jacobian by one backward pass
 STRONG = 1.0  # noise of this deviation is divided by the root of a weight's inputs
 N_DRAWS = 128  # of a log-determinant that is estimated
 

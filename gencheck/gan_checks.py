@@ -9,10 +9,12 @@ import torch
 
 from gencheck.gan_explain import EXACT, STATED
 from gencheck.gan_observer import Observer
-from gencheck.gan_step import EXPLAINED
+from gencheck.gan_step import EXPLAINED, Pulls
+from gencheck.layers import layers_outcome
 from gencheck.modules import changed_weights
 from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Outcome, load_checks
 
+MAX_ERROR = 0.15  # standard error of an average label that is too rough to tell it from another
 RANDOM_LABELS = 0.6  # above: labels that differ between images explain it no longer
 
 
@@ -58,10 +60,28 @@ class Labels(NamedTuple):
     residual: float  # part of the gradient that they don't explain
     weight: float  # of generated images, over that of real ones
     random: bool  # they differ between images or steps
+    errors: tuple = (0.0, 0.0)  # standard errors of averages of labels that differ between images
+
+    def in_words(self) -> str:
+        """Both labels, with twice the error of an average."""
+        parts = [
+            f"{label:.2f}" + (f" \u00b1 {2 * error:.2f}" if error else "")
+            for label, error in zip((self.real, self.fake), self.errors)
+        ]
+        return f"labels {parts[0]} for real and {parts[1]} for generated images"
 
 
 def _labels(gan) -> Labels:
     real, fake, weights = [], [], []
+    pulls = Pulls.of_steps(_steps(gan, "d"))
+    if pulls is not None:
+        (real, fake), errors = pulls.labels()
+        if math.isnan(real + fake):
+            raise CannotJudge("no step with both real and generated images was seen")
+        if max(errors) > MAX_ERROR:
+            raise CannotJudge("labels differ between images so much that none can be read off")
+        residual = median(step.residual for step in gan.seen.d.steps)
+        return Labels(real, fake, residual, 1.0, True, tuple(errors))
     for step in _steps(gan, "d"):
         for labels, label in zip((real, fake), step.labels):
             if label is not None:
@@ -137,7 +157,7 @@ def _refuse_unexplained(gan, which):
     names = [step.looks_like for step in steps if step.looks_like]
     if names:
         raise CannotJudge(f"no cross-entropy: pass {which}_loss='{names[0]}', whose gradient it is")
-    if residual <= EXPLAINED or (which == "d" and steps[0].random_labels):
+    if residual <= EXPLAINED or Pulls.of_steps(steps) is not None:
         return
     raise CannotJudge(
         f"no cross-entropy: {residual:.0%} of the gradient is unexplained; state the loss: "
@@ -165,23 +185,21 @@ def _discriminator_loss(gan):
         words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
         return Outcome(WRONG, words, expected)
     _refuse_unexplained(gan, "d")
-    real, fake, residual, weight, random = _labels(gan)
-    digits = 2 if residual < EXPLAINED else 1  # labels that differ between images are rough
-    measured = f"labels {real:.{digits}f} for real and {fake:.{digits}f} for generated images"
-    if random and residual > EXACT and not gan.seen.d.steps[0].random_labels:
+    labels = _labels(gan)
+    real, fake, residual, weight, random, errors = labels
+    measured = labels.in_words()
+    if random and residual > EXACT and not any(errors):
         raise CannotJudge("no cross-entropy with fixed or random labels: state the loss, d_loss=")
     if weight < 0:
         return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
     low, high = sorted((real, fake))
     # Other losses, such as least squares, are fitted roughly by labels that make no sense.
-    if residual > EXACT and (low < -0.2 or high > 1.4 or high - low < 0.2):
+    if residual > EXACT and not any(errors) and (low < -0.2 or high > 1.4 or high - low < 0.2):
         raise CannotJudge(f"no cross-entropy, or labels that differ between images: {measured}")
     if high - low < 0.2:
         return Outcome(WRONG, measured, expected)
     noisy = ", random ones" if random else ""
-    words = (
-        f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 and digits == 2 else ""
-    )
+    words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
     swapped = "; D is the probability of a generated image" if real < fake else ""
     status = NOTE if noisy or words or swapped else PASS
     return Outcome(status, measured + noisy + words + swapped, expected)
@@ -191,22 +209,26 @@ def _smoothing(gan):
     if gan.seen.stated["d"] is not None:
         raise CannotJudge("the discriminator's loss is stated")
     _refuse_unexplained(gan, "d")
-    real, fake, residual, _, random = _labels(gan)
+    labels = _labels(gan)
+    real, fake, residual, _, random, errors = labels
+    if any(errors):
+        words = f"labels that differ between images; on average: {labels.in_words()}"
+        return Outcome(NOTE, words, "fixed labels")
     if residual > RANDOM_LABELS or _one_sigmoid_too_many(gan):
         raise CannotJudge("the discriminator's loss is no cross-entropy of its probabilities")
     top, bottom = max(real, fake), min(real, fake)
     if residual > EXPLAINED:
-        labels = f"about {top:.1f} and {bottom:.1f} on average"
-        return Outcome(NOTE, f"labels that differ between images, {labels}", "fixed labels")
+        raise CannotJudge("the discriminator's loss is no cross-entropy with fixed labels")
     sides = [
         n for n, smooth in (("real", abs(top - 1) > 0.015), ("generated", bottom > 0.015)) if smooth
     ]
-    labels = f"labels {real:.2f} for real, {fake:.2f} for generated images"
     if not sides:
-        return Outcome(PASS, f"no label smoothing ({labels})")
+        return Outcome(PASS, f"no label smoothing ({labels.in_words()})")
     words = {1: f"one-sided, of the {sides[0]} images' label", 2: "of both sides"}[len(sides)]
     words += ", random" if random else ""
-    return Outcome(NOTE, f"label smoothing {words} ({labels})", "none, or of the real label only")
+    return Outcome(
+        NOTE, f"label smoothing {words} ({labels.in_words()})", "none, or of the real label only"
+    )
 
 
 def _generator_loss(gan):
@@ -214,11 +236,12 @@ def _generator_loss(gan):
         return _stated(gan, "g", "the gradient of the stated loss")
     steps = _steps(gan, "g")
     _refuse_unexplained(gan, "g")
+    pulls = Pulls.of_steps(steps)
     up = median(step.coefficients[0] for step in steps)
     down = median(step.coefficients[1] for step in steps)
     residual = median(step.residual for step in steps)
     expected = "the gradient of -log D(G(z))"
-    if residual > RANDOM_LABELS:
+    if residual > RANDOM_LABELS and pulls is None:
         raise CannotJudge(f"no cross-entropy: {residual:.0%} of the gradient is unexplained")
     if gan.seen.d.steps and _one_sigmoid_too_many(gan):
         raise CannotJudge("no cross-entropy of D's probabilities, like the discriminator's loss")
@@ -229,6 +252,14 @@ def _generator_loss(gan):
     except CannotJudge:
         _refuse_unknown_side(gan)
         real, fake = _raised(gan)
+    if pulls is not None:
+        mean = pulls.strengths.mean().item() * (1 if real > fake else -1)
+        if mean < 0:
+            words = "non-saturating: -log D(G(z)), with labels that differ between images"
+            return Outcome(NOTE, words, expected)
+        return Outcome(
+            WRONG, "labels near 0 for generated images: it makes D(G(z)) smaller", expected
+        )
     if real < fake - 0.2:
         up, down = down, up
     size = max(abs(up), abs(down))
@@ -338,6 +369,20 @@ def _latents(gan):
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
 
 
+def _layers(gan):
+    g, d = gan.seen.g, gan.seen.d
+    calls = [(g, gan.seen.last_of_generator), (d, (d.calls or d.older or [None])[-1])]
+    if None in (call for _, call in calls):
+        raise CannotJudge("no call of both networks was seen")
+    networks = {"generator": g.module, "discriminator": d.module}
+
+    def run():
+        with changed_weights([b for net, _ in calls for b in net.module.buffers()]):
+            return {n: [call.again(net.module)] for n, (net, call) in zip(networks, calls)}
+
+    return layers_outcome(networks, run)
+
+
 CHECKS = load_checks(
     "gan",
     {
@@ -351,5 +396,6 @@ CHECKS = load_checks(
         "image_scale": _image_scale,
         "discriminator_range": _discriminator_range,
         "latents": _latents,
+        "layers": _layers,
     },
 )

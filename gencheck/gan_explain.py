@@ -18,13 +18,14 @@ from gencheck.gan_losses import (
     terms_of_d,
     terms_of_g,
 )
-from gencheck.gan_step import EXPLAINED, Step, fit, fit_with_penalties
+from gencheck.gan_step import EXPLAINED, Pulls, Step, fit, fit_with_penalties
 from gencheck.modules import changed_weights
 
 ENTRIES = 100_000  # of a gradient that tell the images apart
 FEATURES = 8  # images on a side that are too few to tell random labels
 STATED = 1e-2  # of a gradient's norm may be left by a stated loss
 EXACT = 1e-3  # of a gradient's norm is left by a loss that is the right one
+MAX_PULLS = {"d": 12, "g": 2}  # steps at which the pull of each image is fitted
 WANTED = 3  # steps of each network to look at
 
 
@@ -104,12 +105,13 @@ class Explainer:
             if net is self.d and not self.logits
         ]
         of_probabilities = min(others, default=math.inf) < min(EXPLAINED, residual / 5)
-        d_fake = self._d_of_fakes() if net is self.d else math.nan
-        step = Step(summed, d_fake, residual, leftover, of_probabilities)
+        step = Step(summed, residual, leftover, of_probabilities)
         if residual > EXACT and not of_probabilities:
             step.looks_like = self._looks_like(net, gradient, residual)
-            if net is self.d and not step.looks_like and len(net.steps) < WANTED:
-                step.random_labels = self._has_random_labels(candidates[0], gradient)
+        is_partly = residual > EXACT or (net is self.d and not all(step.sides))
+        few = len(net.steps) < MAX_PULLS["d" if net is self.d else "g"]
+        if is_partly and few and not (of_probabilities or step.looks_like):
+            step.pulls = self._pulls(net, candidates[0], gradient)
         return step
 
     def _explain_stated(self, net, gradient, leftover) -> Step | None:
@@ -120,7 +122,7 @@ class Explainer:
         coefficients, residual = fit(columns[:n_terms], gradient)
         if residual > STATED:
             coefficients, residual = fit_with_penalties(columns, n_terms, gradient)
-        return Step(coefficients, math.nan, residual, leftover, n_terms=n_terms)
+        return Step(coefficients, residual, leftover, n_terms=n_terms)
 
     def _stated_columns(self, net, loss):
         """Gradients of the loss's terms and of penalties at the newest calls, and their number."""
@@ -180,26 +182,31 @@ class Explainer:
                     return name
         return ""
 
-    def _has_random_labels(self, calls, gradient) -> bool:
-        """Whether each image pulls with a strength that D's output for it doesn't determine."""
-        outputs = torch.cat([self._log_odds(call) for call in calls])
+    def _pulls(self, net, calls, gradient) -> Pulls | None:
+        """How each image pulls, or None where that doesn't explain the gradient."""
+        if net is self.g:
+            images = calls[-1].again(self.g.module)
+            like = self._call_with(row_sums(images)) or Call.of((images,), {})
+            outputs, fake = self._log_odds(like, images), torch.ones(len(images), dtype=torch.bool)
+        else:
+            outputs = torch.cat([self._log_odds(call) for call in calls])
+            fake = torch.cat([self._are_fake(call) for call in calls])
         stride = 1 + len(gradient) // ENTRIES
-        columns = [gradients_of(output, self.d.parameters)[::stride] for output in outputs]
+        columns = [gradients_of(output, net.parameters)[::stride] for output in outputs]
         coefficients, residual = fit(columns, gradient[::stride])
         if residual > EXPLAINED:
-            return False
-        fake = torch.cat([self._are_fake(call) for call in calls])
-        strengths = torch.tensor(coefficients)
-        return any(
-            rows.sum() > FEATURES and not is_function_of(strengths[rows], outputs.detach()[rows])
+            return None
+        strengths, outputs = torch.tensor(coefficients), outputs.detach()
+        small = 1e-3 * strengths.abs().max()  # a loss may leave out all images of one kind
+        used = torch.zeros_like(fake)
+        for rows in (fake, ~fake):
+            used[rows] = (strengths[rows].abs() > small).any()
+        strengths, outputs, fake = strengths[used], outputs[used], fake[used]
+        is_random = any(
+            rows.sum() > FEATURES and not is_function_of(strengths[rows], outputs[rows])
             for rows in (fake, ~fake)
         )
-
-    @torch.no_grad()
-    def _d_of_fakes(self) -> float:
-        """The average of D over generated images since its last step; NaN without any."""
-        values = [torch.sigmoid(self._log_odds(c))[self._are_fake(c)] for c in self.d.calls]
-        return torch.cat(values).mean().item() if values else math.nan
+        return Pulls(strengths, torch.sigmoid(outputs), fake, is_random)
 
     def _are_fake(self, call):
         return torch.tensor([value in self.fakes for value in call.sums])

@@ -24,7 +24,7 @@ from gencheck.outcomes import CannotJudge
 
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 LARGE = 1e4  # factor on D's last weights, at which only probabilities stay in [0, 1]
-SECONDS = 25  # after this time, one of each is enough
+SECONDS = 25  # of processor time; after them one of each is enough
 
 
 class Stop(BaseException):
@@ -56,7 +56,7 @@ class Observer(Explainer):
         self.before, self.deadline = {}, math.inf
 
     def __enter__(self):
-        self.deadline = time.monotonic() + SECONDS
+        self.deadline = time.process_time() + SECONDS
         for net in (self.g, self.d):
             net.start = [p.detach().clone() for p in net.module.parameters()]
         self.handles = [
@@ -179,7 +179,7 @@ class Observer(Explainer):
     @property
     def has_enough(self) -> bool:
         """Whether enough steps of both networks were seen."""
-        late = time.monotonic() > self.deadline
+        late = time.process_time() > self.deadline
         both = all(any(step.sides[i] for step in self.d.steps) for i in (0, 1))
         wanted = 1 if late else WANTED
         return all(len(net.steps) >= wanted for net in (self.g, self.d)) and (both or late)

@@ -1,11 +1,57 @@
 """An optimiser step of a GAN, as gradients of log D and log(1 - D) explain its gradient."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 EXPLAINED = 0.05  # of a gradient's norm may stay unexplained, for labels to be read off exactly
 SMALL = 0.2  # part of a weight that noisy labels may feign
+
+
+class Pulls(NamedTuple):
+    """How strongly a loss, whose labels may differ between images, pulls at each of them, [n] each.
+
+    The gradient of the cross-entropy with respect to an image's logit is D - label, times a scale.
+    """
+
+    strengths: torch.Tensor  # coefficient of the gradient of the logit
+    d: torch.Tensor  # D of the image
+    fake: torch.Tensor  # whether it is generated
+    is_random: bool  # whether D of an image doesn't determine it
+
+    @classmethod
+    def of_steps(cls, steps: list["Step"]) -> "Pulls | None":
+        """Those of all steps, whose scale is the same; None where none is random."""
+        pulls = [step.pulls for step in steps if step.pulls is not None]
+        if not any(part.is_random for part in pulls):
+            return None
+        return cls(*(torch.cat([part[i] for part in pulls]) for i in range(3)), True)
+
+    def labels(self) -> tuple[list[float], list[float]]:
+        """Average labels of real and of generated images, and their standard errors.
+
+        The strengths fall on a line over D whose slope is the scale: the same for both, by least
+        squares. Without images of one kind its label is NaN.
+        """
+        sides, n, products, squares, rest = [], 0, 0.0, 0.0, 0.0
+        for rows in (~self.fake, self.fake):
+            strengths, d = self.strengths[rows].double(), self.d[rows].double()
+            sides.append((strengths, d))
+            n += len(d)
+            products += ((strengths - strengths.mean()) * (d - d.mean())).nansum()
+            squares += (d - d.mean()).square().nansum()
+        slope = products / squares
+        for strengths, d in sides:
+            rest += (strengths - strengths.mean() - slope * (d - d.mean())).square().nansum()
+        variance = rest / (n - 3)
+        labels = [(d.mean() - strengths.mean() / slope).item() for strengths, d in sides]
+        errors = [
+            ((variance / len(d) + (strengths.mean() / slope).square() * variance / squares).sqrt()
+             / slope.abs()).item()
+            for strengths, d in sides
+        ]  # fmt: skip
+        return labels, errors
 
 
 @dataclass
@@ -16,7 +62,6 @@ class Step:
         coefficients: of the gradients of mean log D and mean log(1 - D), for real images and for
             generated ones; [4] for the discriminator, [2] for the generator (generated only). Of a
             stated loss: of its terms, then of gradient penalties.
-        d_fake: the average of D(G(z)); NaN without generated images.
         residual: part of the gradient's norm that no such combination explains.
         leftover: whether the backward pass before the step added to gradients of an earlier one.
         of_probabilities: whether a loss that takes the discriminator's probabilities for logits
@@ -24,35 +69,25 @@ class Step:
         other_moved: whether the step changed the other network's weights.
         n_terms: of a stated loss; 0 if none is stated.
         looks_like: the name of a loss that explains the gradient where no cross-entropy does.
-        random_labels: whether labels that differ between images explain it.
+        pulls: at each image, where labels may differ between images.
     """
 
     coefficients: list[float]
-    d_fake: float
     residual: float
     leftover: bool
     of_probabilities: bool = False
     other_moved: bool = False
     n_terms: int = 0
     looks_like: str = ""
-    random_labels: bool = False
+    pulls: Pulls | None = None
 
     @property
     def labels(self) -> tuple[float | None, float | None]:
-        """The labels of real and generated images; None where they don't enter as a cross-entropy.
-
-        New generators make nearly the same image each time, so that the gradients of log D and
-        log(1 - D) are nearly parallel there. Then labels that differ between images leave only
-        w (D - label) certain, and w is taken from the real images.
-        """
-        real, fake = self.weights
-        up, down = self.coefficients[2:]
-        real_label = -self.coefficients[0] / real if real else None
-        fake_label = -up / fake if fake else None
-        if self.residual > EXPLAINED and real and fake:
-            pull = up * (1 - self.d_fake) - down * self.d_fake
-            fake_label = self.d_fake - pull / real
-        return real_label, fake_label
+        """The labels of real and generated images; None for those that are in no cross-entropy."""
+        return tuple(
+            -up / weight if weight else None
+            for up, weight in zip(self.coefficients[::2], self.weights)
+        )
 
     @property
     def sides(self) -> list[bool]:

@@ -198,7 +198,9 @@ def _measure(check, subject, seed, adapt, theirs, errors) -> Outcome:
             if reason.__cause__ is not None:
                 errors[check.name] = reason.__cause__
             return Outcome(UNJUDGED, str(reason))
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if check.crash and theirs(error):
+                return Outcome(WRONG, f"`{check.name}` is not implemented", "no exception")
             return Outcome(UNJUDGED, "not implemented")
         except TooLong as error:
             return Outcome(UNJUDGED, f"it took {error}")

@@ -97,7 +97,6 @@ class LibraryVAE(VAESubject):
     """A VAE whose loss may be left once z is seen, and whose encoder takes x as the loss gives."""
 
     stops_early = True
-    noise_scales = (1.0, 0.25, 0.06, 0.015)  # wide layers add up the noise of thousands of weights
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

@@ -69,6 +69,8 @@ class VAECalls:
         self._decoded = None  # what the loss's last call of the whole decoder returned
         self.reading = ""  # of what the loss returns, one of `readings`
         self.modules = modules_of(loss, encode, decode)
+        # By name, for the check that all of their layers are applied.
+        self.networks = {"" if i == 0 else f"({i})": m for i, m in enumerate(self.modules)}
         self._to_float64()
 
     def _to_float64(self):

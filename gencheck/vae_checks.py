@@ -1,10 +1,12 @@
 """What is measured of a VAE (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014)."""
 
+import contextlib
 import math
 
 import numpy as np
 import torch
 
+from gencheck.layers import layers_outcome
 from gencheck.modules import changed_weights, perturb, replaced
 from gencheck.outcomes import (
     NOTE,
@@ -258,9 +260,24 @@ def _decoder_blind(vae):
     return Outcome(PASS if right else WRONG, measured, f"{expected:.3f}, as -log p(x|z) does")
 
 
+def _layers(vae):
+    def run():
+        with contextlib.suppress(Exception):  # the check of `sample` says what is wrong with it
+            if vae.sample is not None:
+                with vae.single_precision():
+                    vae.sample(4)
+        decoded = outputs_of(vae.decode(vae.prior_draws(len(vae.batch))))
+        loss = [vae.draw(vae.batch).loss]
+        return {"encoder": vae.outputs(vae.batch), "decoder": decoded, "": loss}
+
+    return layers_outcome(vae.networks, run)
+
+
 def _sample(vae):
+    expected = "z ~ N(0, I), binary draws and their means"
     if vae.sample is None:
-        raise CannotJudge("there is no function sample")
+        words = "there is no `sample` that draws images from the model"
+        return Outcome(WRONG, words, f"sample(n): {expected}")
     n = 200
     seed_everything(vae.seed)
     with vae.single_precision(), vae.spied() as calls, torch.no_grad():
@@ -295,7 +312,6 @@ def _sample(vae):
             problems.append("means outside [0, 1]")
         elif z_score > 8:
             problems.append("the binary images are no draws from the means")
-    expected = "z ~ N(0, I), binary draws and their means"
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
 
 
@@ -321,6 +337,7 @@ CHECKS = load_checks(
         "noise_in_evaluation": _noise_in_evaluation,
         "stable": _stable,
         "decoder_blind": _decoder_blind,
+        "layers": _layers,
         "sample": _sample,
         "seeded": _seeded,
     },

@@ -21,6 +21,8 @@ MEANINGS = {
     "the variance, used as a standard deviation": lambda h: h.square(),
     "the standard deviation through a sigmoid": torch.sigmoid,
     "the standard deviation through ELU": lambda h: F.elu(h) + 1,
+    "the variance as a power of 2": lambda h: torch.exp2(h / 2),
+    "the standard deviation as a power of 2": torch.exp2,
 }
 UNKNOWN_HEAD = "the latents' deviation is no known function of the encoder's output"
 

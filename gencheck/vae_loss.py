@@ -27,6 +27,14 @@ def readings(value) -> dict[str, torch.Tensor]:
     return found
 
 
+def has_loss(value) -> bool:
+    """Whether a returned value has a scalar, or one value per image, in it."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    parts = value if isinstance(value, tuple | list) else [value]
+    return any(_is_number(part) and _is_per_image(part) for part in parts)
+
+
 def _is_number(part) -> bool:
     return isinstance(part, float) or (isinstance(part, torch.Tensor) and part.is_floating_point())
 

@@ -26,7 +26,9 @@ class NotCentred(CannotJudge):
 class VAESubject(VAECalls):
     """A VAE under measurement; arguments as for `VAECalls`."""
 
-    noise_scales = (1.0,)  # of the encoder's settings, until the deviations are neither 0 nor huge
+    # Of the encoder's settings, until the deviations are neither 0 nor huge: wide layers add up the
+    # noise of thousands of weights.
+    noise_scales = (1.0, 0.25, 0.06, 0.015)
 
     def read_as(self, reading: str) -> None:
         """Read what the loss returns in this way; all `posteriors` are likely again."""
@@ -186,15 +188,16 @@ class VAESubject(VAECalls):
         encoder = self.parameters[0]
         with changed_weights(encoder), torch.no_grad():
             perturb(encoder, 2 * ENCODER_STD, seed=5)
-            z, _ = self.latents(x)
+            z, shared = self.latents(x)
             outputs = [output.double() for output in self.outputs(x)]
         mean, std = z.mean(dim=0), z.std(dim=0)
+        n_independent = self.z_dim * (1 if shared else len(x))  # errors: few scatter widely
         # Squared errors of the mean in units of its standard error: 1 on average if it is right.
         error = [
             ((mean - m).square() / (std.square() / len(z) + 1e-12)).mean().item() for m in outputs
         ]
         i_mean = min(range(len(outputs)), key=lambda i: error[i])
-        if error[i_mean] > 3:
+        if error[i_mean] > 3 + 12 / n_independent:
             raise NotCentred("the latents are centred on no output of the encoder")
         misfits = sorted(
             ((misfit(std, of(outputs[i])), i, meaning) for i in range(len(outputs)) if i != i_mean
@@ -203,7 +206,8 @@ class VAESubject(VAECalls):
         )  # fmt: skip
         i_head = misfits[0][1]
         # A log ratio of standard deviations has variance 1 / (2 n).
-        likely = [m for e, i, m in misfits if i == i_head and e * math.sqrt(2 * len(z)) < 2]
+        limit = (2 + 4 / math.sqrt(n_independent)) / math.sqrt(2 * len(z))
+        likely = [m for e, i, m in misfits if i == i_head and e < limit]
         return i_mean, i_head, likely
 
     def _known_meanings(self) -> list:
@@ -221,12 +225,12 @@ class VAESubject(VAECalls):
         Raises:
             NotCentred: neither output is the mean.
         """
-        i_mean, i_head, likely = self._meanings
+        return [self.as_meaning(meaning) for meaning in self._meanings[2]]
 
-        def reading(meaning):
-            return lambda outputs: (outputs[i_mean], MEANINGS[meaning](outputs[i_head]))
-
-        return [Posterior(meaning, reading(meaning)) for meaning in likely]
+    def as_meaning(self, meaning: str) -> Posterior:
+        """The posterior if the head had this meaning, one of `MEANINGS`."""
+        i_mean, i_head, _ = self._meanings
+        return Posterior(meaning, lambda o: (o[i_mean], MEANINGS[meaning](o[i_head])))
 
     @property
     def posterior(self) -> Posterior:

@@ -19,6 +19,7 @@ from grading.rubric import Rubric, default_rubric, read_rubric
 from grading.sandbox import readable
 from harness import cli
 from harness.errors import UsageError, UserError
+from harness.files import may_replace, write_whole
 from harness.progress import progress_bar
 
 
@@ -71,9 +72,14 @@ def main(args: Command) -> None:
     if args.print_rubric:
         print(default_rubric(), end="")
         return
-    for file in (args.json, args.csv, args.gradescope):
+    starts = {
+        args.json: report.JSON_START,
+        args.csv: report.CSV_START,
+        args.gradescope: report.GRADESCOPE_START,
+    }
+    for file, start in starts.items():
         if file is not None:
-            _try_to_write(file)
+            _try_to_write(file, start)
     if args.html is not None:
         _try_html(args.html)
     try:
@@ -145,9 +151,13 @@ def _judge(args, people, rubric):
             print(report.terminal(person, rubric, args.hints, args.verbose), flush=True)
 
 
-def _try_to_write(file):
+def _try_to_write(file, start):
     """Find out before the work whether a report can be written; leaves files as they are."""
+    if file.is_dir():
+        raise UsageError(f"{file}: no report can be written there: it is a folder")
     existed = file.exists()
+    if (file.is_file() or not existed) and not may_replace(file, start):
+        raise UsageError(f"{file} is there and is none of this grader's: name another file")
     try:
         if not existed or file.is_file():  # a pipe, such as /dev/stdout, must not be closed
             file.open("ab").close()
@@ -155,23 +165,19 @@ def _try_to_write(file):
         raise UsageError(f"{file}: no report can be written there: {error.strerror}") from error
     if not existed:
         file.unlink()
-    if file.is_dir():
-        raise UsageError(f"{file}: no report can be written there: it is a folder")
 
 
 def _try_html(html):
     """Find out whether the page, or the folder of pages, can be written."""
     if not _is_folder(html):
-        _try_to_write(Path(html))
+        _try_to_write(Path(html), page.START)
         return
     index = Path(html) / "index.html"
-    if index.exists() and page.MARK not in index.read_text(encoding="utf-8", errors="replace"):
-        raise UsageError(f"{index} is none of this grader's: name another folder")
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{html}: no report can be written there: {error.strerror}") from error
-    _try_to_write(index)
+    _try_to_write(index, page.START)
 
 
 def _is_folder(html):
@@ -202,7 +208,11 @@ def _write_reports(args, people, rubric):
 
 
 def _write(file, text):
-    file.write_text(text, encoding="utf-8")
+    """Write a report whole; an earlier one stays until then."""
+    if file.exists() and not file.is_file():  # a pipe, such as /dev/stdout
+        file.write_text(text, encoding="utf-8")
+    else:
+        write_whole(file.resolve(), lambda stream: stream.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,24 @@ from functools import partial
 
 import torch
 import torch.nn as nn
+from torch.utils.data import DataLoader
 
 from gencheck.flow_maps import Bijection
 from gencheck.gan_checks import GanSubject
 from gencheck.gan_observer import Observer
 from gencheck.outcomes import CannotJudge, TooLong, one_line, seed_everything
-from gencheck.vae_loss import readings
+from gencheck.vae_loss import has_loss, readings
 from gencheck.vae_subject import VAESubject
 from grading.flow_subject import FlowSubject
-from grading.loading import CannotLoad, Submission, time_limit
+from grading.loading import ROLES, CannotLoad, Submission, time_limit
+from grading.stand_ins import BATCHES, Images
 
 GAN_BATCH = 32
+SMALL_BATCH = 8  # for networks that make no step with GAN_BATCH
 MAIN_SECONDS = 15  # until `main` calls the first epoch
 SHAPES = ((784,), (1, 28, 28), (28, 28))
+Z_DIMS = {"z_dim", "zdim", "dim_z", "latent_dim", "z_size", "latent_size", "n_latent", "latent"}
+OF_IMAGES = r"x|inputs?|data|im(age|g)s?|targets?|batch|orig(inal)?|real|y|true"
 EPOCH_FUNCTIONS = ("run_epoch", "epoch_iter", "train_epoch", "train")
 
 
@@ -96,15 +101,7 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
     model, caught = build(submission, kind)
     encoders = _parts(model, "encoder", "enc", methods=["encode"])
     decoders = _parts(model, "decoder", "dec", methods=["decode"])
-    loss = partial(submission.call, model.forward)
-
-    def try_loss(shape):
-        value = submission.attempt(loss, binary[:16].float().view(-1, *shape))
-        if value is None:
-            raise NotImplementedError
-        readings(value)
-
-    shape, _ = first_that_works(SHAPES, try_loss, "the VAE's forward")
+    loss, shape = _loss_of_vae(submission, model, binary)
     images = binary[:64].float().view(-1, *shape)
 
     def try_parts(parts):
@@ -116,6 +113,7 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
             images,
             to_encoder=lambda x: x.view(len(x), *encoder_shape),
         )
+        subject.networks = {"": model}
         mean, _ = subject.outputs(subject.batch)
         if mean.dim() != 2 or len(mean) != len(subject.batch):
             raise ValueError("unexpected shapes of the encoder's outputs")
@@ -132,16 +130,128 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
         _, subject = first_that_works(options, try_parts_that_fit, "the encoder")
     except CannotLoad:
         _, subject = first_that_works(options, try_parts, "the encoder")
-    method = getattr(model, "sample", None)
+    method = _sampler(submission, model)
     if method is not None:
-        subject.sample = partial(_sample, submission, method, subject)
+        subject.sample = partial(_sample, submission, method, subject.z_dim)
+    subject.with_z_dim = partial(_with_z_dim, submission, kind, binary)
     return subject, caught
 
 
-def _sample(submission, method, subject, n):
+def _with_z_dim(submission, kind, binary, z_dim) -> tuple[Callable, Callable | None]:
+    """The loss and `sample` of a new VAE with another number of latent dimensions.
+
+    Raises:
+        CannotJudge: its class takes no such number.
+    """
+    names = {*inspect.signature(kind).parameters} & Z_DIMS
+    if not names:
+        raise CannotJudge("the class VAE takes no number of latent dimensions")
+    model = submission.attempt(submission.call, kind, **{names.pop(): z_dim})
+    loss, shape = _loss_of_vae(submission, model, binary)
+    method = _sampler(submission, model)
+    sample = method and partial(_sample, submission, method, z_dim)
+    return lambda x: loss(x.view(len(x), *shape)), sample
+
+
+def _loss_of_vae(submission, model, binary) -> tuple[Callable, tuple[int, ...]]:
+    """A function from images to their loss, and the shape of an image that it takes.
+
+    The loss is what `forward` returns; where that is none, what the epoch's function calls
+    `backward` of, or a function of the loss that is given what `forward` returns.
+    """
+    forward = partial(submission.call, model.forward)
+
+    def attempt(loss, shape):
+        value = submission.attempt(loss, binary[:16].float().view(-1, *shape))
+        if value is None:
+            raise NotImplementedError
+        readings(value)
+        return value
+
+    shape, value = first_that_works(SHAPES, partial(attempt, forward), "the VAE's forward")
+    if has_loss(value):
+        return forward, shape
+    functions = [submission.find(name) for name in ("epoch_iter", *EPOCH_FUNCTIONS)]
+    losses = [
+        partial(_loss_of_epoch, submission, function, model, with_labels)
+        for function in functions
+        for with_labels in (False, True)
+        if inspect.isfunction(function)
+    ]
+    names = sorted({name for module in submission.modules for name in vars(module)})
+    owners = [(name, submission.find(name)) for name in names]
+    owners += [(name, getattr(model, name, None)) for name in dir(type(model))]
+    losses += [
+        partial(_loss_after, submission, function, forward)
+        for name, function in owners
+        if re.search(r"loss|elbo|bound|criterion", name.lower()) and inspect.isroutine(function)
+    ]
+    for loss in losses:
+        for other in dict.fromkeys([shape, *SHAPES]):
+            with contextlib.suppress(Exception):
+                if has_loss(attempt(loss, other)):
+                    return loss, other
+    return forward, shape
+
+
+class _Backward(BaseException):
+    """`backward` was called on this loss."""
+
+
+def _loss_of_epoch(submission, function, model, with_labels, x):
+    """The loss whose `backward` an epoch's function calls for one batch, or what it returns."""
+    labels = torch.zeros(len(x), dtype=torch.long) if with_labels else None
+    data = DataLoader(Images(x, labels), batch_size=len(x))
+    data = data if function.__name__ == "epoch_iter" else (data, data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    backward = torch.Tensor.backward
+
+    def stop(loss, *args, **options):
+        raise _Backward(loss)
+
+    torch.Tensor.backward = stop
+    try:
+        roles = {"model": model, "data": data, "optimizer": optimizer}
+        return submission.call_by_role(function, roles)
+    except _Backward as seen:
+        return seen.args[0]
+    finally:
+        torch.Tensor.backward = backward
+
+
+def _loss_after(submission, function, forward, x):
+    """The loss that a function of x and what `forward` returns gives."""
+    returned = forward(x)
+    if isinstance(returned, dict):
+        returned = tuple(returned.values())
+    parts = list(returned) if isinstance(returned, tuple | list) else [returned]
+    names = list(inspect.signature(function).parameters)
+    known = [i for i, name in enumerate(names) if re.fullmatch(OF_IMAGES, name.lower())]
+    for place in dict.fromkeys([*known[:1], 1, 0, len(parts)]):
+        with contextlib.suppress(Exception):
+            value = submission.call(function, *parts[:place], x, *parts[place:])
+            if has_loss(value) and all(v.isfinite() for v in readings(value).values()):
+                return value
+    raise CannotJudge("no function of the loss takes what forward returns")
+
+
+def _sampler(submission, model) -> Callable | None:
+    """What draws images from a model: a method, or a function that takes the model."""
+    for name in ("sample", "generate", "sample_images", "generate_samples"):
+        method = getattr(model, name, None)
+        if callable(method):
+            return method
+    function = submission.find("sample", "generate", "sample_images", "generate_samples")
+    names = list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
+    if names and re.search(ROLES["model"], names[0].lower()):
+        return partial(function, model)
+    return None
+
+
+def _sample(submission, method, z_dim, n):
     """n samples of the model's method, which takes their number or their latents."""
     names = ("z", "latent", "noise")
-    known = dict.fromkeys(names, torch.randn(n, subject.z_dim)) | {"n_samples": n}
+    known = dict.fromkeys(names, torch.randn(n, z_dim)) | {"n_samples": n}
     first = set(names) & {*list(inspect.signature(method).parameters)[:1]}
     return submission.call(method, *(() if first else (n,)), **required(method, known))
 
@@ -219,11 +329,17 @@ def gan_subject(submission: Submission, pictures: list, loader: Iterable) -> Gan
     starts = _starts(submission, kinds, loader)
     if not starts:
         raise CannotLoad("there is no function main or train, and no training at the top level")
-    if getattr(submission.settings, "batch_size", 0) > GAN_BATCH:
-        with contextlib.suppress(AttributeError):  # of a frozen dataclass
-            submission.settings.batch_size = GAN_BATCH  # enough for statistics, and faster
+    _set_batch(submission, GAN_BATCH)  # enough for statistics, and faster
 
     def watch(seed):
+        try:
+            return watch_all(seed)
+        except TooSlow:
+            BATCHES.limit = SMALL_BATCH
+            _set_batch(submission, SMALL_BATCH)
+            return watch_all(seed)
+
+    def watch_all(seed):
         errors = []
         for start in starts:
             few = []
@@ -246,6 +362,17 @@ def gan_subject(submission: Submission, pictures: list, loader: Iterable) -> Gan
             raise CannotLoad("the networks are not implemented") from error
         raise
     return subject
+
+
+class TooSlow(BaseException):
+    """The training makes no steps of both networks in time."""
+
+
+def _set_batch(submission, size) -> None:
+    """Lower the batch size among the submission's settings."""
+    if getattr(submission.settings, "batch_size", 0) > size:
+        with contextlib.suppress(AttributeError):  # of a frozen dataclass
+            submission.settings.batch_size = size
 
 
 def _starts(submission, kinds, loader) -> list[Callable]:
@@ -295,9 +422,9 @@ def _watch_main(submission, start, kinds, pictures, seed, few):
             watching[0].__enter__()
 
     handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: watch_from_here())
-    error = None
+    seconds, error = 4 * MAIN_SECONDS if BATCHES.limit else 2 * MAIN_SECONDS, None
     try:
-        with time_limit(4 * MAIN_SECONDS):
+        with time_limit(seconds):
             start()
     except BaseException as raised:
         error = raised
@@ -305,16 +432,18 @@ def _watch_main(submission, start, kinds, pictures, seed, few):
         handle.remove()
         if watching:
             watching[0].__exit__(None, None, None)
-    if not watching or not (watching[0].g.steps or watching[0].d.steps):
+    steps = [net.steps for net in (watching[0].g, watching[0].d)] if watching else [[], []]
+    if isinstance(error, TooLong) and not all(steps) and not BATCHES.limit:
+        raise TooSlow
+    if not any(steps):
         if isinstance(error, Exception):
             raise error
         if isinstance(error, TooLong):
-            words = f"no optimiser's step in {4 * MAIN_SECONDS} s: its networks are too large here"
-            raise CannotLoad(words)
+            raise CannotLoad(f"no optimiser's step in {seconds} s: its networks are too large here")
         reason = "it calls sys.exit" if error else "it ends before any optimiser's step"
         raise CannotLoad(f"the training makes no steps: {reason}")
     if isinstance(error, Exception) and watching[0].total < 4:
-        if watching[0].g.steps and watching[0].d.steps:
+        if all(steps):
             few.append(watching[0])
         raise error
     return watching[0]

@@ -19,6 +19,7 @@ POINTS = {
         "smoothing": 0.0,
         "discriminator_range": 0.0,
         "pictures": 0.0,
+        "interpolation": 0.0,
     },
     "all": {"runs": 4.0, "runs_today": 0.0, "runs_on_cpu": 0.0},
 }

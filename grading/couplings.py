@@ -1,10 +1,16 @@
 """Checks of a submission's flow: gencheck's, of each coupling and of the whole, and of masks."""
 
+import contextlib
+from dataclasses import replace
+
 import torch
 
 from gencheck.flow import inverse_outcome, logdet_outcome, reverse_outcome, rows_outcome
 from gencheck.flow_subject import pair
-from gencheck.outcomes import PASS, WEAK, WRONG, CannotJudge, Outcome
+from gencheck.layers import layers_outcome
+from gencheck.modules import replaced
+from gencheck.outcomes import PASS, WEAK, WRONG, CannotJudge, Outcome, seed_everything
+from gencheck.vae_nll import tensors
 from grading.checks import load_checks
 
 
@@ -14,10 +20,6 @@ def _coupling_inverse(flow):
 
 def _coupling_logdet(flow):
     return logdet_outcome(flow, lambda: flow.layers()[:2], precise=False)
-
-
-def _coupling_reverse(flow):
-    return reverse_outcome(flow, lambda: flow.layers()[:2])
 
 
 def _flow_inverse(flow):
@@ -51,7 +53,36 @@ def _whole_and_total(flow):
 
 
 def _flow_reverse(flow):
-    return reverse_outcome(flow, lambda: [flow.flow])
+    """Of the couplings, then of the whole flow: it is weak where `sample` has no use for it."""
+    outcome = reverse_outcome(flow, lambda: (flow.couplings or [])[:2])
+    if outcome.status == PASS:
+        outcome = reverse_outcome(flow, lambda: [flow.flow])
+    if outcome.status == WRONG and not _is_sampled_with(flow):
+        words = f"{outcome.measured}; `sample` discards it, so that no result depends on it"
+        return replace(outcome, status=WEAK, measured=words)
+    return outcome
+
+
+def _is_sampled_with(flow) -> bool:
+    """Whether what `sample` returns depends on the reverse pass's log-determinant."""
+    inner = getattr(flow.model, "flow", None)
+    if not isinstance(inner, torch.nn.Module) or not hasattr(flow.model, "sample"):
+        return False
+    forward = inner.forward
+
+    def shifted(*args, **options):
+        z, ldj = pair(forward(*args, **options))
+        return z, ldj + 1.0
+
+    def drawn():
+        seed_everything(flow.seed)
+        return tensors(flow.model.sample(2))
+
+    with contextlib.suppress(Exception), torch.no_grad():  # the check of `sample` says what fails
+        plain = drawn()
+        with replaced((inner, "forward", shifted)):
+            return any(not torch.equal(a, b) for a, b in zip(plain, drawn()))
+    return False
 
 
 def _masks(flow):
@@ -82,16 +113,36 @@ def _parity(sets, board):
     return [(first + i) % 2 for i in range(len(sets))]
 
 
+def _layers(flow):
+    if flow.module is None:
+        raise CannotJudge("the flow is no module")
+    whole = flow.module if flow.model is None else flow.model
+
+    def run():
+        z, ldj = flow.inputs(2)
+        of_layers = [
+            part for c in flow.layers()[:2] for part in pair(c.forward(z.clone(), ldj.clone()))
+        ]
+        of_all = [*pair(flow.flow.forward(z.clone(), ldj.clone()))]
+        with contextlib.suppress(Exception):  # other checks say what is wrong with these
+            of_all += pair(flow.flow.inverse(z.clone(), ldj.clone()))
+            of_all.append(flow.model(flow.x[:2].clone()))
+            flow.model.sample(2)
+        return {"coupling": of_layers, "": of_all}
+
+    return layers_outcome({"": whole}, run)
+
+
 CHECKS = load_checks(
     "flow",
     {
         "coupling_inverse": _coupling_inverse,
         "coupling_logdet": _coupling_logdet,
-        "coupling_reverse_logdet": _coupling_reverse,
         "flow_inverse": _flow_inverse,
         "flow_logdet": _flow_logdet,
         "flow_reverse_logdet": _flow_reverse,
         "flow_rows": rows_outcome,
         "masks": _masks,
+        "layers": _layers,
     },
 )

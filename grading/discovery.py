@@ -51,6 +51,12 @@ COPIED_DEPTH = 4  # folders
 N_NOTES = 10  # lines about a person's folder
 N_ARCHIVES = 10  # of a person, those in archives included
 NOBODY = "(nobody)"  # the name beside files that are nobody's submission
+# Folders with names of such words only are parts or versions of one person's work.
+OF_WORK = re.compile(
+    r"assignment|attempt|backup|code|copy|draft|exp|experiments?|extra|final|flows?|gans?|new|nf"
+    r"|notebooks?|old|parts?|previous|py|python|question|source|src|task|template|test|try|v|vaes?"
+    r"|version"
+)
 OLDER = re.compile(r"old|back|bak|copy|draft|prev|final|test|try|v\d|version|attempt|archive|new")
 
 
@@ -226,6 +232,8 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
         parts += downloads
     name = name or printable(folder.name)
     with_files = [p for p in parts if p.files]
+    if len(with_files) > 1 and not own and all(_is_of_work(p.name) for p in with_files):
+        return [_part(f"{prefix}{name}", folder, scratch)]
     if own and _is_one_persons(own, with_files):
         return [_part(f"{prefix}{name}", folder, scratch)]
     if with_files and not own and all(map(_is_group, with_files)):
@@ -310,10 +318,16 @@ def _is_group(person) -> bool:
         models = code.models if code.named else []  # of layers.py beside a model's file, none
         by_child.setdefault(first if below else whose[0], set()).update(models)
     names = [name for name, models in by_child.items() if models]
-    if any(OLDER.search(name.lower()) for name in names):
+    if any(OLDER.search(name.lower()) or _is_of_work(name) for name in names):
         return False
     found = [by_child[name] for name in names]
     return sum(map(len, found)) > len(set().union(*found))
+
+
+def _is_of_work(name) -> bool:
+    """Whether a folder's name consists of words for parts and versions of one's work."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return bool(words) and all(map(OF_WORK.fullmatch, words))
 
 
 def _tell_apart(people):

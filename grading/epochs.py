@@ -24,13 +24,16 @@ NATS_PER_BIT = 784 * math.log(2)
 
 
 class Snapshots(DataLoader):
-    """A loader that calls a function when it is first iterated."""
+    """A loader that calls functions when it is iterated, and before it gives each batch."""
 
     on_start: Callable = staticmethod(lambda: None)
+    on_batch: Callable = staticmethod(lambda: None)
 
     def __iter__(self):
         self.on_start()
-        return super().__iter__()
+        for batch in super().__iter__():
+            self.on_batch()
+            yield batch
 
 
 class EpochSubject:
@@ -56,6 +59,7 @@ class EpochSubject:
         self.too_long: TooLong | None = None
         self.untrained = copy.deepcopy(module.state_dict())
         self.trained: dict[int, dict] = {}  # results of short trainings, by seed
+        self.averages: dict[int, tuple] = {}  # what `epoch_iter` returns at unchanged weights
 
     @contextlib.contextmanager
     def limit(self, seconds):
@@ -105,16 +109,18 @@ class EpochSubject:
         kind = torch.optim.SGD if lr == 0 else torch.optim.Adam
         return kind(self.module.parameters(), lr=lr)
 
-    def epoch(self, images, training, lr=0.0, size=BATCH):
-        """What `epoch_iter` returns for these images."""
+    def epoch(self, images, training, lr=0.0, size=BATCH, on_batch=lambda: None):
+        """What `epoch_iter` returns for these images; `on_batch` is called before each batch."""
         function = self.submission.find("epoch_iter")
         if function is None:
             raise CannotJudge("there is no epoch_iter")
         self.module.train(training)
         loader, optimizer = self.loader(images, size), self.optimizer(lr)
+        loader.on_batch = on_batch
         extra = required(function, self.extra)
         with self.limit(EPOCH_SECONDS):
-            return self.submission.call(function, self.module, loader, optimizer, **extra)
+            roles = {"model": self.module, "data": loader, "optimizer": optimizer}
+            return self.submission.call_by_role(function, roles, **extra)
 
     def run_epoch(self, train, val, optimizer, seconds=EPOCH_SECONDS):
         """What `run_epoch` returns for these loaders."""
@@ -123,7 +129,8 @@ class EpochSubject:
             raise CannotJudge("there is no run_epoch")
         extra = required(function, self.extra)
         with self.limit(seconds):
-            return self.submission.call(function, self.module, (train, val), optimizer, **extra)
+            roles = {"model": self.module, "data": (train, val), "optimizer": optimizer}
+            return self.submission.call_by_role(function, roles, **extra)
 
 
 def epoch_subject(model, submission: Submission, subject, caught, images, labels) -> EpochSubject:

@@ -166,6 +166,9 @@ def _compare(value, exact):
 
 def _sample(flow):
     tries = 16
+    if flow.model is not None and not hasattr(flow.model, "sample"):
+        words = "there is no `sample` that draws images from the model"
+        return Outcome(WRONG, words, "sample(n): n different images with values 0..255")
     seed_everything(flow.seed)
     with torch.no_grad():
         samples = _model(flow, "sample")(tries)

@@ -39,6 +39,8 @@ class FlowSubject(AnyShape):
         self.parameters = [] if module is None else list(module.parameters())
         self.model, self.log_prior, self.x = model, log_prior, x
 
+    n_rows = 3  # Jacobians of 784 dimensions take most of the time
+
     @contextlib.contextmanager
     def perturbed(self, precise: bool = True, std: float = STD):
         """Perturbed weights, in float64 where the code allows it, inside the block.

@@ -62,7 +62,7 @@ class Memory:
             raise ValueError("no regular file")
         with self.path.open("a+b") as file:
             file.seek(0)
-            text = file.read(MEMORY_BYTES + 1).decode(errors="replace")
+            text = file.read(MEMORY_BYTES + 1).decode("utf-8-sig", "replace")
             if len(text) > MEMORY_BYTES:
                 raise ValueError(f"larger than {MEMORY_BYTES >> 20} MB")
             for line in text.splitlines():

@@ -7,11 +7,16 @@ import re
 from gencheck.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG
 from grading.discovery import MODELS, TITLES, Person
 from grading.pictures import N_SIDE
-from grading.report import explain, grouped, remarks, summary, words
+from grading.report import explain, grouped, remarks, summary
 from grading.results import FileResult
 from grading.rubric import Rubric
+from harness.escape import html_cell, words
 
-MARK = '<meta name="generator" content="grading">'  # of our own pages, which may be overwritten
+HEAD = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="generator" content="grading">'
+)
+START = re.escape(HEAD)  # of our own pages, which may be overwritten
 MEANINGS = {
     WRONG: "the mathematics is wrong, or the code does not run",
     WEAK: "harmless at the usual sizes, yet not what is meant",
@@ -27,11 +32,6 @@ border-bottom:1px solid #ddd;vertical-align:top;overflow-wrap:anywhere}.wrong{co
 img{image-rendering:pixelated;width:280px;max-width:100%;border:1px solid #ddd}figure{margin:1em 0}
 figcaption{color:#555}[title]{text-decoration:underline dotted;cursor:help}td.n{white-space:nowrap}
 @media(max-width:40em){td,th{padding:.3em .2em}}"""
-
-
-def html_cell(text: str) -> str:
-    """A text without markup; its direction doesn't reach what stands beside it."""
-    return f"<bdi>{html.escape(words(text))}</bdi>"
 
 
 def to_html(people: list[Person], rubric: Rubric, hints: str) -> str:
@@ -66,8 +66,7 @@ def file_name(name: str) -> str:
 
 
 def _page(title, parts):
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{MARK}'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'{HEAD}<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{title}</title><style>{STYLE}</style></head><body>"
     return "\n".join([head, *parts, "</body></html>"])
 

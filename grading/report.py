@@ -19,26 +19,17 @@ from gencheck.outcomes import (
     WEAK,
     WRONG,
     Finding,
-    printable,
 )
 from grading.discovery import MODELS, TITLES, Person
 from grading.results import FileResult, as_json
 from grading.rubric import Rubric
+from harness.escape import csv_cell, words
 
 HINTS = ("full", "short", "none")
-CELL = 600  # characters
-
-
-def words(text: str) -> str:
-    """A text for people: one line, no control characters or direction marks, not endless."""
-    text = printable(text[: CELL + 1])
-    return text if len(text) <= CELL else f"{text[: CELL - 1]}…"
-
-
-def csv_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    text = words(text)
-    return f"'{text}" if text.lstrip()[:1] in {*"=+-@|%"} else text
+# How our own reports begin, which may be overwritten.
+CSV_START = "name,points,possible,percent,unjudged,"
+JSON_START = r'\[\n {\n  "name": '
+GRADESCOPE_START = r'{\n "score": '
 
 
 def explain(found: Finding, hints: str) -> str:

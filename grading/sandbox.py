@@ -84,21 +84,25 @@ class Sandbox:
             self.scratch = tempfile.mkdtemp(prefix="grading-")
             command = [*server, self.scratch]
         else:
-            if shutil.which("bwrap") is None:
+            program = shutil.which("bwrap")  # in the user's PATH, not in that of ENVIRONMENT
+            if program is None:
                 raise SandboxError("bubblewrap is missing")
-            command = [*bubblewrap(), *server, SCRATCH, SHARED]
+            command = [program, *bubblewrap()[1:], *server, SCRATCH, SHARED]
         with self.lock:
             if self.closed:
                 raise SandboxError("the grading has ended")
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                env=ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self.errors,
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise SandboxError(f"{command[0]} cannot be started: {error.strerror}") from error
         if not self.unsafe:
             self._probe()
 

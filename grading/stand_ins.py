@@ -24,6 +24,9 @@ ALWAYS_STUBS = ("matplotlib", "pandas", "seaborn", "sacred", "tensorboardX", "te
                 "torchsummary", "torchviz", "tensorflow", "skimage", "sklearn")  # fmt: skip
 
 
+BATCHES = types.SimpleNamespace(limit=None)  # images in a batch of a DataLoader, at most
+
+
 class Stub:
     """Anything: attributes, calls and items are stubs again; as a decorator it changes nothing."""
 

@@ -1,11 +1,15 @@
 """Checks of a submission's own epoch functions: averages, units, clipping, validation, learning."""
 
+import contextlib
+import hashlib
 import itertools
 import math
 import resource
 import time
+import weakref
 
 import torch
+import torch.nn as nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gencheck.modules import changed_weights, perturb
@@ -15,7 +19,8 @@ from grading.epochs import BATCH, NATS_PER_BIT, numbers
 
 LAST = 8  # images in the short last batch: unusual ones
 BIAS_STD = 1.5  # of the decoder's last biases, so that images' values differ widely
-VALIDATION = 512  # images that a short training validates on
+VALIDATION = 500  # images that a short training validates on: as in the course, no full batches
+SHORT = 28  # images that its last training batch lacks
 TRAINING_SECONDS = 60  # for one pass of it
 # Short training: steps of 128 images with Adam 1e-3, then the true value on 512 images. Bands: see
 # grading/README.md, "Reference bands".
@@ -30,7 +35,13 @@ def _epoch_value(epochs):
 
     Returns (words of the average it is, words of its unit, the value, the average over images).
     """
-    epochs.settle()
+    if epochs.seed not in epochs.averages:
+        epochs.settle()
+        epochs.averages[epochs.seed] = _measured_average(epochs)
+    return epochs.averages[epochs.seed]
+
+
+def _measured_average(epochs):
     stride = len(epochs.images) // (2 * BATCH)
     usual = epochs.images[epochs.seed % stride :: stride][: 2 * BATCH]
     unusual = torch.full((784,), 128.0)
@@ -70,6 +81,7 @@ def _explain_average(epochs, images):
             "divided by log 2 twice": 1 / math.log(2),
             "nats per image": NATS_PER_BIT,
             "bits per image": 784.0,
+            "nats per image, multiplied by log 2": 784 * math.log(2) ** 2,
         }
     values = numbers(epochs.epoch(images, training=False))
     tolerance = 1e-3 + 5 * spread / abs(losses.mean().item())
@@ -107,18 +119,21 @@ def _bpd(epochs):
 
 
 def _state(module, optimizer):
-    tensors = [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+    """Digests of the module's tensors and of the optimiser's: copies would take much memory."""
     moments = [
-        v.detach().clone()
+        value
         for state in optimizer.state.values()
-        for v in state.values()
-        if isinstance(v, torch.Tensor)
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
     ]
-    return tensors, moments
+    return tuple(
+        [hashlib.blake2b(t.detach().contiguous().numpy()).digest() for t in tensors]
+        for tensors in ([*module.parameters(), *module.buffers()], moments)
+    )
 
 
 def _validation(epochs):
-    """Whether weights, batch statistics or the optimiser's moments change in validation.
+    """Whether validation changes weights, batch statistics, the optimiser's moments or images.
 
     A pass over a data set lasts until the next one begins, whatever their order, or until the end.
     """
@@ -126,11 +141,23 @@ def _validation(epochs):
     module = epochs.module
     images = epochs.images[epochs.seed % 97 :][: 2 * BATCH]
     train, val = (epochs.loader(part, BATCH // 2) for part in images.split(BATCH))
+    originals = [loader.dataset.data.clone() for loader in (train, val)]
     optimizer = epochs.optimizer(1e-3)
-    passes = []  # which data set, and the state at the start
-    train.on_start = lambda: passes.append(("train", _state(module, optimizer)))
-    val.on_start = lambda: passes.append(("val", _state(module, optimizer)))
-    with changed_weights([*module.parameters(), *module.buffers()]):
+    passes = []  # which data set, the state at the start, and the batches that the network got
+    train.on_start = lambda: passes.append(("train", _state(module, optimizer), []))
+    val.on_start = lambda: passes.append(("val", _state(module, optimizer), []))
+    awaited = []  # a batch that no module was called with yet
+    train.on_batch = val.on_batch = lambda: awaited.append(True)
+
+    def record(module, inputs):
+        tensor = next((part for part in inputs if isinstance(part, torch.Tensor)), images[0])
+        if awaited and tensor.dim() > 1 and tensor[0].numel() == images.shape[1]:
+            awaited.clear()
+            passes[-1][2].append(tensor.detach().clone())
+
+    handle = nn.modules.module.register_module_forward_pre_hook(record)
+    with changed_weights([*module.parameters(), *module.buffers()]), contextlib.ExitStack() as end:
+        end.callback(handle.remove)
         if epochs.submission.find("run_epoch") is not None:
             epochs.run_epoch(train, val, optimizer)
         else:
@@ -139,22 +166,79 @@ def _validation(epochs):
             val.on_start()
             module.eval()
             epochs.epoch(images, training=False, lr=1e-3)
-        passes.append(("end", _state(module, optimizer)))
-    if {which for which, _ in passes} != {"train", "val", "end"}:
+        passes.append(("end", _state(module, optimizer), []))
+    if {which for which, *_ in passes} != {"train", "val", "end"}:
         raise CannotJudge("run_epoch doesn't iterate over both data sets")
     moved = ["weights or batch statistics", "the optimiser's moments"]
     changes = [
         words
-        for (which, start), (_, end) in itertools.pairwise(passes)
+        for (which, start, _), (_, end, _) in itertools.pairwise(passes)
         for words, before, now in zip(moved, start, end)
         if which == "val"
-        if len(before) != len(now) or any(not torch.equal(b, a) for b, a in zip(before, now))
+        if before != now
     ]
     changed = list(dict.fromkeys(changes))
+    problems = [f"validation trains: it changes {' and '.join(changed)}"] if changed else []
+    if any(not torch.equal(data.dataset.data, o) for data, o in zip((train, val), originals)):
+        problems.append("the data set's images are changed")
+    got = [batch for which, _, batches in passes if which == "val" for batch in batches]
+    if words := _other_images(torch.cat(got) if got else None, originals[1]):
+        problems.append(f"the network gets changed validation images: {words}")
     expected = "validation changes nothing"
-    if not changed:
-        return Outcome(PASS, expected, expected)
-    return Outcome(WRONG, f"validation trains: it changes {' and '.join(changed)}", expected)
+    return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)
+
+
+def _other_images(got, images) -> str:
+    """How images that a network got differ from those of the data set, or "".
+
+    They may be scaled: equal grey levels become equal values. Noise within a grey level is
+    dequantisation.
+    """
+    if got is None or got.numel() != images.numel() or not got.is_floating_point():
+        return ""
+    got, images = got.flatten().double(), images.flatten().double()
+    if ((got - images) >= 0).all() and ((got - images) <= 1).all() and images.max() > 1:
+        return ""
+    levels, index = images.unique(return_inverse=True)
+    low = torch.full_like(levels, math.inf).scatter_reduce(0, index, got, "amin")
+    high = torch.full_like(levels, -math.inf).scatter_reduce(0, index, got, "amax")
+    widest = (high - low).argmax()
+    if high[widest] - low[widest] < 1e-4 * (1 + got.abs().max()):
+        return ""
+    return f"pixels of value {levels[widest]:g} become {low[widest]:.2f} to {high[widest]:.2f}"
+
+
+class _Kept:
+    """A tensor that autograd keeps for a backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def _validation_memory(epochs):
+    """Whether the graphs of earlier batches are kept until a validation pass ends."""
+    epochs.settle()
+    kept, sizes = weakref.WeakSet(), []
+
+    def pack(tensor):
+        kept.add(one := _Kept(tensor))
+        return one
+
+    def count():
+        sizes.append(sum({o.tensor.data_ptr(): o.tensor.nbytes for o in list(kept)}.values()))
+
+    images = epochs.images[epochs.seed % 97 :][: 4 * BATCH]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        epochs.epoch(images, training=False, on_batch=count)
+    if len(sizes) < 4:
+        raise CannotJudge("fewer than four batches were seen")
+    growth = min(later - sooner for sooner, later in itertools.pairwise(sizes[1:]))
+    expected = "no_grad, or item() of each batch's loss"
+    if growth <= 0:
+        return Outcome(PASS, "the graph of a batch is gone when the next one comes", expected)
+    mega = growth / BATCH * 10_000 / 2**20
+    measured = f"validation keeps the graphs of all its batches: {mega:.0f} MB for 10,000 images"
+    return Outcome(WEAK, measured, expected)
 
 
 def _clipping(epochs):
@@ -195,8 +279,8 @@ def _short_training(epochs):
     size, steps = 128, STEPS[epochs.model]
     images = epochs.images.roll(epochs.seed // 1000 * VALIDATION, dims=0)
     train, val = images[VALIDATION:][: steps * size], images[:VALIDATION]
-    n, module = len(train), epochs.module
-    passes = max(1, round(steps * size / n))
+    n, module = len(train) // size * size - SHORT, epochs.module
+    train, passes = train[:n], max(1, round(steps * size / n))
     module.load_state_dict(epochs.untrained)
     optimizer = epochs.optimizer(1e-3)
     before, started, value = epochs.exact(val), time.monotonic(), None
@@ -267,6 +351,7 @@ def _other_average(epochs) -> str:
 
 EPOCH_MEASURES = {
     "validation": _validation,
+    "validation_memory": _validation_memory,
     "epoch_average": _average,
     "bits_per_dimension": _bpd,
     "clipping": _clipping,
@@ -277,4 +362,4 @@ TRAINING_CHECKS = load_checks("training", {"learns": _learns, "reported": _repor
 
 def epoch_checks(model: str) -> tuple[Check, ...]:
     """The checks of the epoch functions of a model."""
-    return EPOCH_CHECKS if model == "nf" else EPOCH_CHECKS[:2]
+    return EPOCH_CHECKS if model == "nf" else EPOCH_CHECKS[:3]

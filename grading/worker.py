@@ -15,17 +15,25 @@ from torch.utils.data import DataLoader
 import datasets
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, one_line, run_checks, seed_everything
-from grading import couplings, flow_model
+from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
+from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
 from grading.results import MAX_TEXT
 from grading.running import Running
 from grading.shims import Adaptation
-from grading.stand_ins import Finder, Images, StubModule, course_modules, torchvision_modules
+from grading.stand_ins import (
+    BATCHES,
+    Finder,
+    Images,
+    StubModule,
+    course_modules,
+    torchvision_modules,
+)
 from grading.training import TRAINING_CHECKS, epoch_checks
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory
@@ -133,16 +141,19 @@ def _check_all(model, submission, check, pictures, training):
         images = Images((GREY.float().view(-1, 1, 28, 28) / 127.5 - 1), LABELS)
         loader = DataLoader(images, batch_size=GAN_BATCH, shuffle=True)
         subject = gan_subject(submission, pictures, loader)
-        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS))
+        check(subject, (*gan_checks.CHECKS, *PICTURE_CHECKS, *OTHER_SETTINGS["gan"]))
+        subject.interpolate = interpolation.find(submission)
+        if subject.interpolate is not None:
+            check(subject, interpolation.CHECKS)
         return subject, subject.seen.total
     if model == "vae":
         subject, caught = vae_subject(submission, BINARY)
-        check(subject, vae_checks.CHECKS)
+        check(subject, (*vae_checks.CHECKS, *OTHER_SETTINGS["vae"]))
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
         check(subject, couplings.CHECKS)
-        check(subject, flow_model.CHECKS)
+        check(subject, (*flow_model.CHECKS, *OTHER_SETTINGS["nf"]))
         if subject.model is None:
             return subject, 0
         images = GREY
@@ -170,10 +181,13 @@ def _replace_modules(code, on_picture, not_found):
     sys.meta_path.append(Finder({}, not_found, str(code), last=True))
     original = DataLoader.__init__
 
-    def single_process(self, *args, **options):
+    def single_process(self, dataset, batch_size=1, *args, **options):
         kept = {
             k: v for k, v in options.items() if k not in ("persistent_workers", "prefetch_factor")
         }
-        original(self, *args, **kept | {"num_workers": 0, "pin_memory": False})
+        if BATCHES.limit is not None and batch_size is not None:
+            batch_size = min(batch_size, BATCHES.limit)
+        own = {"num_workers": 0, "pin_memory": False}
+        original(self, dataset, batch_size, *args, **kept | own)
 
     DataLoader.__init__ = single_process

@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 from harness import records
-from harness.devices import separate_random_numbers
+from harness.devices import float32_by_default, separate_random_numbers
 from harness.errors import UserError, is_out_of_memory
 from harness.files import read_regular, write_whole
 
@@ -161,12 +161,15 @@ def save_weights(folder: Path, model: nn.Module) -> None:
     write_whole(folder / WEIGHTS, lambda file: file.write(content))
 
 
-def load_weights(folder: Path | str, model: nn.Module) -> nn.Module:
-    """Load a finished run's weights into a model of its size; returns it in evaluation mode.
+def load_weights(folder: Path | str, make: Callable[[], nn.Module]) -> nn.Module:
+    """The model that make() returns, in evaluation mode, with a finished run's weights.
+
+    It is made in float32 and from separate random numbers: neither the default dtype nor the random
+    state of a notebook plays a part, or changes.
 
     Args:
         folder: the run folder.
-        model: of the run's size.
+        make: returns a model of the run's size.
 
     Raises:
         UserError: the file is missing, damaged, or does not fit the model.
@@ -181,6 +184,8 @@ def load_weights(folder: Path | str, model: nn.Module) -> nn.Module:
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with float32_by_default(), separate_random_numbers(0):
+        model = make()
     try:
         tensors = safetensors.torch.load(content)
         _check_like(tensors, model.state_dict())
@@ -192,18 +197,3 @@ def load_weights(folder: Path | str, model: nn.Module) -> nn.Module:
             f"{path} is damaged, or of other settings than config.json has ({type(error).__name__})"
         ) from error
     return model.eval()
-
-
-def load_model(folder: Path | str, make: Callable[[], nn.Module]) -> nn.Module:
-    """`load_weights` into the model that make() returns, in float32 and without random numbers.
-
-    Neither the default dtype nor the random state of a notebook plays a part, or changes.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with separate_random_numbers(0):
-            model = make()
-    finally:
-        torch.set_default_dtype(before)
-    return load_weights(folder, model)

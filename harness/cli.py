@@ -5,14 +5,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from datasets import DataError
-from harness import interrupts, streams
+from harness import escape, interrupts, streams
 from harness.errors import Interrupted, UsageError, UserError, is_out_of_memory
 
 
@@ -99,11 +99,14 @@ def run(main: Callable[[Any], None], parse_words: Callable[[], Any]) -> None:
                 program = Path(sys.argv[0])
                 notes = getattr(exception, "__notes__", [])
                 name = program.parent.name if program.name == "__main__.py" else program.name
-                print(
-                    f"{name or 'python'}: " + "; ".join([message, *notes]),
-                    file=sys.stderr,
-                )
+                complain([f"{name or 'python'}: " + "; ".join([message, *notes])])
             sys.exit(status)
+
+
+def complain(messages: Iterable[str]) -> None:
+    """Print messages to stderr, a line each; names and settings in them may be a stranger's."""
+    for message in messages:
+        print(escape.words(message, escape.MESSAGE), file=sys.stderr)
 
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:

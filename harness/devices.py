@@ -65,6 +65,17 @@ def tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New tensors are in float32 inside the block, whatever a notebook has set before."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def to_host(values: torch.Tensor) -> torch.Tensor:
     """The values in float64 on the CPU, where sums and statistics are computed.
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -97,6 +98,22 @@ def read_regular(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path.read_bytes()
+
+
+def may_replace(path: Path, ours: str) -> bool:
+    """Whether nobody loses anything if `path` is written: it is new, empty, or a file of ours.
+
+    Args:
+        path: may be missing; what is no regular file may not be replaced, nor may a dangling link.
+        ours: a regular expression that matches the start of what we write there.
+    """
+    if not path.exists():
+        return not path.is_symlink()
+    try:
+        content = read_regular(path)
+    except OSError:
+        return False
+    return not content or re.match(ours.encode(), content, re.DOTALL) is not None
 
 
 def check_writable(folder: Path) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from harness import records, references
+from harness.escape import html_cell, words
 from harness.files import write_whole
 from harness.plots import Curves, draw_curves
 from harness.progress import Pace
@@ -117,7 +118,7 @@ class LivePage:
         done = records.count_of(history)
         with contextlib.suppress(OSError):
             page = TEMPLATE.substitute(
-                title=html.escape(self._folder.resolve().name),
+                title=html.escape(words(self._folder.resolve().name)),
                 refresh=f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' * reloads,
                 state=state,
                 done=done,
@@ -147,7 +148,7 @@ class LivePage:
             yield "<h2>Graded</h2>" + _table(rows[1:], rows[0])
             tables.append("<h2>Last line of metrics</h2>" + _table(_numbers(history[-1])))
         for name, values in results.items():
-            tables.append(f"<h2>Results: {html.escape(name)}</h2>" + _table(_numbers(values)))
+            tables.append(f"<h2>Results: {html_cell(name)}</h2>" + _table(_numbers(values)))
         beside = "".join(f"<section>{table}</section>" for table in tables)
         yield f'<div class="beside">{beside}</div>'
         origin = {key: self._config.get(key) for key in ("started", "command", "git_commit")}
@@ -202,7 +203,7 @@ def _numbers(values: dict[str, float]) -> list[tuple[str, str]]:
 def _table(rows: Iterable[Iterable], heading: Iterable[str] = (), kind: str = "") -> str:
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{html_cell(str(cell))}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>{lines}</table></div>'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.escape import words
 from harness.files import read_regular
 
 # What foreign or damaged content raises while it is parsed and checked.
@@ -88,7 +89,7 @@ def read_metrics(folder: Path | str) -> list[dict]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if texts.pop():  # whole lines end in a newline
-        print(f"{path}: the last line is truncated, not used", file=sys.stderr)
+        print(words(f"{path}: the last line is truncated, not used"), file=sys.stderr)
     lines = []
     for n, text in enumerate(texts, start=1):
         try:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.escape import words
 from harness.records import count_of, counter_of
 
 FILE = Path(__file__).parents[1] / "references.toml"
@@ -244,6 +245,7 @@ def table(graded: Sequence[Graded], counter: str) -> str:
 
 def aligned(lines: Sequence[Sequence[str]], align: str) -> str:
     """Cells as text in columns; `align` has a letter for each, l or r."""
+    lines = [list(map(words, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines)]
     pads = [{"l": str.ljust, "r": str.rjust}[letter] for letter in align]
     return "\n".join(

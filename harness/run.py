@@ -28,7 +28,7 @@ import torch
 from datasets import Batches, fingerprint_of
 from harness import checkpoints, files, interrupts, live, records, references, steps, units
 from harness import tensorboard as event_files
-from harness.devices import RandomState, select_device
+from harness.devices import RandomState, float32_by_default, select_device
 from harness.errors import UserError
 from harness.plots import Curves, save_grid
 from harness.progress import Pace, progress_bar
@@ -82,6 +82,7 @@ class Run:
         self._checkpoint_pace = Pace(CHECKPOINT_COST)
         self._interval_started = time.perf_counter()
         self._bar = self._page = self._events = self._lock = None
+        self._precision = contextlib.ExitStack()
         self._warn_of_dead_units = True
         self._warn_of_load = self.device.type == "cpu" and torch.get_num_threads() > 1
         self._trains = config.run.evaluate is None
@@ -259,8 +260,7 @@ class Run:
         self._lock = None
 
     def __enter__(self) -> "Run":
-        self._default_dtype = torch.get_default_dtype()  # a notebook may have set another
-        torch.set_default_dtype(torch.float32)
+        self._precision.enter_context(float32_by_default())
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -274,7 +274,7 @@ class Run:
     def _end(self, error: BaseException | None) -> None:
         with contextlib.ExitStack() as at_last:  # even if a second Ctrl-C comes here
             at_last.callback(self.close)
-            at_last.callback(torch.set_default_dtype, self._default_dtype)
+            at_last.enter_context(self._precision)
             fails = self._page is not None and error is not None
             command = None
             if fails and not isinstance(error, UserError):

@@ -207,7 +207,7 @@ class RunConfig:
         Raises:
             UserError: the weights are missing, damaged, or do not fit the model.
         """
-        return checkpoints.load_model(folder, make)
+        return checkpoints.load_weights(folder, make)
 
 
 def _check_run(folder: Path, earlier: RunConfig, config: RunConfig) -> None:

@@ -263,7 +263,7 @@ def test_floats_are_written_in_float32_with_the_config_beside_them(saved):
 
 def test_a_loaded_model_is_the_same_function_in_evaluation_mode(saved):
     model, folder = saved
-    loaded = checkpoints.load_weights(folder, new_model())
+    loaded = checkpoints.load_weights(folder, new_model)
     assert not loaded.training and not loaded[1].training
     x = torch.randn(4, 3)
     assert torch.allclose(loaded(x), model.eval()(x.double()).float(), atol=1e-6)
@@ -277,7 +277,7 @@ def test_damaged_weights_are_refused_in_one_line_or_load(saved, tmp_path_factory
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(damaged(content, damage))
     try:
-        model = checkpoints.load_weights(folder, new_model())
+        model = checkpoints.load_weights(folder, new_model)
     except UserError as error:
         assert str(folder / "model.safetensors") in str(error) and "\n" not in str(error)
     else:
@@ -290,19 +290,19 @@ OTHERS = {"width": new_model(3), "fewer": new_model()[:1], "more": new_model().a
 @pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
 def test_weights_of_another_model_are_refused(saved, model):
     with pytest.raises(UserError, match="is damaged, or of other settings than config.json has"):
-        checkpoints.load_weights(saved[1], model)
+        checkpoints.load_weights(saved[1], lambda: model)
 
 
 def test_a_cut_file_is_refused(saved, tmp_path):
     content = (saved[1] / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-1])
     with pytest.raises(UserError, match="is damaged"):
-        checkpoints.load_weights(tmp_path, new_model())
+        checkpoints.load_weights(tmp_path, new_model)
 
 
 def test_an_absent_file_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is missing.*--resume.*--evaluate"):
-        checkpoints.load_weights(tmp_path, new_model())
+        checkpoints.load_weights(tmp_path, new_model)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_weights_that_are_no_finite_floats_are_refused(tmp_path, value):
         tensors["weight"] = value
     safetensors.torch.save_file(tensors, tmp_path / checkpoints.WEIGHTS)
     with pytest.raises(UserError, match="is damaged"):
-        checkpoints.load_weights(tmp_path, nn.Linear(3, 2))
+        checkpoints.load_weights(tmp_path, lambda: nn.Linear(3, 2))
 
 
 VALUES = st.sampled_from(
@@ -372,7 +372,7 @@ def test_memory_that_runs_out_is_not_called_damage(tmp_path, weights, monkeypatc
     monkeypatch.setattr(safetensors.torch, "load", fail)
     (tmp_path / checkpoints.WEIGHTS).touch()
     with pytest.raises(RuntimeError, match="allocate"):
-        checkpoints.load_weights(tmp_path, nn.Linear(1, 1))
+        checkpoints.load_weights(tmp_path, lambda: nn.Linear(1, 1))
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_replaced_by_the_one_before(tmp_path, weights):

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from figures.__main__ import main, parse
-from figures.export import latex
 from figures.kinds import KINDS
 from harness.errors import UsageError, UserError
+from harness.escape import latex
 from tests.fake_runs import fake_run, fake_runs
 
 

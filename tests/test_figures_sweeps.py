@@ -107,6 +107,15 @@ def test_the_plot_is_written(swept, capsys):
     picture = swept / f"{'-'.join(keys)}-by-zdim.png"
     assert capsys.readouterr().out == f"{picture}\n"
     assert imread(picture).ndim == 3 and picture.with_suffix(".pdf").exists()
+    main(parse(["plot", "--runs", str(swept), "--x", "zdim", "--y", *keys]))  # again, over it
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.pdf"])
+def test_a_plot_replaces_nothing_of_anyone_s(swept, tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x89PNG of a holiday")
+    with pytest.raises(UserError, match="is no plot of ours"):
+        main(parse(["plot", "--runs", str(swept), "--out", str(tmp_path / "photo.png")]))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_sweep_is_in_the_table_of_latex_by_its_settings(swept, tmp_path):

@@ -66,7 +66,7 @@ def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
     assert "epoch 1 of 4, about 04:30 left" in second and "not reached" in second
     assert "epoch 2 of 4, about 03:00 left" in third
     assert '<progress value="2" max="4">50%</progress>' in third
-    assert "loss &amp; more</td><td>nats</td><td>2</td><td>0.500</td>" in third
+    assert "loss &amp; more</bdi></td><td><bdi>nats</bdi></td><td><bdi>2</bdi></td>" in third
     grids, earlier = third.split("<h2>Earlier samples</h2>")
     assert 'src="samples_002.png?' in grids and "samples_001" not in grids
     assert '<a href="samples_001.png">' in earlier and 'alt="samples, 1"' in earlier

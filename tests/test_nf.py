@@ -298,7 +298,7 @@ def test_validation_changes_nothing(images):
     )
     clean, shifted = (
         script.evaluate(model, [images]),
-        script.evaluate(model, script.shift([images.byte().float()])),
+        script.evaluate(model, script.shift(Batches(images.byte(), 128, torch.Tensor.float))),
     )
     assert clean == script.evaluate(model, [images]) and clean != shifted
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

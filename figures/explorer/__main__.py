@@ -1,6 +1,5 @@
 """The command line of the page: see the package's docstring."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from figures.explorer import models, page
 from figures.runs import find_runs, read_run
 from harness import cli
 from harness.errors import UserError
-from harness.files import write_whole
+from harness.escape import words
+from harness.files import may_replace, write_whole
 
 
 @dataclass
@@ -38,9 +38,12 @@ def main(command: Command) -> None:
     """Write the page from the runs that are there; say what is missing.
 
     Raises:
-        UserError: there is no folder of runs, or no run that the page can show, with the reasons.
+        UserError: there is no folder of runs, no run that the page can show, with the reasons, or
+            another file where the page goes.
     """
     base, out = command.runs, command.out or command.runs / "explorer.html"
+    if not may_replace(out, page.START):
+        raise UserError(f"{out} is there and is no page of this command: name another file")
     named = {name: getattr(command, wanted.option) for name, wanted in models.WANTED.items()}
     chosen = {name: read_run(folder) for name, folder in named.items() if folder is not None}
     if not base.is_dir() and not chosen:
@@ -55,14 +58,15 @@ def main(command: Command) -> None:
             f"{'; '.join(dict.fromkeys([*messages, *reasons]))}; make one, with {make}, say"
         )
     if not chosen:
-        for message in messages:
-            print(message, file=sys.stderr)
-        for name, (reason, make) in missing.items():
-            print(f"{models.WANTED[name].title}: {reason}; {make} makes one", file=sys.stderr)
+        cli.complain(messages)
+        cli.complain(
+            f"{models.WANTED[name].title}: {reason}; {make} makes one"
+            for name, (reason, make) in missing.items()
+        )
     text = page.build(found, missing).encode()
     write_whole(out, lambda file: file.write(text))
     folders = ", ".join(str(trained.run.folder) for trained in found.values())
-    print(f"{out}: {len(text) / 1e6:.1f} MB, from {folders}")
+    print(words(f"{out}: {len(text) / 1e6:.1f} MB, from {folders}"))
 
 
 if __name__ == "__main__":

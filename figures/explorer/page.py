@@ -22,6 +22,8 @@ from harness import latent, references
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+TEMPLATE = (HERE / "page.html").read_text(encoding="utf-8")
+START = re.escape(TEMPLATE.partition("{{")[0])  # by which an earlier page is known
 STYLES = ("frame", "controls", "pictures")
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) (\w+))", re.MULTILINE)
@@ -87,7 +89,7 @@ def build(found: dict[str, Trained], missing: dict[str, Missing]) -> str:
     return re.sub(
         r"\{\{(\w+)\}\}",
         lambda match: parts[match[1]],
-        (HERE / "page.html").read_text(encoding="utf-8"),
+        TEMPLATE,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gencheck import CheckFailure, NotJudged, check_flow, check_vae
-from gencheck.outcomes import PASS, UNJUDGED
+from gencheck.outcomes import NOTE, PASS, UNJUDGED, WEAK
 from tests.gencheck.test_flow import Affine
 
 N_PIXELS, Z_DIM = 784, 4
@@ -323,6 +324,71 @@ def test_wrong_kl_is_named(x, kl, words):
     model = TinyVAE(kl)
     with pytest.raises(CheckFailure, match=words):
         check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
+
+
+HEADS = {
+    "the log variance": lambda h: (h / 2).exp(),
+    "the log standard deviation": torch.exp,
+    "the standard deviation": lambda h: h,
+    "the variance as a power of 2": lambda h: torch.exp2(h / 2),
+}
+
+
+@pytest.mark.parametrize(
+    "taken, sampled",
+    [
+        ("the log variance", "the standard deviation"),
+        ("the log variance", "the variance as a power of 2"),
+        ("the log variance", "the log standard deviation"),
+        ("the log standard deviation", "the log variance"),
+    ],
+)
+def test_kl_of_another_reading_than_the_sampled_one_is_named(x, taken, sampled):
+    model = TinyVAE(closed_form(HEADS[taken]))
+    model.std = HEADS[sampled]
+    if sampled == "the standard deviation":
+        model.head.bias.data[Z_DIM:] = 1.0
+    with pytest.raises(CheckFailure) as failure:
+        check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
+    words = f"the KL takes the head as {taken}, the sampling takes it as {sampled}"
+    assert words in failure.value.result["kl"].measured
+
+
+def test_power_of_two_is_a_variance(x):
+    std = HEADS["the variance as a power of 2"]
+    model = TinyVAE(closed_form(std))
+    model.std = std
+    found = check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x, weak_too=True)
+    assert (found["kl"].status, found["gradient"].status) == (PASS, PASS)
+    assert "the variance as a power of 2" in found["moments"].measured
+
+
+class Idle(TinyVAE):
+    """Creates parts that it never applies."""
+
+    def __init__(self, part, hidden=torch.tanh):
+        super().__init__()
+        self.part, self.between = part, hidden
+
+    def encode(self, x):
+        return self.head(self.between(self.hidden(x))).chunk(2, dim=1)
+
+
+@pytest.mark.parametrize(
+    "part, hidden, status, words",
+    [
+        (nn.ReLU(), torch.tanh, NOTE, r"part \(ReLU\) is created and never applied$"),
+        (nn.ReLU(), nn.Identity(), WEAK, "in the encoder two linear layers follow each other"),
+        (nn.Linear(3, 3), torch.tanh, WEAK, r"part \(Linear\)"),
+        (nn.BCELoss(), torch.tanh, PASS, "every layer"),
+        (None, nn.Identity(), NOTE, "^in the encoder two linear layers"),
+        (None, torch.tanh, PASS, "every layer"),
+    ],
+)
+def test_layers_that_are_never_applied_are_named(x, part, hidden, status, words):
+    model = Idle(part, hidden)
+    found = check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)["layers"]
+    assert found.status == status and re.search(words, found.measured)
 
 
 def snapshot(module):

@@ -57,11 +57,19 @@ NEVER_CLEARED = """torch.optim.Optimizer.zero_grad = lambda *arguments: None
 
 def train_step("""
 REVERSE = ("flow_reverse_logdet",)
+HEADS = """
+        self.log_std = nn.Linear(hidden_dim, z_dim)
+
+    def forward(self, input):
+        \"\"\"Mean and log standard deviation of q(z|x).\"\"\"
+        hidden = F.relu(self.hidden(input))
+"""
 NO_LOSS = ("loss", "likelihood", "decoder_blind")
 
 VAE = [
     ("sigma for sigma squared", "0.5 * (torch.exp(2 * log_std) + mean.square() - 2 * log_std",
-     "0.5 * (torch.exp(log_std) + mean.square() - log_std", "kl", "wrong", "where the variance"),
+     "0.5 * (torch.exp(log_std) + mean.square() - log_std", "kl", "wrong",
+     "the KL takes the head as the log variance, the sampling takes it as the log standard"),
     ("KL without one half", "0.5 * (torch.exp(2 * log_std)", "(torch.exp(2 * log_std)", "kl",
      "wrong", "2 times the KL"),
     ("sign of the KL", "kl = kl_divergence(mean, log_std)", "kl = -kl_divergence(mean, log_std)",
@@ -115,18 +123,44 @@ VAE = [
      "epoch_iter(model, val, optimizer)", "validation", "wrong", "validation trains"),
     ("average of batch averages", SUMS, BATCH_AVERAGES.format(start=0), "epoch_average", "weak",
      "batch averages"),
+    ("a ReLU that is never applied", HEADS,
+     HEADS.replace("z_dim)\n\n", "z_dim)\n        self.relu = nn.ReLU()\n\n").replace("F.relu", ""),
+     "layers", "weak", "encoder.relu (ReLU) is created and never applied; in the encoder two"),
+    ("a layer that is never applied", HEADS,
+     HEADS.replace("z_dim)\n\n", "z_dim)\n        self.deep = nn.Linear(9, 9)\n\n"),
+     "layers", "weak", "encoder.deep (Linear)"),
+    ("no sample", "def sample(self, n_samples)", "def drawn(self, n_samples)", "sample", "wrong",
+     "there is no `sample`"),
+    ("sample that is not implemented", "means = self.decoder(z)",
+     "raise NotImplementedError\n        means = self.decoder(z)", "sample", "wrong",
+     "not implemented", ("other_settings",)),
+    ("z_dim of 20 only", "torch.randn(n_samples, self.z_dim", "torch.randn(n_samples, 20",
+     "other_settings", "weak", "z_dim = 2 crashes"),
+    ("200 samples only", "torch.randn(n_samples, self.z_dim", "torch.randn(200, self.z_dim",
+     "other_settings", "weak", "sample(1) returns 200"),
+    ("no batch of one image", "terms_given(*self.encoder(input), input)",
+     "terms_given(*self.encoder(input.squeeze()), input.squeeze())", "other_settings", "weak",
+     "a batch of one image crashes"),
+    ("graphs kept in validation", "@torch.no_grad()\ndef evaluation_step", "def evaluation_step",
+     "validation_memory", "weak", "keeps the graphs"),
+    ("noise on validation images", "sums.append(step(batch))",
+     "sums.append(step((batch + 0.4 * torch.rand_like(batch)).clamp(0, 1)))", "validation", "wrong",
+     "pixels of value 0 become 0.00 to 0.40"),
+    ("validation images in black", "sums.append(step(batch))",
+     "data.dataset.data.zero_()\n        sums.append(step(batch))", "validation", "wrong",
+     "the data set's images are changed"),
     ("batches minus 1", SUMS, BATCH_AVERAGES.format(start=-1), "epoch_average", "weak", "minus 1"),
 ]  # fmt: skip
 NF = [
     ("doubled log-determinant", "ldj + log_scale.sum(dim=1)",
      "ldj + 2 * log_scale.sum(dim=1)", "coupling_logdet", "wrong", "doubled",
-     ("coupling_reverse_logdet", *REVERSE)),
+     REVERSE),
     ("no inverse", "* torch.exp(-log_scale)", "* torch.exp(log_scale)", "coupling_inverse", "wrong",
      "", ("flow_inverse", *REVERSE)),
     ("reverse returns zero", "ldj - log_scale.sum(dim=1)", "torch.zeros_like(ldj)",
-     "coupling_reverse_logdet", "wrong", "zero", REVERSE),
+     "flow_reverse_logdet", "weak", "zero for the log-determinant"),
     ("reverse adds again", "ldj - log_scale.sum(dim=1)", "ldj + log_scale.sum(dim=1)",
-     "coupling_reverse_logdet", "wrong", "again", REVERSE),
+     "flow_reverse_logdet", "weak", "again"),
     ("reverse in forward order", "self.layers[::-1] if reverse else self.layers", "self.layers",
      "flow_inverse", "wrong", "", REVERSE),
     ("masks don't alternate",
@@ -146,6 +180,16 @@ NF = [
     ("log-determinant left out", "return log_prior(z) + ldj", "return log_prior(z)", "log_px"),
     ("nats per dimension", "(n_dimensions * math.log(2))", "n_dimensions", "bits_per_dimension",
      "wrong", "log 2"),
+    ("nats of an image times log 2", "-log_px_nats / (n_dimensions * math.log(2))",
+     "-log_px_nats * math.log(2)", "bits_per_dimension", "wrong", "multiplied by log 2"),
+    ("an unused network", "self.n_bins = n_bins",
+     "self.n_bins, self.scale = n_bins, nn.Linear(9, 9)", "layers", "weak", "scale (Linear)"),
+    ("no sample", "def sample(self, n_samples", "def drawn(self, n_samples", "sample", "wrong",
+     "there is no `sample`"),
+    ("no batch of one image", "self.dequantize(input), ", "self.dequantize(input.squeeze()), ",
+     "other_settings", "weak", "a batch of one image crashes"),
+    ("graphs kept in validation", "@torch.no_grad()\ndef evaluation_step", "def evaluation_step",
+     "validation_memory", "weak", "keeps the graphs"),
     ("no clipping", "nn.utils.clip_grad_norm_(model.parameters(), max_norm)", "pass", "clipping",
      "weak"),
     ("a name that NumPy dropped", "z + torch.rand_like(z)",
@@ -174,6 +218,14 @@ GAN = [
     ("generator without tanh", "nn.Tanh()", "nn.Identity()", "generator_range", "wrong", "",
      ("image_scale",)),
     ("images in [0, 1]", "next(batches) / 127.5 - 1", "next(batches) / 255", "image_scale", "weak"),
+    ("an activation that is never applied",
+     "self.layers = nn.Sequential(\n            nn.Linear(n_pixels, 512),\n"
+     "            nn.LeakyReLU(0.2),",
+     "self.act = nn.LeakyReLU(0.2)\n        self.layers = nn.Sequential(\n"
+     "            nn.Linear(n_pixels, 512),", "layers", "weak", "discriminator.act (LeakyReLU)"),
+    ("no batch of one image", "return torch.sigmoid(self.layers(images))",
+     "return torch.sigmoid(self.layers(images).squeeze().unsqueeze(1))", "other_settings", "weak",
+     "the discriminator with one image crashes"),
     ("the same noise for every batch", "torch.randn(n_samples, latent_dim, device=device)",
      "torch.randn(n_samples, latent_dim, generator=torch.Generator().manual_seed(0))", "latents"),
 ]  # fmt: skip

@@ -38,6 +38,50 @@ def statuses(result):
     return {f.check: f.status for f in result.findings}
 
 
+IN_FORWARD = METHODS_VAE[
+    METHODS_VAE.index("        recon = F.binary") : METHODS_VAE.index("    def sample")
+]
+RETURNED = METHODS_VAE.replace(IN_FORWARD, "        return p, mean, log_std\n\n")
+OUTSIDE = {
+    "a function": """
+
+def vae_loss(means, x, mean, log_std):
+    recon = F.binary_cross_entropy(means, x, reduction="none").sum(1)
+    kl = 0.5 * ((2 * log_std).exp() + mean.square() - 2 * log_std - 1).sum(1)
+    return (recon + kl).mean()
+""",
+    "in an epoch, with its arguments in another order": """
+
+def epoch_iter(optimizer, data, model):
+    total, n = 0.0, 0
+    for images in data:
+        x = images.view(-1, 784)
+        means, mean, log_std = model(x)
+        kl = 0.5 * ((2 * log_std).exp() + mean.square() - 2 * log_std - 1).sum(1)
+        nats = F.binary_cross_entropy(means, x, reduction="none").sum(1) + kl
+        if model.training:
+            optimizer.zero_grad()
+            nats.mean().backward()
+            optimizer.step()
+        total, n = total + nats.sum().item(), n + len(x)
+    return total / n
+""",
+}
+
+
+@pytest.mark.parametrize("where", OUTSIDE)
+def test_a_loss_outside_forward_is_found_and_judged(sandbox, tmp_path, where):
+    path = tmp_path / "a3_vae_template.py"
+    path.write_text(RETURNED + OUTSIDE[where])
+    found = statuses(judge_file(sandbox, "vae", path, training=False))
+    assert {found[check] for check in ("loss", "kl", "gradient", "likelihood")} == {PASS}
+    if "order" in where:
+        assert (found["epoch_average"], found["validation"]) == (PASS, PASS)
+    path.write_text(RETURNED + OUTSIDE[where].replace("(2 * log_std).exp()", "log_std.exp()"))
+    result = judge_file(sandbox, "vae", path, training=False)
+    assert {f.check for f in result.findings if f.status == "wrong"} == {"kl"}
+
+
 def test_vae_with_methods_for_parts(sandbox, tmp_path):
     path = tmp_path / "a3_vae_template.py"
     path.write_text(METHODS_VAE)

@@ -155,3 +155,28 @@ def test_alpha_whose_logarithm_is_left_out_is_wrong(x, divide):
     found = {f.check: f for f in run_checks("flow", subject, flow_model.CHECKS)}
     assert (found["logit"].status, found["log_px"].status) == (WRONG, WRONG)
     assert "40.2 nats" in found["log_px"].measured
+
+
+class ForgetfulFlow(TinyFlow):
+    """Its reverse pass returns no log-determinant."""
+
+    def forward(self, z, ldj, reverse=False):
+        z, after = super().forward(z, ldj, reverse)
+        return z, torch.zeros_like(ldj) if reverse else after
+
+
+@pytest.mark.parametrize("uses_it, status", [(False, WEAK), (True, WRONG)])
+def test_a_reverse_log_determinant_is_weak_where_samples_do_not_depend_on_it(uses_it, status):
+    model = Model(1e-5)
+    model.flow = ForgetfulFlow(CHECKERBOARDS)
+
+    def sample(n):
+        z, ldj = model.flow(torch.randn(n, DIM), torch.zeros(n), reverse=True)
+        return (z, ldj) if uses_it else z
+
+    model.sample = sample
+    flow = Bijection(model.flow, partial(model.flow, reverse=True))
+    subject = FlowSubject(flow, None, model.flow, DIM, model)
+    checks = [check for check in couplings.CHECKS if check.name == "flow_reverse_logdet"]
+    (found,) = run_checks("nf", subject, checks)
+    assert found.status == status and "zero" in found.measured

@@ -65,6 +65,17 @@ def test_one_persons_folder_stays_one(tmp_path):
     assert person.others[0] == "old/a3_vae_template.py: judged is the VAE in a3_vae_template.py"
 
 
+@pytest.mark.parametrize("parts", [("part 1", "part 2"), ("src", "experiments"), ("v1", "vae_v2")])
+def test_parts_of_one_persons_work_are_no_people(tmp_path, parts):
+    files = {f"ann/{part}/vae.py": VAE for part in parts}
+    write(tmp_path, **files)
+    for path, name in ((tmp_path, "ann"), (tmp_path / "ann", "ann")):
+        (person,) = people_in(path)
+        assert person.name == name and len(person.files) == 1
+        (other,) = person.others
+        assert "judged is the VAE in" in other
+
+
 def test_groups_and_solutions_beside_people(tmp_path):
     for group in ("a", "b"):
         write(tmp_path / "groups" / group, **{"ann/vae.py": VAE, "bob/vae.py": VAE})

@@ -22,6 +22,7 @@ from grading.rubric import Rubric, default_points, read_rubric
 from grading.sandbox import Sandbox
 from harness import cli
 from harness.errors import UserError
+from harness.escape import csv_cell
 from tests.conftest import ROOT
 from tests.grading.conftest import people_in
 
@@ -242,7 +243,7 @@ def test_no_text_of_a_submission_leaves_its_cell(people):
     assert "<script>" not in page.to_html([person], Rubric(), "full")
     (row,) = csv.DictReader(io.StringIO(report.to_csv([person], Rubric())))
     assert row["name"].startswith("'=") and "\\x1b" in row["vae_judged"]
-    assert [report.csv_cell(t)[0] for t in (" =1", "+1", "@x", "-1", "\t=1")] == ["'"] * 4 + ["\\"]
+    assert [csv_cell(t)[0] for t in (" =1", "+1", "@x", "-1", "\t=1")] == ["'"] * 4 + ["\\"]
 
 
 def test_gradescope_always_gets_its_file(tmp_path):
@@ -272,12 +273,12 @@ def test_a_rubric_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def test_reports_are_tried_before_the_work(tmp_path):
-    (tmp_path / "class.csv").write_text("of last year")
+    (tmp_path / "class.csv").write_text(report.CSV_START)
     args = ["--csv", str(tmp_path / "class.csv"), "--json", str(tmp_path / "new.json")]
     with pytest.raises(UserError, match="no file of the assignment"):
         command.main(command.parse([str(tmp_path), *args]))
     assert [file.name for file in tmp_path.iterdir()] == ["class.csv"]
-    assert (tmp_path / "class.csv").read_text() == "of last year"
+    assert (tmp_path / "class.csv").read_text() == report.CSV_START
 
 
 SLOW_STREAMS = (">&-", "2>&-", "2> /dev/full")
