@@ -63,7 +63,9 @@ def inverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
             errors.append(max((back - z).abs().max().item() for back in (z2, z3)))
             _refuse_small(flow, errors[-1], tolerance, moves[-1])
         idle.append(min(moves) < NOTHING)
-        measured = f"largest error {max(errors):.2g} with perturbed weights"
+        measured = (
+            f"forward and back moves numbers by up to {max(errors):.2g}, at perturbed weights"
+        )
         right = max(errors) < tolerance
         expected = f"below {tolerance:.2g}"
         return Outcome(PASS if right else WRONG, measured, expected, _is_proof(flow))

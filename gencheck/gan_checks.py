@@ -90,7 +90,7 @@ def _labels(gan) -> Labels:
             weights.append(step.weights[1] / step.weights[0])
     if not real or not fake:
         raise CannotJudge(
-            "no step is a cross-entropy of both real and generated images: state d_loss="
+            "no step is a cross-entropy of both real and generated images; state d_loss="
         )
     residual = median(step.residual for step in _steps(gan, "d"))
     varied = any(max(labels) - min(labels) > 0.02 for labels in (real, fake))
@@ -156,7 +156,8 @@ def _refuse_unexplained(gan, which):
     residual = median(step.residual for step in steps)
     names = [step.looks_like for step in steps if step.looks_like]
     if names:
-        raise CannotJudge(f"no cross-entropy: pass {which}_loss='{names[0]}', whose gradient it is")
+        words = f"no cross-entropy, but the gradient of {names[0]}"
+        raise CannotJudge(f"{words}: pass {which}_loss='{names[0]}'")
     if residual <= EXPLAINED or Pulls.of_steps(steps) is not None:
         return
     raise CannotJudge(
@@ -174,7 +175,7 @@ def _refuse_unknown_side(gan):
     steps = gan.seen.d.steps
     unknown = steps and not any(step.n_terms or step.looks_like for step in steps)
     if unknown and median(step.residual for step in steps) > RANDOM_LABELS:
-        raise CannotJudge("the discriminator's loss is unexplained: state d_loss=, and g_loss=")
+        raise CannotJudge("the discriminator's loss is unexplained; state d_loss=, and g_loss=")
 
 
 def _discriminator_loss(gan):
@@ -189,7 +190,7 @@ def _discriminator_loss(gan):
     real, fake, residual, weight, random, errors = labels
     measured = labels.in_words()
     if random and residual > EXACT and not any(errors):
-        raise CannotJudge("no cross-entropy with fixed or random labels: state the loss, d_loss=")
+        raise CannotJudge("no cross-entropy with fixed or random labels; state the loss, d_loss=")
     if weight < 0:
         return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
     low, high = sorted((real, fake))

@@ -210,7 +210,7 @@ def _measure(check, subject, seed, adapt, theirs, errors) -> Outcome:
             if theirs(error) and adapt(error):
                 continue
             if check.crash and isinstance(error, CRASHES) and theirs(error):
-                return Outcome(WRONG, f"it crashes: {one_line(error)}", "no exception")
+                return Outcome(WRONG, f"`{check.name}` crashes: {one_line(error)}", "no exception")
             errors[check.name] = error
             return Outcome(UNJUDGED, one_line(error))
 

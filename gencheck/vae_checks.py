@@ -91,7 +91,10 @@ def _likelihood(vae):
     """The loss follows the likelihood when the decoder's outputs change."""
     c, _, residual = vae.slopes()
     tolerance = 4 * vae.tolerance * abs(c)
-    measured = f"loss - {c:.3g} recon changes by {residual:.2g} nats over 6 decoders"
+    times = "" if abs(c - 1) < 1e-3 else f"{c:.3g} times "
+    measured = (
+        f"without {times}-log p(x|z) the loss changes by {residual:.2g} nats with the decoder"
+    )
     if residual < tolerance:
         return Outcome(PASS, measured, f"a constant, to {tolerance:.2g} nats")
     measured += _other_likelihood(vae)
@@ -108,7 +111,7 @@ def _kl(vae):
 def _gradient(vae):
     kl_outcome = _kl(vae)
     if kl_outcome.status != PASS:
-        raise CannotJudge("the value of the KL is wrong, so its gradient is too")
+        raise CannotJudge("the KL is wrong, or not judged, so its gradient is not judged either")
     x, (encoder, decoder) = vae.batch, vae.parameters
     with vae.encoder_setting(1):
         c, _, _ = vae.recon_and_kl(x, seed=vae.seed)
@@ -130,12 +133,13 @@ def _gradient(vae):
         raise CannotJudge("the true gradient is not finite: the standard deviation is 0")
     error = ((gradient - exact).norm() / exact.norm()).item()
     if error < 1e-3:
-        return Outcome(PASS, f"relative error {error:.1g}")
+        return Outcome(PASS, f"it is the true one, to {error:.1g} of its size")
     if of_one_draw:
         raise CannotJudge("a KL of one draw has unbiased gradients of several forms")
     detached = (gradient - cut).norm() < 1e-3 * cut.norm()
     words = ": the reconstruction has no gradient with respect to the encoder" if detached else ""
-    return Outcome(WRONG, f"relative error {error:.2g}{words}", "below 1e-3")
+    measured = f"it differs from the true gradient by {error:.2g} times its size{words}"
+    return Outcome(WRONG, measured, "below 0.001 times")
 
 
 def _flat(gradients):
@@ -162,7 +166,7 @@ def _noise_per_image(vae):
         return Outcome(PASS, "differs between equal images of a batch")
     z = [vae.draw(vae.batch).z for _ in range(2)]
     if (z[0] == z[1]).all():
-        raise CannotJudge("there is no noise that changes between calls")
+        raise CannotJudge("z is the same on every call, so no noise is seen")
     return Outcome(
         WEAK,
         "one noise vector for all images of a batch: each image's ELBO stays unbiased, "
@@ -209,7 +213,9 @@ def _noise_in_evaluation(vae):
 
 def _moments(vae):
     try:
-        return Outcome(PASS, f"z = mu + sigma eps; the head is {vae.posterior.meaning}")
+        return Outcome(
+            PASS, f"z = mu + sigma eps; the encoder's other output is {vae.posterior.meaning}"
+        )
     except NotCentred as reason:
         kl_of_draws(vae)  # CannotJudge if it fits: the mean is then a function of an output
         return Outcome(WRONG, str(reason), "z = mu + sigma eps, eps ~ N(0, 1)")

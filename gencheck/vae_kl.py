@@ -88,7 +88,7 @@ def _kl_of(vae, posterior):
             if not _is_drawn(vae, settings, exact, others):
                 return None
             measured = f"the closed form{words}, to {error.max():.1g} nats"
-            return Outcome(PASS, f"{measured}; the head is {posterior.meaning}")
+            return Outcome(PASS, f"{measured}; the encoder's other output is {posterior.meaning}")
     worst = (coded - exact).abs().argmax()
     with vae.encoder_setting(*settings[worst]):
         drawn, error = drawn_kl(vae, vae.batch)
@@ -96,11 +96,11 @@ def _kl_of(vae, posterior):
         return None
     expected = "1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)"
     taken = [name for name, values in others.items() if _is_beta_times(vae, values, coded, c)]
-    words = (
-        f"{_kl_in_words(vae, rows, coded, exact)} (z shows that the head is {posterior.meaning})"
-    )
+    words = f"{_kl_in_words(vae, rows, coded, exact)} (draws of z show that the encoder's other "
+    words += f"output is {posterior.meaning})"
     if taken:
-        words = f"the KL takes the head as {taken[0]}, the sampling takes it as {posterior.meaning}"
+        words = f"your KL takes the encoder's other output as {taken[0]}, your sampling takes it "
+        words += f"as {posterior.meaning}"
     return Outcome(
         WRONG,
         f"{coded[worst]:.2f} nats: {words}",

@@ -102,7 +102,7 @@ def _log_prior(flow):
         words = "the sum over the whole batch" if same else f"one number, {value.item():.4g}"
         return Outcome(WRONG, words, "a value for every image, or for every pixel")
     error = (value.reshape(-1) - exact).abs().max().item()
-    measured = f"off by {error:.2g} nats"
+    measured = f"log N(z; 0, I) is off by {error:.2g} nats"
     return Outcome(PASS if error < 0.05 else WRONG, measured, "log N(z; 0, I), to 0.05 nats")
 
 
@@ -144,7 +144,7 @@ def _log_px(flow):
     exact = log_normal(z) + ldj.double() + step_ldj
     error, words = _compare(value, exact)
     tolerance = QUIRK_NATS + 784 * 2.0**-24 * exact.abs().max().item()
-    measured = f"off by {error:.3g} nats of {exact.mean():.1f}{words}"
+    measured = f"log p(x) is off by {error:.3g} nats (it is {exact.mean():.1f}){words}"
     if error < tolerance:
         return Outcome(NOTE if words else PASS, measured, "log p(x) for every image")
     return Outcome(WRONG, measured, f"below {tolerance:.2g}")

@@ -350,7 +350,7 @@ def test_kl_of_another_reading_than_the_sampled_one_is_named(x, taken, sampled):
         model.head.bias.data[Z_DIM:] = 1.0
     with pytest.raises(CheckFailure) as failure:
         check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
-    words = f"the KL takes the head as {taken}, the sampling takes it as {sampled}"
+    words = f"output as {taken}, your sampling takes it as {sampled}"
     assert words in failure.value.result["kl"].measured
 
 

@@ -69,7 +69,7 @@ NO_LOSS = ("loss", "likelihood", "decoder_blind")
 VAE = [
     ("sigma for sigma squared", "0.5 * (torch.exp(2 * log_std) + mean.square() - 2 * log_std",
      "0.5 * (torch.exp(log_std) + mean.square() - log_std", "kl", "wrong",
-     "the KL takes the head as the log variance, the sampling takes it as the log standard"),
+     "output as the log variance, your sampling takes it as the log standard deviation"),
     ("KL without one half", "0.5 * (torch.exp(2 * log_std)", "(torch.exp(2 * log_std)", "kl",
      "wrong", "2 times the KL"),
     ("sign of the KL", "kl = kl_divergence(mean, log_std)", "kl = -kl_divergence(mean, log_std)",

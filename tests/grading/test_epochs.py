@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from gencheck.outcomes import PASS, UNJUDGED, WRONG, run_checks
+from gencheck.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
 from grading import epochs
 from grading.training import EPOCH_CHECKS, TRAINING_CHECKS
 
@@ -16,7 +16,7 @@ class Submission:
 
     def __init__(self, run_epoch):
         self.functions = {"run_epoch": run_epoch, "epoch_iter": lambda model, data, _: 1.0}
-        self.find = self.functions.get
+        self.find = lambda name: self.functions.get(name)
         self.attempt = lambda function, *args, **options: function(*args, **options)
         self.call_by_role = lambda function, roles, **known: function(*roles.values(), **known)
 
@@ -25,7 +25,9 @@ def subject_of(run_epoch):
     module = nn.Linear(784, 1)
     images = torch.arange(4096.0)[:, None].expand(-1, 784)
     labels = torch.zeros(4096, dtype=torch.long)
-    subject = epochs.EpochSubject("nf", Submission(run_epoch), module, None, {}, images, labels)
+    subject = epochs.EpochSubject(
+        "nf", Submission(run_epoch), module, lambda b: b.new_tensor([99.0]), {}, images, labels
+    )
     subject.exact = lambda images: 10.0 + module.bias.item()
     return subject
 
@@ -67,6 +69,40 @@ def test_only_a_pass_over_validation_images_can_train_on_them(order, trained, st
 
     (found,) = run_checks("nf", subject_of(run_epoch), EPOCH_CHECKS[:1])
     assert (found.check, found.status) == ("validation", status)
+
+
+@pytest.mark.parametrize(
+    "add, status",
+    [
+        (lambda total, loss: total + loss, WEAK),
+        (lambda total, loss: [*total, loss] if total else [loss], WEAK),
+        (lambda total, loss: total + loss.item(), PASS),
+        (lambda total, loss: total + loss.detach(), PASS),
+    ],
+)
+def test_graphs_of_earlier_batches_are_seen_if_they_are_kept(add, status):
+    subject = subject_of(None)
+    subject.module = nn.Sequential(nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, 1), nn.Sigmoid())
+
+    def epoch_iter(model, data, optimizer):
+        total = 0
+        for images, *_ in data:
+            loss = model(images.flatten(1)).mean()
+            total = add(total, loss)
+        return 1.0
+
+    subject.submission.functions = {"epoch_iter": epoch_iter}
+    checks = [check for check in EPOCH_CHECKS if check.name == "validation_memory"]
+    (found,) = run_checks("nf", subject, checks)
+    assert found.status == status, found.measured
+
+    @torch.no_grad()
+    def run_epoch(model, data, optimizer):
+        return [epoch_iter(model, part, optimizer) for part in data]
+
+    subject.submission.functions["run_epoch"] = run_epoch
+    (found,) = run_checks("nf", subject, checks)
+    assert found.status == PASS
 
 
 def test_after_a_call_that_took_too_long_none_is_made(monkeypatch):
