@@ -8,27 +8,30 @@ from tests.grading.conftest import METHODS_VAE
 PLAIN = METHODS_VAE.replace("from __future__ import annotations\n", "").replace(
     " -> tuple[Tensor, Tensor]", ""
 )
-FAULTS = {
-    "raise ValueError('first')": "line 1: ValueError: first",
-    "import helper_of_mine": "line 1: there is no module helper_of_mine",
-    "from torch.nn import functional\nfrom own_help import a, b": "line 2: there is no module",
-    "x = open('notes.txt').read()": "line 1: the file notes.txt is not there",
-    "import torch\nw = torch.load('weights.pt')": "line 2: the file weights.pt is not there",
-    "x = undefined_name + 1": "line 1: NameError: name 'undefined_name'",
-    "setup_everything()": "line 1: NameError: name 'setup_everything'",
-    "def main():\n    return undefined_name\n": "line 2: NameError: name 'undefined_name'",
-}
-RIGHT = {
-    "try:\n    import helper_of_mine\nexcept ImportError:\n    helper_of_mine = None": "pass",
-    "import wandb, tensorboardX, scipy.io, tqdm, matplotlib.pyplot as plt": "pass",
-    "import numpy as np\ntry:\n    x = open('notes.txt')\nexcept OSError:\n    x = 1": "pass",
-    "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nwidth = 3 + ax.x": "pass",
-    "import torch\ntrain = torch.load('data/mnist.pt')": "pass",
-    "def main():\n    return ARGS.lr\nif __name__ == '__main__':\n    ARGS = None": "pass",
-    "for i in range(3):\n    seen = i\ndef main():\n    return seen": "pass",
-    "from torch._six import string_classes": "old",
-    "import cPickle": "old",
-}
+FAULTS = [  # lines, which of them, what is said
+    ("raise ValueError('first')", 1, "ValueError: first"),
+    ("import helper_of_mine", 1, "there is no module helper_of_mine"),
+    (
+        "from torch.nn import functional\nfrom own_help import a, b",
+        2,
+        "there is no module own_help",
+    ),
+    ("x = open('notes.txt').read()", 1, "the file notes.txt is not there"),
+    ("import torch\nw = torch.load('weights.pt')", 2, "the file weights.pt is not there"),
+    ("x = undefined_name + 1", 1, "NameError: name 'undefined_name'"),
+    ("setup_everything()", 1, "NameError: name 'setup_everything'"),
+    ("def main():\n    return missing_name\n", 2, "NameError: name 'missing_name'"),
+]
+RIGHT = [
+    "try:\n    import helper_of_mine\nexcept ImportError:\n    helper_of_mine = None",
+    "import wandb, tensorboardX, scipy.io, tqdm, matplotlib.pyplot as plt",
+    "import numpy as np\ntry:\n    x = open('notes.txt')\nexcept OSError:\n    x = 1",
+    "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nwidth = 3 + ax.x",
+    "import torch\ntrain = torch.load('data/mnist.pt')",
+    "for i in range(3):\n    seen = i\ndef main():\n    return seen, ARGS.lr",
+    "if __name__ == '__main__':\n    ARGS = None",
+]
+OLD = ["from torch._six import string_classes", "import cPickle"]
 GAN = """
 import torch
 import torch.nn as nn
@@ -89,18 +92,25 @@ def judged(sandbox, folder, model, source):
     return result, {found.check: found for found in result.findings}
 
 
-@pytest.mark.parametrize("lines", FAULTS)
-def test_what_does_not_run_is_said_with_its_line(sandbox, tmp_path, lines):
+@pytest.mark.parametrize("faults", [FAULTS[i::3] for i in range(3)], ids=str)
+def test_what_does_not_run_is_said_with_its_line(sandbox, tmp_path, faults):
+    """Three faults in a file: so many are named."""
+    lines = "\n".join(text for text, _, _ in faults)
     result, found = judged(sandbox, tmp_path, "vae", f"{lines}\n{PLAIN}")
     assert (found["runs"].status, found["kl"].status) == ("wrong", "pass")
-    assert FAULTS[lines] in found["runs"].measured and "stand-in" in found["runs"].measured
     assert [f.check for f in result.findings if f.status == "wrong"] == ["runs"]
+    assert "stand-in" in found["runs"].measured
+    before = 0
+    for text, line, words in faults:
+        assert f"line {before + line}: {words}" in found["runs"].measured
+        before += text.count("\n") + 1
 
 
-@pytest.mark.parametrize("lines", RIGHT)
-def test_what_runs_elsewhere_is_not_accused(sandbox, tmp_path, lines):
-    _, found = judged(sandbox, tmp_path, "vae", f"{lines}\n{PLAIN}")
-    assert found["runs"].status == RIGHT[lines], found["runs"].measured
+@pytest.mark.parametrize("lines, status", [(RIGHT, "pass"), (OLD[:1], "old"), (OLD[1:], "old")])
+def test_what_runs_elsewhere_is_not_accused(sandbox, tmp_path, lines, status):
+    text = "\n".join(lines)
+    _, found = judged(sandbox, tmp_path, "vae", f"{text}\n{PLAIN}")
+    assert found["runs"].status == status, found["runs"].measured
 
 
 def test_a_syntax_error_is_one_line_and_earns_nothing(sandbox, tmp_path):
