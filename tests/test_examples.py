@@ -47,7 +47,7 @@ def test_samples_of_all_three_models_are_pictures_and_arrays(tmp_path, folders):
     call(sample, *folders, "--n", 7, "--seed", 3, "--out", tmp_path / "out")
     for name, panels in (("vae", ["means", "draws"]), ("gan", ["samples"]), ("nf", ["samples"])):
         arrays = np.load(tmp_path / "out" / f"{name}_samples.npz")
-        assert arrays.files == panels
+        assert arrays.files == [*panels, "image_shape"]
         for panel in panels:
             assert arrays[panel].shape == (7, 784) and arrays[panel].dtype == np.uint8
             assert len(np.unique(arrays[panel], axis=0)) == 7

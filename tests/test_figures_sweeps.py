@@ -112,10 +112,12 @@ def test_the_plot_is_written(swept, capsys):
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.pdf"])
 def test_a_plot_replaces_nothing_of_anyone_s(swept, tmp_path, name):
-    (tmp_path / name).write_bytes(b"\x89PNG of a holiday")
+    album = tmp_path / "album"
+    album.mkdir()
+    (album / name).write_bytes(b"\x89PNG of a holiday")
     with pytest.raises(UserError, match="is no plot of ours"):
-        main(parse(["plot", "--runs", str(swept), "--out", str(tmp_path / "photo.png")]))
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+        main(parse(["plot", "--runs", str(swept), "--out", str(album / "photo.png")]))
+    assert [path.name for path in album.iterdir()] == [name]
 
 
 def test_a_sweep_is_in_the_table_of_latex_by_its_settings(swept, tmp_path):

@@ -1,5 +1,6 @@
 """The live page: what it says in each state, its cost, and that it cannot stop a training."""
 
+import contextlib
 import os
 import re
 import time
@@ -164,6 +165,7 @@ def test_drawing_leaves_the_random_numbers_alone(tmp_path, always):
 
 def test_the_open_page_shows_the_curve_moving(tmp_path, always, monkeypatch, new_browser):
     """Nobody touches the browser between the looks: the page reloads itself, until the end."""
+    reloading = pytest.importorskip("selenium.common.exceptions").WebDriverException
     monkeypatch.setattr(live, "RELOAD_SECONDS", 1)
     run = make_run(tmp_path / "run")
     size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
@@ -181,9 +183,10 @@ def test_the_open_page_shows_the_curve_moving(tmp_path, always, monkeypatch, new
         while time.monotonic() < deadline:
             time.sleep(0.1)
             if words in new_browser.execute_script("return document.body?.innerText ?? ''"):
-                curve = new_browser.find_element("css selector", "img")
-                if new_browser.execute_script("return arguments[0].naturalWidth", curve) > 0:
-                    return curve.screenshot_as_base64
+                with contextlib.suppress(reloading):  # it reloads between two calls
+                    curve = new_browser.find_element("css selector", "img")
+                    if new_browser.execute_script("return arguments[0].naturalWidth", curve) > 0:
+                        return curve.screenshot_as_base64
         raise AssertionError(f"no {words!r} on the page")
 
     train(4)
