@@ -1,5 +1,6 @@
 """Draws all figures and writes the gallery, the page that shows them with the graded table."""
 
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -149,10 +150,14 @@ def _save_tables(out: Path, groups: Groups, found: Runs) -> str:
 
 
 def _wrapped(line: str) -> str:
-    """A paragraph or list item in lines of at most 100 columns; tables and pictures as they are."""
+    """A paragraph or list item in lines of at most 100 columns; tables and pictures as they are.
+
+    No line is broken where the rest would begin a heading, a list or the like.
+    """
     if line.startswith(("|", "!", "#")):
         return line
     indent = "  " if line.startswith("- ") else ""
-    return textwrap.fill(
+    text = textwrap.fill(
         line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return re.sub(r"\n *(?=[#>|<+=~-]|\d+[.)] )", " ", text)

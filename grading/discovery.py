@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gencheck.outcomes import printable
+from gencheck.outcomes import one_line, printable
 from grading.inputs import (
     DEPTH,
     NOT_PEOPLES,
@@ -205,7 +205,7 @@ def discover(path: Path, scratch: Path) -> list[Person]:
 
 def _people(folder, prefix, scratch, name="") -> list[Person]:
     own, parts, nobodys = [], [], Person(NOBODY, is_person=False)
-    flat: dict[str, dict[str, Path]] = {}
+    flat: dict[str, list[tuple[str, Path]]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, shown = Path(entry.path), printable(entry.name)
         if entry.name.startswith(".") or entry.name in NOT_PEOPLES:
@@ -217,7 +217,7 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
         elif not entry.is_file(follow_symlinks=False):
             nobodys.notes.append(f"{prefix}{shown}: no regular file")
         elif flat_of := flat_name(entry.name):
-            flat.setdefault(flat_of[0], {})[flat_of[1]] = path
+            flat.setdefault(flat_of[0], []).append((flat_of[1], path))
         elif stem_of(entry.name) is not None:
             parts.append(_archive(path, scratch))
         elif is_code(path) and _code(path).models:
@@ -263,8 +263,9 @@ def _part(name, folder, scratch):
     """The person of a folder, with what archives in it hold."""
     try:
         return _searched(Person(name, roots={folder: ""}), scratch)
-    except OSError as error:  # whatever it is, the others are not to blame
-        return Person(name, roots={folder: ""}, notes=[f"cannot be searched: {error.strerror}"])
+    except Exception as error:  # whatever it is, the others are not to blame
+        words = getattr(error, "strerror", None) or one_line(error)
+        return Person(name, roots={folder: ""}, notes=[f"cannot be searched: {words}"])
 
 
 def _archive(path, scratch):

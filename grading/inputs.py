@@ -16,7 +16,6 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -141,14 +140,18 @@ def flat_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def copy_flat(files: dict[str, Path], folder: Path) -> list[str]:
+def copy_flat(files: list[tuple[str, Path]], folder: Path) -> list[str]:
     """Copy a person's files into a folder under their own names; returns what is not read."""
     notes = []
-    for name, path in files.items():
+    for name, path in files:
         try:
-            (folder / name).write_bytes(read_regular(path, MEMBER_BYTES))
-        except Unreadable as reason:
-            notes.append(f"{printable(path.name)}: {reason}")
+            content = read_regular(path, MEMBER_BYTES)
+            with open(folder / name, "xb") as file:  # a name may be ".."
+                file.write(content)
+        except FileExistsError:
+            notes.append(f"{printable(path.name)}: there is another {printable(name)}")
+        except (Unreadable, OSError) as reason:
+            notes.append(f"{printable(path.name)}: {_words(reason)}")
     return notes
 
 
@@ -192,21 +195,17 @@ def unpack(archive: Path, scratch: Path) -> tuple[Path, list[str]]:
                     notes.append(f"{printable(member.name[:200])}: {reason}")
         except Unreadable:
             raise
-        except _DAMAGES as error:
+        except Exception as error:  # foreign bytes can make the libraries raise anything
             if n == 0:
                 raise Unreadable(f"no readable archive: {_words(error)}") from error
             notes.append(f"the rest can't be unpacked: {_words(error)}")
     return folder, notes
 
 
-_DAMAGES = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
-    RuntimeError, NotImplementedError, MemoryError,
-)  # fmt: skip
-
-
 def _words(error):
-    return printable(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+    """An error in one line, without paths in the scratch folder."""
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines()
+    return printable(lines[0] if lines else type(error).__name__)[:200]
 
 
 def _place(member) -> tuple[PurePosixPath | None, str]:
@@ -231,7 +230,7 @@ def _write(member, target, left) -> tuple[str, int]:
         return f"larger than the {at_most / 2**20:.0f} MB that are left", 0
     try:
         content = member.read(at_most + 1)
-    except _DAMAGES as error:
+    except Exception as error:
         return f"can't be unpacked: {_words(error)}", 0
     if len(content) > at_most:
         return "larger than the archive says", 0
@@ -269,7 +268,9 @@ def _zip_members(file):
                 with archive.open(info) as stream:
                     return stream.read(size)
 
-            yield _Member(info.filename, "folder" if info.is_dir() else words, info.file_size, read)
+            if info.filename.endswith("/"):  # is_dir() fails where there is no name
+                words = "folder"
+            yield _Member(info.filename, words, info.file_size, read)
 
 
 class _Counted:

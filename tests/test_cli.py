@@ -1,11 +1,13 @@
 """Command lines: words to settings, one line for each error, and exit statuses."""
 
 import io
+import runpy
 import signal
 import sys
 import time
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from datasets import DataError
 from harness import cli, interrupts
 from harness.errors import Interrupted, UsageError, UserError
 from tests.bare_runs import Config
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +161,22 @@ def test_the_message_does_not_depend_on_the_terminal_s_encoding(monkeypatch, enc
         with pytest.raises(UsageError) as error:
             Config.parse(words)
         assert str(error.value).startswith(message) and "  " not in str(error.value)
+
+
+def test_a_tilde_in_a_word_with_an_equals_sign_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert Config.parse(["--out=~/x"]).run.out == Path("/home/ada/x")
+
+
+@pytest.mark.parametrize("name", ["figures", "examples/sample.py", "examples/interpolate.py"])
+def test_what_is_called_without_m_finds_the_project(monkeypatch, capsys, name):
+    path = ROOT / name
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.setattr(sys, "path", [str(path if path.is_dir() else path.parent), *sys.path[1:]])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(path), run_name="__main__")
+    assert exit.value.code == 0 and capsys.readouterr().out.startswith("usage: python -m ")
+    assert sys.path[0] == str(ROOT)
 
 
 def test_main_gets_the_settings(monkeypatch):

@@ -269,3 +269,10 @@ def test_the_loss_plot_shows_the_equilibrium(tmp_path):
     assert levels == list(script.equilibrium(0.9, 0.1)[1:])
     script.save_loss_plot([1.0, 1.1], [1.3, 1.2], tmp_path / "loss.png")
     assert {path.name for path in tmp_path.iterdir()} == {"loss.png", "loss.pdf"}
+
+
+@pytest.mark.parametrize("real, fake", [(0.5, 0.5), (0, 1), (0, 0), (1, 1), (0.9, -0.1), (1.1, 0)])
+def test_labels_that_are_equal_swapped_or_out_of_bounds_are_refused(real, fake):
+    words = [f"--real_label={real}", f"--fake_label={fake}"]
+    with pytest.raises(UsageError, match="--fake_label must be below --real_label, both from 0"):
+        script.Config.parse(words)

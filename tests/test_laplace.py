@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch.distributions import Bernoulli, MultivariateNormal
 
 from a3_vae_template import VAE
-from harness import laplace
+from harness import laplace, likelihood
 from harness.likelihood import importance_weighted
 
 PROPOSALS = (laplace.laplace_weights, laplace.encoder_weights)
@@ -254,3 +254,31 @@ def test_the_laplace_proposal_finds_the_larger_mode_where_the_encoder_points_to_
     weights = laplace.laplace_weights(decoder, encode)(images)(5000)
     log_px = torch.logsumexp(weights, dim=1) - math.log(5000)
     assert log_px.item() == pytest.approx(exact.item(), abs=0.03)
+
+
+@pytest.mark.parametrize("proposal", ["laplace", "encoder"])
+def test_batches_shrink_with_the_jacobian(monkeypatch, proposal):
+    """It has a row per image and latent dimension, so a batch of few rows ends soon in any size."""
+    sizes = {}
+
+    def weights(decoder, encode):
+        def for_images(images):
+            sizes[z_dim].append(len(images))
+            return lambda n: torch.zeros(len(images), n)
+
+        return for_images
+
+    monkeypatch.setitem(laplace.PROPOSALS, proposal, weights)
+    images = torch.zeros(300, 784)
+    for z_dim in (2, 50, 1000, 10_000):
+        sizes[z_dim] = []
+        encode = lambda x, d=z_dim: (torch.zeros(len(x), d), torch.zeros(len(x), d))  # noqa: E731
+        likelihood.of_decoder(None, encode, images, 500, proposal)
+        assert sum(sizes[z_dim]) == len(images)
+    largest = {z_dim: max(of_batches) for z_dim, of_batches in sizes.items()}
+    if proposal == "laplace":
+        assert largest[2] == 128 and largest[10_000] == 1
+        rows = likelihood.rows_at_once(images.device)
+        assert all(largest[z_dim] * z_dim <= rows for z_dim in (50, 1000))
+    else:
+        assert {*largest.values()} == {128}  # no Jacobian

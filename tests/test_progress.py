@@ -48,3 +48,12 @@ def test_a_job_that_fails_waits_for_its_next_turn_too(clock):
         clock[0] += 10.0
         raise OSError
     assert not job.due()
+
+
+def test_a_bar_warns_of_no_rounding(recwarn):
+    """A warning of tqdm would stand beside the message that the bar shows."""
+    with progress_bar(1.0) as bar:
+        for _ in range(10):
+            bar.update(0.1)
+        bar.update(0.1)
+    assert bar.n <= bar.total and not [w for w in recwarn if "Tqdm" in w.category.__name__]

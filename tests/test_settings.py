@@ -1,6 +1,8 @@
 """The settings of a run: from words, from an earlier run, or as the report had them."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from harness import checkpoints
 from harness.errors import UsageError, UserError
 from harness.settings import MAY_DIFFER, MAY_GROW, OF_COMMAND
 from tests.bare_runs import Config
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -163,6 +166,18 @@ def test_epochs_do_not_grow_where_the_schedule_ends_with_them(tmp_path):
     write_run(tmp_path, nf.Config(schedule="cosine").flat(), nf.Config.SCRIPT)
     with pytest.raises(UserError, match="is finished$"):
         nf.Config.parse(resume)
+
+
+def test_a_script_called_through_a_link_under_another_name_is_the_script(tmp_path):
+    link = tmp_path / "mine.py"
+    link.symlink_to(ROOT / vae.Config.SCRIPT)
+    spec = importlib.util.spec_from_file_location("mine", link)
+    sys.modules["mine"] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        assert module.Config.program() == vae.Config.SCRIPT
+    finally:
+        del sys.modules["mine"]
 
 
 def test_the_run_of_a_changed_copy_is_not_resumed_by_the_script(tmp_path):

@@ -8,11 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grading import inputs
 from grading.inputs import Unreadable, flat_name, unpack
 from grading.sources import NoSource, read_source, without_magics
-from tests.grading.conftest import people_in
+from tests.grading.conftest import UNPACKED, people_in
 
 VAE = "class VAE:\n    pass\n"
 GAN = "class Generator:\n    pass\n\n\nclass Discriminator:\n    pass\n"
@@ -205,3 +207,146 @@ def test_a_notebooks_code_is_its_cells_without_magics(tmp_path):
         (tmp_path / "b.ipynb").write_text(text)
         with pytest.raises(NoSource):
             read_source(tmp_path / "b.ipynb")
+
+
+VILE = "\x1b[2J\u202e\r\n.py"
+
+
+def vile_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, mode in members:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, VAE)
+
+
+# Archives whose members all have to stay out, or inside under their own names.
+ODD = {
+    "device nodes": [("a.py", stat.S_IFCHR), ("b.py", stat.S_IFBLK)],
+    "pipes and sockets": [
+        (f"{i}.py", kind) for i, kind in enumerate((stat.S_IFIFO, stat.S_IFSOCK))
+    ],
+    "a file that is a folder, too": [("a.py", 0), ("a.py/b.py", 0)],
+    "control characters": [(VILE, 0), (f"{VILE}/../x", 0), (f"d\x07/{VILE}", 0)],
+    "dots": [("./../x.py", 0), ("a/./../../x.py", 0), ("...py", 0), ("a//x.py", 0), ("..", 0)],
+    "other separators": [("..\\..\\x.py", 0), ("\\\\host\\share.py", 0), ("C:x.py", 0)],
+    "hidden ones": [(".git/hooks/x.py", 0o100755), (".bashrc", 0), ("__MACOSX/a.py", 0)],
+    "no name": [("", 0), ("/", 0), (" ", 0)],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_members_of_an_archive_stay_in_it_or_out(tmp_path, name):
+    (tmp_path / "class").mkdir()
+    vile_zip(tmp_path / "class" / "ann.zip", [*ODD[name], ("a3_vae_template.py", 0)])
+    (tmp_path / "scratch").mkdir()
+    folder, notes = unpack(tmp_path / "class" / "ann.zip", tmp_path / "scratch")
+    assert (folder / "a3_vae_template.py").read_text() == VAE
+    for path in tmp_path.rglob("*"):
+        below = path.is_relative_to(folder) or path in folder.parents or path == folder
+        assert below or path.parent.name == "class" or path.name in ("class", "scratch")
+        assert path.is_dir() or path.is_file() and not path.is_symlink()
+    assert all(note.isprintable() and str(tmp_path) not in note for note in notes)
+    (person,) = people_in(tmp_path / "class")
+    assert person.files.keys() == {"vae"}
+    assert all(line.isprintable() for line in (*person.notes, *person.others))
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The bytes of small archives, by ending."""
+    folder, found = tmp_path_factory.mktemp("archives"), {}
+    for ending, mode in (("zip", ""), ("tar", "w:"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz")):
+        path = folder / f"a.{ending}"
+        if ending == "zip":
+            vile_zip(path, [("a.py", 0), ("b/c.py", 0)])
+        else:
+            tar_of(
+                path, [(tarfile.TarInfo(name), VAE.encode()) for name in ("a.py", "b/c.py")], mode
+            )
+        found[ending] = path.read_bytes()
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_archive_is_unpacked_in_part_or_unreadable(archives, data):
+    """Bytes are changed, cut off or repeated anywhere."""
+    ending = data.draw(st.sampled_from(sorted(archives)))
+    content = bytearray(archives[ending])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        change = data.draw(st.sampled_from(["byte", "cut", "repeat"]))
+        if change == "byte":
+            content[at] = data.draw(st.integers(0, 255))
+        elif change == "cut":
+            del content[at : at + data.draw(st.integers(1, 40))]
+        else:
+            content[at:at] = content[at : at + 64]
+        content = content or bytearray(b"x")
+    folder = Path(UNPACKED.name)
+    (folder / f"fuzzed.{ending}").write_bytes(content)
+    try:
+        _, notes = unpack(folder / f"fuzzed.{ending}", folder)
+    except Unreadable as reason:
+        notes = [str(reason)]
+    assert all(note.isprintable() and str(folder) not in note for note in notes)
+
+
+def test_a_hundred_thousand_entries_are_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "ann.zip", "w") as archive:
+        archive.writestr("a3_vae_template.py", VAE)
+        for i in range(100_000):
+            archive.writestr(f"{i}.txt", b"")
+    folder, notes = unpack(tmp_path / "ann.zip", tmp_path)
+    assert len(files_below(folder)) == inputs.N_ENTRIES
+    assert notes == ["more than 10,000 files: the rest is not unpacked"]
+
+
+A3 = "a3_vae_template.py"
+FLAT_NAMES = [f"lee_123_{rest}" for rest in ("..", ".", "...", VILE, "~", "-rf", A3)]
+FLAT_NAMES += [f"{who}_77_{A3}" for who in ("..", ".", VILE, "=1+1", "~", " ")]
+
+
+def test_odd_names_in_a_download_are_read_or_noted(tmp_path):
+    (tmp_path / "class").mkdir()
+    for name in FLAT_NAMES:
+        (tmp_path / "class" / name).write_text(VAE)
+    people = {person.name: person for person in people_in(tmp_path / "class")}
+    assert people["lee_123"].files["vae"].read_text() == VAE
+    assert sum("vae" in person.files for person in people.values()) == 5  # no hidden ones
+    assert all(name.isprintable() for name in people)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["class"]
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == sorted(FLAT_NAMES)
+
+
+def test_no_file_of_a_download_is_lost_to_another_of_its_name(tmp_path):
+    write(tmp_path, **{"lee_123_111_a3_vae_template.py": "1\n" + VAE, "lee_123_222_utils.py": ""})
+    write(tmp_path, **{"lee_LATE_123_333_a3_vae_template.py": VAE})
+    (person,) = people_in(tmp_path)
+    assert person.files.keys() == {"vae"}
+    assert [note for note in person.notes if "a3_vae_template.py" in note]
+
+
+HARMFUL_NOTEBOOKS = {
+    "too large": b" " * (16 << 20) + b"{}",
+    "deep": b"[" * 10**6,
+    "endless numbers": b'{"nbformat": ' + b"9" * 10**5 + b"}",
+    "no text": b"\xff\xfe\x00",
+    "not a number": b'{"nbformat": NaN, "nbformat_minor": Infinity, "cells": []}',
+    "cells of cells": b'{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [[[]]]}',
+    "lines of numbers": b'{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": '
+    b'[{"cell_type": "code", "source": [1, null]}]}',
+    "an old format": b'{"nbformat": 1, "worksheets": "x"}',
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL_NOTEBOOKS)
+def test_a_damaged_notebook_is_no_source(tmp_path, name):
+    path = tmp_path / "a3_vae_template.ipynb"
+    path.write_bytes(HARMFUL_NOTEBOOKS[name])
+    if name != "too large":
+        with pytest.raises(NoSource):
+            read_source(path)
+    (person,) = people_in(tmp_path)
+    assert person.files.get("vae") == path
