@@ -10,6 +10,9 @@ PyTorch multiplies matrices on a CPU by MKL, and has oneDNN as well. The peak is
 square product by the faster of the two, in the precision of the training. The fraction of peak is
 the rate of this project's matrix products, if they took the whole step, over the peak. Beside it
 stands the time that these products take alone, each by the faster of the two.
+
+At the end stand the times to a published value of each model: epochs until recorded runs have
+reached it, times the measured seconds. The plain loop trains as those without a moving average do.
 """
 
 import contextlib
@@ -32,7 +35,9 @@ import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import MNIST, N_PIXELS, Source, Stream, bmnist, mnist, read_mnist
-from harness import cli
+from figures.recorded import read_recorded
+from figures.runs import StoredRun
+from harness import cli, references
 from harness.average import WeightAverage
 from harness.devices import select_device
 from harness.provenance import device_name
@@ -65,6 +70,10 @@ def parse(words=None):
 ROUNDS = 4
 STEPS = {"vae": 100, "nf": 6, "gan": 60}  # per turn: long enough that taking turns costs nothing
 MODELS = {"vae": "VAE", "nf": "flow", "gan": "GAN"}
+# The metrics whose published values runs are timed to.
+TARGETS = {"vae": "val_neg_elbo_nats", "nf": "val_bpd_shifted", "gan": "quality.parzen_nats"}
+STEPS_PER_EPOCH = {"vae": 391, "nf": 391, "gan": 937.5}
+RECORDED = Path(__file__).parents[1] / "figures/measured/runs.jsonl"
 
 
 def endless(batches):
@@ -271,6 +280,66 @@ def scaling(device, source):
     return rows
 
 
+def epochs_to(row: references.Row, run: StoredRun) -> int | None:
+    """The epochs until a run first passed a row; of a value that only its end has, all of them."""
+    part, _, key = row.key.rpartition(".")
+    if part:
+        value = run.results.get(part, {}).get(key)
+        passed = value is not None and row.verdict(value) == references.PASS
+        return run.n_epochs if passed else None
+    lines = (line for line in run.history if key in line)
+    return next((line["epoch"] for line in lines if line[key] <= row.high), None)
+
+
+def epochs_to_published(name: str, found: list[StoredRun]) -> dict:
+    """The hardest published value of a model, and the epochs until all seeds had reached it.
+
+    Those of the plain recipe are of runs without a moving average, or of the published curve; None
+    where nothing is recorded.
+    """
+    script = f"a3_{name}_template.py"
+    settings = {"protocol": "standard"}
+    rows = [row for row in references.rows(script, settings) if row.key == TARGETS[name]]
+    row = min(rows, key=lambda row: row.high)
+    runs = [run for run in found if run.script == script]
+    ours = [run for run in runs if references.difference(script, run.settings) is None]
+    ours = [run for run in ours if run.settings["protocol"] == "standard"]
+    raw = [run for run in runs if not run.settings.get("ema_decay")]
+    plain_epochs = [n for run in raw if (n := epochs_to(row, run))]
+    curve = references.protocol_of(script, settings)["curve"]
+    if not plain_epochs and curve:
+        points = zip(curve["at"], curve["values"])
+        plain_epochs = [next(epoch for epoch, value in points if value <= row.high)]
+    ours_epochs = [epochs_to(row, run) for run in ours]
+    return {
+        "value": row.value,
+        "unit": row.unit,
+        "plain_epochs": max(plain_epochs, default=None),
+        "ours_epochs": None if None in ours_epochs else max(ours_epochs, default=None),
+    }
+
+
+def time_to_published(results: dict) -> dict:
+    """Seconds of both trainings to a published value, by the times measured; printed."""
+    reached, found = {}, read_recorded(RECORDED)
+    for name, model in MODELS.items():
+        row = epochs_to_published(name, found)
+        epoch = results.get(f"{name}_epoch")
+        for side in ("plain", "ours"):
+            steps = STEPS_PER_EPOCH[name] * results[name][f"{side}_ms"] / 1000
+            seconds = epoch[f"{side}_s"] if epoch else steps
+            n = row[f"{side}_epochs"]
+            row[f"{side}_s"] = None if n is None else n * seconds
+        words = [
+            f"{side} {row[f'{side}_epochs']} epochs, {row[f'{side}_s']:,.0f} s"
+            for side in ("plain", "ours")
+            if row[f"{side}_s"] is not None
+        ]
+        print(f"{model:4} to {row['value']:g} {row['unit']}: {'; '.join(words) or 'not recorded'}")
+        reached[name] = row
+    return reached
+
+
 def main(options):
     device = select_device(options.device)
     read_mnist(options.data)  # before the processes start: they would all download it
@@ -280,6 +349,7 @@ def main(options):
     models = ("vae", ours_vae, plain_vae), ("nf", ours_nf, plain_nf), ("gan", ours_gan, plain_gan)
     for name, ours, theirs in models:
         results |= compare_step(name, ours, theirs, options, device)
+    results["to_published"] = time_to_published(results)
     if options.scaling:
         results["scaling"] = scaling(device, options.data)
     if options.json is not None:

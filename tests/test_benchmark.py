@@ -4,13 +4,16 @@ import itertools
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import a3_gan_template as gan
 import a3_nf_template as nf
 import a3_vae_template as vae
 from datasets import mnist, random_shift
+from figures.runs import stored_run
 from tests import benchmark, plain, products
 
 
@@ -192,3 +195,42 @@ def test_the_json_file_has_its_keys(tmp_path, monkeypatch):
 
 def test_endless_starts_again():
     assert list(itertools.islice(benchmark.endless([1, 2]), 5)) == [1, 2, 1, 2, 1]
+
+
+def recorded(script, lines, results=None, **changed):
+    settings = script.Config().flat() | changed
+    config = {"script": script.Config.SCRIPT, "settings": settings}
+    return stored_run(Path("run"), config, lines, results or {}, True)
+
+
+def test_epochs_are_counted_until_all_seeds_have_reached_the_published_value():
+    def run(*values, **changed):
+        lines = [{"epoch": n, "val_neg_elbo_nats": value} for n, value in enumerate(values, 1)]
+        return recorded(vae, lines, **changed)
+
+    seeds = [run(120.0, 100.5, 101.0, 99.0), run(101.0, 100.7, 100.6)]
+    plain = run(120.0, 110.0, 102.0, 100.7, 100.5, ema_decay=0.0)
+    row = benchmark.epochs_to_published("vae", [*seeds, plain])
+    assert row == {"value": 100.6, "unit": "nats", "plain_epochs": 5, "ours_epochs": 3}
+    late = benchmark.epochs_to_published("vae", [*seeds, run(101.0)])
+    assert late["ours_epochs"] is late["plain_epochs"] is None
+
+
+def test_the_flow_s_curve_is_the_report_s_and_the_gan_is_timed_to_its_end():
+    lines = [{"epoch": 1, "val_bpd_shifted": 2.0}, {"epoch": 2}, {"epoch": 3}]
+    lines.append({"epoch": 4, "val_bpd_shifted": 1.80})
+    row = benchmark.epochs_to_published("nf", [recorded(nf, lines)])
+    assert row == {"value": 1.804, "unit": "bits/dim", "plain_epochs": 60, "ours_epochs": 4}
+    lines = [{"batch": 500, "g_loss": 1.0}]
+    ends = [recorded(gan, lines, {"quality": {"parzen_nats": nats}}) for nats in (223.5, 222.5)]
+    assert benchmark.epochs_to_published("gan", ends[:1])["ours_epochs"] == 200
+    assert benchmark.epochs_to_published("gan", ends)["ours_epochs"] is None
+
+
+def test_the_time_is_epochs_times_measured_seconds(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "read_recorded", lambda path: [])
+    times = {"plain_ms": 100.0, "ours_ms": 50.0}
+    results = {"vae": times, "nf": times, "gan": times}
+    row = benchmark.time_to_published(results)["nf"]
+    assert row["plain_s"] == pytest.approx(60 * 391 * 0.1) and row["ours_s"] is None
+    assert "flow to 1.804 bits/dim: plain 60 epochs, 2,346 s\n" in capsys.readouterr().out
