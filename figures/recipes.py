@@ -1,8 +1,9 @@
 """The recipes that were tried for the flow and the VAE, as a figure and tables of the gallery.
 
 `measured/recipes.jsonl` holds an object per trial: `model` and `recipe`; `epochs`, a list; `val`,
-the validation metric at these; `dead`, pairs of the share of dead units in the worst first and the
-worst second hidden layer at these; and perhaps `frechet` of the samples at the end.
+the validation metric at these; `dead`, the share of dead units at these, a pair of the worst first
+and the worst second hidden layer, or before the last epoch only the worst of all; and perhaps
+`frechet` of the samples at the end.
 """
 
 import json
@@ -22,8 +23,8 @@ with warm-up and a cosine keeps the units of most couplings alive. The first cou
 near -6, whose sum is large, so its hidden layers get a tenth of the rate. The longer the schedule,
 the more units die: the recipe over 40 epochs has lost about twice as many at epoch 9 as over 8."""
 WHAT = """Each trial is one run, of seed 0, in a loop of its own whose images come in another order
-than the script's; bits per dimension are of clean validation images. Batches, networks and losses
-are the scripts'."""
+than the script's (that over 100 epochs in the script itself); bits per dimension are of clean
+validation images. Batches, networks and losses are the scripts'."""
 
 
 def read_trials() -> list[dict]:
