@@ -45,16 +45,15 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], history: list[dict]):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard import SummaryWriter, summary  # slow to import
 
         self._folder = folder
         self._shown = set()
         self._writer = SummaryWriter(folder, purge_step=0, flush_secs=5)
         known = {name: value for name, value in settings.items() if value is not None}
         # Without the summary of the experiment, the first, every scalar is a metric to compare.
-        for summary in hparams(known, {})[1:]:
-            self._writer.file_writer.add_summary(summary)
+        for hyperparameters in summary.hparams(known, {})[1:]:
+            self._writer.file_writer.add_summary(hyperparameters)
         for line in history:
             self.add_line(line)
         self.add_grids(records.count_of(history))

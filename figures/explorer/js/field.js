@@ -7,7 +7,7 @@ const N_CELLS = 20; // of the manifold, along each axis
 const CELL = 28;
 
 export class Field {
-  /** A field on a canvas. `at` is the point that moves, `mine` the place of the current digit, if any. */
+  /** A field on a canvas: `at` is the point that moves, `mine` the place of the digit, if any. */
   constructor(canvas, vae, digits) {
     Object.assign(this, { canvas, vae, digits });
     this.at = [0.5, 0.5];
