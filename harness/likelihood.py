@@ -25,10 +25,10 @@ def of_decoder(
     """
     rows = rows_at_once(images.device)
     size = max(128, rows // n_samples)
-    if proposal == "laplace":  # it has a Jacobian of each image, with a row per latent dimension
+    if proposal == "laplace":  # it has a Hessian of each image, with the square of z's dimensions
         with torch.no_grad():
             z_dim = encode(images[:1])[0].shape[1]
-        size = min(size, max(1, rows // z_dim))
+        size = min(size, max(1, 256 * rows // z_dim**2))
     batches = images.split(size)
     return importance_weighted(PROPOSALS[proposal](decoder, encode), batches, n_samples)
 
