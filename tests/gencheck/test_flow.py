@@ -9,6 +9,7 @@ import torch
 import torch.distributions as D
 import torch.nn as nn
 
+import a3_nf_template as nf
 from gencheck import CheckFailure, NotJudged, check_flow
 from gencheck.outcomes import NOTE, PASS
 
@@ -344,3 +345,9 @@ def test_checks_may_be_left_open_by_name():
         check_flow(Coupling(), shape=4, allow_unjudged=("invers",))
     with torch.no_grad(), pytest.raises(NotJudged, match="no_grad"):
         check_flow(Coupling(), shape=4)
+
+
+def test_a_deep_wide_flow_is_right_where_noise_on_its_weights_makes_values_huge():
+    torch.manual_seed(0)
+    flow = nf.Flow([4], n_flows=8, n_hidden=1024, mask=torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
+    check_flow(flow, shape=4)
