@@ -116,6 +116,12 @@ class VAECalls:
         return self.x[-n:] if self.seed < 2000 else self.x[:n]
 
     @cached_property
+    def encoded(self) -> tuple[torch.Tensor, ...]:
+        """What the encoder makes of the batch, see `outputs`, with its graph."""
+        with torch.enable_grad():
+            return self.outputs(self.batch)
+
+    @cached_property
     def parameters(self) -> tuple[list, list]:
         """The encoder's and the decoder's parameters: those that their outputs depend on.
 
@@ -124,8 +130,8 @@ class VAECalls:
         Raises:
             CannotJudge: one of them has none.
         """
+        encoder = leaves(*self.encoded)
         with torch.enable_grad():
-            encoder = leaves(*self.outputs(self.batch))
             decoder = leaves(*outputs_of(self.decode(self.prior_draws(len(self.batch)))))
         shared = {id(p) for p in encoder}
         rest = [p for p in decoder if id(p) not in shared]

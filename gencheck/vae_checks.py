@@ -26,7 +26,7 @@ from gencheck.vae_subject import NotCentred
 
 
 def _shapes(vae):
-    mean, head = vae.outputs(vae.batch)[:2]
+    mean, head = vae.encoded[:2]
     output = vae.decode(vae.prior_draws(len(vae.batch)))
     parts = outputs_of(output)
     expected = f"two of [{len(vae.batch)}, z_dim]; {vae.dim} means in [0, 1], or logits, per image"
@@ -274,7 +274,7 @@ def _layers(vae):
                     vae.sample(4)
         decoded = outputs_of(vae.decode(vae.prior_draws(len(vae.batch))))
         loss = [vae.draw(vae.batch).loss]
-        return {"encoder": vae.outputs(vae.batch), "decoder": decoded, "": loss}
+        return {"encoder": vae.encoded, "decoder": decoded, "": loss}
 
     return layers_outcome(vae.networks, run)
 

@@ -92,7 +92,9 @@ def test_every_run_folder_has_its_config_result_checkpoint_and_pictures(finished
         assert (picture.stem in grids) != picture.with_suffix(".pdf").exists()
     for arrays in grids:
         with np.load(folder / f"{arrays}.npz") as panels:
-            assert panels.files and all(panels[name].dtype == np.uint8 for name in panels.files)
+            *names, shape = panels.files
+            assert names and all(panels[name].dtype == np.uint8 for name in names)
+            assert shape == "image_shape" and [*panels[shape]] == [28, 28]
     assert not list(folder.glob("*.partial"))
 
 

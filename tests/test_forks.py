@@ -71,9 +71,9 @@ CHANGES = {
     beta: float = 1.0  # weight of the KL in what training minimises""",
             '        return terms["recon"] + terms["kl"]': """\
         return terms["recon"] + self.beta * terms["kl"]""",
-            "        optimizer = adam(model, config.lr)": """\
+            "        optimizer = adam(model, config.lr, config.weight_decay)": """\
         model.beta = config.beta
-        optimizer = adam(model, config.lr)""",
+        optimizer = adam(model, config.lr, config.weight_decay)""",
         },
         at_most=3,
         flags=("--beta", "4"),
