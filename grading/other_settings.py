@@ -27,7 +27,7 @@ def _tried(tries: dict[str, Callable]) -> Outcome:
         try:
             with torch.no_grad():
                 wrong = call()
-        except CannotJudge:
+        except (CannotJudge, SystemExit):  # other checks say where the code exits
             continue
         except CannotLoad as error:
             wrong = f"crashes: {error}"
