@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gencheck.modules import changed_weights, perturb
+from gencheck.modules import changed_weights, perturb, replaced
 from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Check, Outcome
 from grading.checks import load_checks
 from grading.epochs import BATCH, NATS_PER_BIT, numbers
@@ -167,9 +167,16 @@ def _validation(epochs):
             awaited.clear()
             passes[-1][2].append(tensor.detach().clone())
 
+    forward = module.forward
+
+    def recorded_forward(*args, **options):
+        record(module, args)  # no hook sees a call of `forward` itself
+        return forward(*args, **options)
+
     handle = nn.modules.module.register_module_forward_pre_hook(record)
     with changed_weights([*module.parameters(), *module.buffers()]), contextlib.ExitStack() as end:
         end.callback(handle.remove)
+        end.enter_context(replaced((module, "forward", recorded_forward)))
         if epochs.submission.find("run_epoch") is not None:
             epochs.run_epoch(train, val, optimizer)
         else:

@@ -71,6 +71,33 @@ def test_only_a_pass_over_validation_images_can_train_on_them(order, trained, st
     assert (found.check, found.status) == ("validation", status)
 
 
+class Inner(nn.Module):
+    """What a network does with images inside it, such as adding noise, is no change of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 1)
+
+    def forward(self, images):
+        return self.layer(torch.log(images + torch.rand_like(images) + 1))
+
+
+@pytest.mark.parametrize("method", ["__call__", "forward"])
+@pytest.mark.parametrize("noise, status", [(0.0, PASS), (30.0, WRONG)])
+def test_validation_images_are_those_that_the_whole_network_gets(method, noise, status):
+    def run_epoch(model, data, optimizer):
+        for part in data:
+            for images, *_ in part:
+                images = images.flatten(1)
+                getattr(model, method)(images + noise * torch.rand_like(images))
+        return 1.0, 1.0
+
+    subject = subject_of(run_epoch)
+    subject.module = Inner()
+    (found,) = run_checks("nf", subject, EPOCH_CHECKS[:1])
+    assert (found.check, found.status) == ("validation", status)
+
+
 @pytest.mark.parametrize(
     "add, status",
     [
