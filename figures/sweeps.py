@@ -107,7 +107,11 @@ def lines(found: Runs, x: str, y: str) -> dict[str, Points]:
         rest = (run.script, *sorted((name, repr(v)) for name, v in settings.items()))
         by_rest.setdefault(rest, {}).setdefault(run.settings[x], {})[run.seed] = value
     if not by_rest:
-        raise UserError(f"no finished run has the setting {x} and the number {y}")
+        known = sorted({name for run in found if run.finished for name in _numbers_of(run)})
+        raise UserError(
+            f"no finished run has the setting {x} and the number {y}"
+            + (f"; numbers are {', '.join(known)}" if known else "")
+        )
     longest = max(map(len, by_rest.values()))
     kept = {rest: by_x for rest, by_x in by_rest.items() if longest == 1 or len(by_x) > 1}
     shared = set.intersection(*(set(rest) for rest in kept))
@@ -117,6 +121,12 @@ def lines(found: Runs, x: str, y: str) -> dict[str, Points]:
         }
         for rest, by_x in kept.items()
     }
+
+
+def _numbers_of(run: StoredRun) -> list[str]:
+    """The names that `number_of` knows in a run."""
+    results = [f"{part}.{key}" for part, values in run.results.items() for key in values]
+    return results + [key for line in run.history[-1:] for key in line]
 
 
 def _words(part: str | tuple[str, str]) -> str:

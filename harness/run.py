@@ -158,9 +158,10 @@ class Run:
         share = units.dead_share(model, layers, data)
         if share > MANY_DEAD and self._warn_of_dead_units:
             self._warn_of_dead_units = False  # one line is enough
+            n_images = min(units.N_IMAGES, data.n_images)
             print(
                 f"\n{share:.0%} of the units of a hidden layer are dead: none of "
-                f"{units.N_IMAGES:,} images makes them fire, so they learn no more; a lower --lr "
+                f"{n_images:,} images makes them fire, so they learn no more; a lower --lr "
                 "kills fewer",
                 file=sys.stderr,
             )
