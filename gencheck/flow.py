@@ -21,7 +21,7 @@ SMALL = 1e-3  # part of a flow's movement that an iterative inverse may be off b
 def over_settings(
     flow: FlowSubject, measure: Callable, precise: bool = True, stds: tuple[float, ...] = ()
 ) -> Outcome:
-    """The worst outcome of `measure` over the settings of the weights that leave values finite.
+    """The worst outcome of `measure` over the settings of the weights that leave values in range.
 
     Settings are the subject's, and noise of these standard deviations. In a deep, wide flow noise
     on the weights can make values so large that their rounding is seen: that setting is left out.
@@ -35,7 +35,8 @@ def over_settings(
                 outcomes.append(measure())
     if not outcomes:
         raise CannotJudge(
-            "the output is not finite: pass domain=(low, high), where the flow is defined"
+            f"the output is not finite, or over {FAR:,.0f} times as large as the input: pass "
+            "domain=(low, high), where the flow is defined"
         )
     worst = min(outcomes, key=lambda outcome: (WRONG, NOTE, PASS).index(outcome.status))
     return outcomes[-1] if worst.status == PASS else worst  # the weights as they are come first
