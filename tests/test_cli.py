@@ -19,16 +19,6 @@ from tests.bare_runs import Config
 from tests.conftest import ROOT
 
 
-@pytest.fixture(autouse=True)
-def same_handlers():
-    """`cli.run` handles signals from then on; the tests after these need their own way."""
-    handlers = {signum: signal.getsignal(signum) for signum in interrupts.STOP_SIGNALS}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    interrupts._received.clear()
-
-
 @dataclass(frozen=True)
 class Draw:
     """Draw a picture."""
