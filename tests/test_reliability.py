@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or out of disk space end as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import random
@@ -45,6 +46,23 @@ def killed(tmp_path, script, moment):
     return folder
 
 
+def stopped_twice(tmp_path, script, moment):
+    """The folder of a run that got two signals of Ctrl-C within 50 ms after `moment` seconds."""
+    folder = tmp_path / "run"
+    process = Process(tmp_path, script, *SHORT[script], "--out", folder)
+    process.process.join(moment)
+    had_checkpoint = (folder / "checkpoint.pt").exists()
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(2):
+            os.kill(process.process.pid, signal.SIGINT)
+            time.sleep(0.03)
+    status, output = process.join()
+    if had_checkpoint and status != 0:
+        assert status == 130 and "Traceback" not in output, output
+        assert f"resume with: python {ROOT / script} --resume {folder}" in output
+    return folder
+
+
 def go_on(tmp_path, script, folder):
     """Finish a killed run as a user would: resume it, or start it again without a checkpoint."""
     if (folder / "result.json").exists():
@@ -58,26 +76,28 @@ def go_on(tmp_path, script, folder):
     return folder
 
 
-def kill_and_compare(tmp_path, script, finished, n_kills, seed):
+def stop_and_compare(tmp_path, script, finished, stops, seed):
     folder, seconds = finished[script]
     moments = random.Random(seed)
-    for kill in range(n_kills):
-        work = tmp_path / str(kill)
+    for number, stop in enumerate(stops):
+        work = tmp_path / str(number)
         work.mkdir()
-        stopped = killed(work, script, moments.uniform(0.1, seconds))
-        assert_same(final_state(go_on(work, script, stopped)), final_state(folder))
+        interrupted = stop(work, script, moments.uniform(0.1, seconds))
+        assert_same(final_state(go_on(work, script, interrupted)), final_state(folder))
         shutil.rmtree(work)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_runs_end_as_if_nothing_had_been(tmp_path, script, finished):
-    kill_and_compare(tmp_path, script, finished, n_kills=1, seed=1)
+@pytest.mark.parametrize(
+    "script, stop", [(VAE, killed), (NF, killed), (GAN, killed), (VAE, stopped_twice)]
+)
+def test_stopped_runs_end_as_if_nothing_had_been(tmp_path, script, stop, finished):
+    stop_and_compare(tmp_path, script, finished, [stop], seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_twenty_times(tmp_path, script, finished):
-    kill_and_compare(tmp_path, script, finished, n_kills=20, seed=2)
+def test_stopped_twenty_times(tmp_path, script, finished):
+    stop_and_compare(tmp_path, script, finished, [killed, stopped_twice] * 10, seed=2)
 
 
 @pytest.mark.parametrize("script", [VAE, NF])
