@@ -158,8 +158,8 @@ class Train(Trains):
 class Sweep(Trains):
     """Train a script with every combination of the values of its options.
 
-    Any option of the script may have several values, with spaces between them. The same command
-    again trains what is missing and resumes what was interrupted.
+    Any option of the script that is not listed here may have several values, with spaces between
+    them. The same command again trains what is missing and resumes what was interrupted.
 
     Example: python -m figures train vae --zdim 2 5 10 20 50 --lr 1e-3 3e-4 --seeds 3
     """
