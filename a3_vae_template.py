@@ -308,7 +308,10 @@ def manifold(model, n=20):
 
 
 def save_pictures(run, model, epoch):
-    """Write 100 samples, the same draws at every epoch, and the manifold if z has 2 dimensions."""
+    """Write 100 samples, and the manifold if z has 2 dimensions.
+
+    Bernoulli means are on the left, draws from them on the right; both are the same at every epoch.
+    """
     with separate_random_numbers(run.config.run.seed):
         draws, means = model.sample(100)
     run.save_grid(f"samples_{epoch:03d}", {"means": means, "draws": draws}, f"epoch {epoch}")

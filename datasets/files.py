@@ -81,7 +81,7 @@ class Source:
     """Where images come from."""
 
     # the images to train on: mnist, fashion, kmnist, or your own: a folder of PNGs or JPEGs, or an
-    # .npy, .npz or IDX file
+    # .npy, .npz or IDX file; any height x width, the same for all
     dataset: str = "mnist"
     # folder of the data set's four IDX files, plain or .gz, there or in torchvision's folder below
     # it, such as FashionMNIST/raw; for mnist also mnist.npz (None: mnist from the copy in

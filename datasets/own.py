@@ -92,9 +92,10 @@ def _read(path: Path, state: tuple, val_fraction: float | None) -> Splits:
     splits = _split(path, arrays["x_train"], arrays.get("x_test"), val_fraction)
     train, val, test = map(len, splits)
     total, (height, width) = train + val + test, splits[0].shape[1:]
+    which = " (height x width)" * (height != width)
     print(
-        f"{total:,} images of {height} x {width}: {train:,} train, {val:,} validate, "
-        f"{test:,} test{note}",
+        f"{total:,} images of {height} x {width}{which}: {train:,} train, {val:,} validate (and "
+        f"train a GAN), {test:,} test{note}",
         file=sys.stderr,
     )
     return splits
@@ -107,7 +108,7 @@ def _split(path: Path, images: np.ndarray, test: np.ndarray | None, fraction) ->
     if test is not None and test.shape[1:] != images.shape[1:]:
         raise DataError(
             f"{path}: training images are {height} x {width}, test images "
-            f"{test.shape[1]} x {test.shape[2]}: all must have one size"
+            f"{test.shape[1]} x {test.shape[2]}: all must have one height x width"
         )
     n = round(len(images) * (VAL_FRACTION if fraction is None else fraction))
     n_test = n if test is None else len(test)
@@ -143,7 +144,8 @@ def _read_pictures(files: list[Path]) -> tuple[np.ndarray, int]:
             f"{n:,} of {height} x {width} ({first[height, width].name})"
             for (height, width), n in sizes.most_common(3)
         )
-        raise DataError(f"{files[0].parent}: all images must have one size; there are {found}")
+        problem = f"all images must have one height x width; there are {found}"
+        raise DataError(f"{files[0].parent}: {problem}")
     return np.stack(images), n_colour
 
 

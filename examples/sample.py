@@ -3,7 +3,8 @@
     python -m examples.sample runs/vae-z20-seed0 runs/gan-seed0 --n 100 --seed 0 --out pictures
 
 For each run it writes RUN_samples.png and the arrays, RUN_samples.npz: uint8 [n, n_pixels] by name.
-It overwrites nothing: RUN_samples-2.png follows, and so on.
+The picture of a VAE has Bernoulli means on the left, draws from them on the right. It overwrites
+nothing: RUN_samples-2.png follows, and so on.
 `examples.interpolate` walks through the latent spaces.
 """
 

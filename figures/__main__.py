@@ -10,6 +10,7 @@
 `python -m figures draw --help` lists the options of `draw`, and so on.
 """
 
+import inspect
 import shlex
 import sys
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ if not __package__:  # called as a file, without -m
 
 import tyro
 
-from datasets import Source, read_mnist
+from datasets import Source
 from figures import cluster, sweeps
 from figures.checks import check
 from figures.export import check_file, export
@@ -33,7 +34,7 @@ from figures.recorded import merged, read_recorded
 from figures.report import FIGURES
 from figures.reported import read_reported
 from figures.runs import Runs, chosen_run, find_runs, newest_of_kind, unfinished_message
-from figures.trainings import missing_trainings, train
+from figures.trainings import check_data, missing_trainings, train
 from harness import cli
 from harness.devices import n_cores, select_device
 from harness.errors import UsageError, UserError
@@ -136,7 +137,7 @@ class Trains(Stored):
 class Train(Trains):
     """Train the runs that the report needs and --runs has not; an interrupted `train` resumes.
 
-    `train vae`, `train gan` and `train nf` sweep a script's options instead.
+    `train vae`, `train gan` and `train nf` sweep a script's options instead: `train vae --help`.
 
     Example: python -m figures train --kinds vae nf --seeds 3
     """
@@ -157,8 +158,8 @@ class Train(Trains):
 class Sweep(Trains):
     """Train a script with every combination of the values of its options.
 
-    Any option of the script may have several values. The same command again trains what is missing
-    and resumes what was interrupted.
+    Any option of the script that is not listed here may have several values, with spaces between
+    them. The same command again trains what is missing and resumes what was interrupted.
 
     Example: python -m figures train vae --zdim 2 5 10 20 50 --lr 1e-3 3e-4 --seeds 3
     """
@@ -225,7 +226,9 @@ def parse(words: list[str] | None = None) -> Command:
     if words[:1] == ["train"] and words[1:2] and words[1] in sweeps.SWEPT:
         kind = words[1]
         ours, options = sweeps.split_words(kind, words[2:])
-        command = cli.parse(Sweep, ours, f"python -m figures train {kind}")
+        hint = f"The script's own options: python {KINDS[kind].script} --help"
+        description = f"{inspect.getdoc(Sweep)}\n\n{hint}"
+        command = cli.parse(Sweep, ours, f"python -m figures train {kind}", description)
         command.kind, command.grid = kind, sweeps.grid(kind, options)
         return command
     return cli.parse(Command, words, "python -m figures", __doc__.splitlines()[0])
@@ -320,7 +323,7 @@ def plot(command: Plot) -> None:
         raise UserError(f"{out} or its .pdf is there and is no plot of ours: name another file")
     found, messages = command.find()
     cli.complain(messages)
-    sweeps.draw(out, found, command.x, command.y)
+    cli.complain(sweeps.draw(out, found, command.x, command.y))
     print(out)
 
 
@@ -337,7 +340,7 @@ def train_missing(
 
     Raises:
         UserError: a training has failed.
-        DataError: the download has failed.
+        DataError: the images cannot be read, or the download has failed.
     """
     command.runs.mkdir(parents=True, exist_ok=True)
     found, _ = command.find()
@@ -351,8 +354,7 @@ def train_missing(
         options += ["--data_dir", str(source.data_dir)]
     if source.val_fraction is not None:
         options += ["--val_fraction", str(source.val_fraction)]
-    if source.download:  # here, once: trainings side by side would write the same files
-        read_mnist(source)
+    check_data(missing, source)
     if command.slurm is not None:
         parameters = dict(map(cluster.parameter, command.slurm))
         cluster.submit(missing, command.runs, options, parameters)

@@ -19,7 +19,9 @@ def check(found: Runs, messages: list[str]) -> int:
     verdicts = []
     for run in found:
         unfinished = "" if run.finished else ", unfinished"
-        print(f"{words(str(run.folder))}: {run.script}, seed {run.seed}, {run.length}{unfinished}")
+        images = "" if run.dataset == "mnist" else f", on {words(run.dataset)}"
+        about = f"{run.script}, seed {run.seed}, {run.length}{unfinished}{images}"
+        print(f"{words(str(run.folder))}: {about}")
         graded = run.graded()
         print(f"{references.table(graded, run.counter)}\n")
         for one in graded:

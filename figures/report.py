@@ -23,6 +23,8 @@ class Figure(NamedTuple):
     draw: Draw
 
 
+HALVES = "Bernoulli means on the left, draws from them on the right"  # of the VAE's grids
+
 FIGURES = (
     Figure(
         2,
@@ -42,12 +44,14 @@ FIGURES = (
         3,
         "fig03_vae_before_training",
         "vae",
-        "VAE samples before training: Bernoulli means, and draws from them.",
+        f"VAE samples before training: {HALVES}.",
         samples(0),
     ),
-    Figure(4, "fig04_vae_1_epoch", "vae", "VAE samples after 1 epoch.", samples(1)),
-    Figure(5, "fig05_vae_10_epochs", "vae", "VAE samples after 10 epochs.", samples(10)),
-    Figure(6, "fig06_vae_100_epochs", "vae", "VAE samples after 100 epochs.", samples(100)),
+    Figure(4, "fig04_vae_1_epoch", "vae", f"VAE samples after 1 epoch: {HALVES}.", samples(1)),
+    Figure(5, "fig05_vae_10_epochs", "vae", f"VAE samples after 10 epochs: {HALVES}.", samples(10)),
+    Figure(
+        6, "fig06_vae_100_epochs", "vae", f"VAE samples after 100 epochs: {HALVES}.", samples(100)
+    ),
     Figure(
         7,
         "fig07_vae_manifold",

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from figures.kinds import KINDS, SCRIPTS
 from figures.runs import NOT_OF_TRAINING, Runs, StoredRun
-from figures.tables import mean_text
+from figures.tables import mean_text, setting_text
 from harness import plots
 from harness.errors import UsageError, UserError
 
@@ -33,6 +33,7 @@ DIMENSIONS = ("likelihood.neg_log_px_nats", "latent.active_units", "test.neg_elb
 MIN_DIMENSIONS = 3  # fewer are no sweep
 
 Points = dict[Any, list[float]]  # the values of the seeds, by the value of the swept setting
+LeftOut = list[tuple[str, Path]]  # reasons, and the folders of the runs
 
 
 def split_words(kind_name: str, words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -88,24 +89,33 @@ def number_of(run: StoredRun, key: str) -> float | None:
     return run.results.get(part, {}).get(name) if part else run.final(key)
 
 
-def lines(found: Runs, x: str, y: str) -> dict[str, Points]:
+def lines(found: Runs, x: str, y: str) -> tuple[dict[str, Points], LeftOut]:
     """The numbers `y` of finished runs by setting `x`: a line of points for each other setting.
 
     Settings in which the lines differ are their labels. Of runs that differ in nothing the newest
     counts. Lines of one point are left out where there are longer ones.
 
+    Returns:
+        The points by label, and the runs that are left out.
+
     Raises:
         UserError: no finished run has both.
     """
-    by_rest = {}
+    by_rest, left_out = {}, []
     for run in found:
-        value = number_of(run, y) if run.finished else None
-        if value is None or x not in run.settings:
-            continue
-        left_out = {x, *NOT_OF_TRAINING}
-        settings = {name: v for name, v in run.settings.items() if name not in left_out}
-        rest = (run.script, *sorted((name, repr(v)) for name, v in settings.items()))
-        by_rest.setdefault(rest, {}).setdefault(run.settings[x], {})[run.seed] = value
+        if not run.finished:
+            left_out.append(("unfinished", run.folder))
+        elif x not in run.settings:
+            left_out.append((f"without a setting {x}", run.folder))
+        elif number_of(run, y) is None:
+            left_out.append((f"without a number {y}", run.folder))
+        else:
+            others = {name for name in run.settings if name not in {x, *NOT_OF_TRAINING}}
+            rest = (run.script, *sorted((name, str(run.settings[name])) for name in others))
+            at = by_rest.setdefault(rest, {}).setdefault(run.settings[x], {})
+            if run.seed in at:
+                left_out.append(("a newer run differs in nothing", at[run.seed].folder))
+            at[run.seed] = run
     if not by_rest:
         known = sorted({name for run in found if run.finished for name in _numbers_of(run)})
         raise UserError(
@@ -114,13 +124,22 @@ def lines(found: Runs, x: str, y: str) -> dict[str, Points]:
         )
     longest = max(map(len, by_rest.values()))
     kept = {rest: by_x for rest, by_x in by_rest.items() if longest == 1 or len(by_x) > 1}
+    for rest, by_x in by_rest.items():
+        if rest not in kept:
+            alone = [run for at in by_x.values() for run in at.values()]
+            left_out += [(f"no other run differs in {x} alone", run.folder) for run in alone]
     shared = set.intersection(*(set(rest) for rest in kept))
-    return {
-        ", ".join(_words(part) for part in rest if part not in shared): {
-            at: list(by_x[at].values()) for at in sorted(by_x, key=_order)
+    differing = [[part for part in rest if part not in shared] for rest in kept]
+    labels = [", ".join(map(_words, parts)) for parts in differing]
+    if len(set(labels)) < len(labels):  # two data sets of one name
+        labels = [", ".join(map(_raw_words, parts)) for parts in differing]
+    points = {
+        label: {
+            at: [number_of(run, y) for run in by_x[at].values()] for at in sorted(by_x, key=_order)
         }
-        for rest, by_x in kept.items()
+        for label, by_x in zip(labels, kept.values())
     }
+    return points, left_out
 
 
 def _numbers_of(run: StoredRun) -> list[str]:
@@ -130,7 +149,16 @@ def _numbers_of(run: StoredRun) -> list[str]:
 
 
 def _words(part: str | tuple[str, str]) -> str:
-    return part if isinstance(part, str) else f"{part[0]} {part[1]}"
+    """A part of a label: the script, or (setting, value)."""
+    return part if isinstance(part, str) else setting_text(*part)
+
+
+def _raw_words(part: str | tuple[str, str]) -> str:
+    return part if isinstance(part, str) else " ".join(part)
+
+
+def _tick(x: str, value: Any) -> str:
+    return setting_text(x, value) if x == "dataset" else str(value)
 
 
 def _order(value: Any) -> tuple:
@@ -138,16 +166,34 @@ def _order(value: Any) -> tuple:
     return (0, value, "") if is_number else (1, 0, str(value))
 
 
-@plots.default_style
-def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> None:
-    """Write a plot of numbers against a setting, a panel for each, as a PNG and a PDF.
-
-    A point is the mean over the seeds; a band reaches from the smallest to the largest.
+def panels_of(
+    found: Runs, x: str, keys: Sequence[str]
+) -> tuple[dict[str, dict[str, Points]], list[str]]:
+    """The `lines` of each number, and messages about runs left out there, one for each reason.
 
     Raises:
         UserError: no finished run has the setting and one of the numbers.
     """
-    panels = {key: lines(found, x, key) for key in keys}
+    panels, by_reason = {}, {}
+    for key in keys:
+        panels[key], left_out = lines(found, x, key)
+        for reason, folder in left_out:
+            by_reason.setdefault(reason, {})[str(folder)] = None  # a set in order
+    messages = [f"left out, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+    return panels, messages
+
+
+@plots.default_style
+def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> list[str]:
+    """Write a plot of numbers against a setting, a panel for each, as a PNG and a PDF.
+
+    A point is the mean over the seeds; a band reaches from the smallest to the largest. Returns
+    messages about the runs left out.
+
+    Raises:
+        UserError: no finished run has the setting and one of the numbers.
+    """
+    panels, messages = panels_of(found, x, keys)
     size = (plots.COLUMN_INCHES * len(panels), 0.8 * plots.COLUMN_INCHES)
     figure = Figure(figsize=size, layout="constrained")
     for axes, (key, by_label) in zip(
@@ -163,12 +209,13 @@ def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         places = ticks if numbers else range(len(ticks))
-        axes.set_xticks(places, [f"{at:g}" if numbers else str(at) for at in ticks])
+        axes.set_xticks(places, [f"{at:g}" if numbers else _tick(x, at) for at in ticks])
         axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(key, key))
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(by_label) > 1:
             axes.legend(fontsize=7, frameon=False)
     plots.save_with_pdf(figure, filename)
+    return messages
 
 
 def dimensions(found: Runs) -> Runs:
@@ -188,7 +235,7 @@ def dimensions(found: Runs) -> Runs:
 
 def dimensions_table(found: Runs) -> tuple[list[str], list[list[str]]]:
     """(header, rows of cells) of DIMENSIONS by `zdim`."""
-    columns = [next(iter(lines(found, "zdim", key).values())) for key in DIMENSIONS]
+    columns = [next(iter(lines(found, "zdim", key)[0].values())) for key in DIMENSIONS]
     header = [LABELS["zdim"], *(LABELS[key] for key in DIMENSIONS)]
     digits = [0 if key == "latent.active_units" else 2 for key in DIMENSIONS]
     rows = [

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Source
 from figures.kinds import GAN, KINDS, NF, SCRIPTS, VAE
@@ -104,11 +104,16 @@ def title_of(run: StoredRun) -> str:
     defaults = SCRIPTS[run.script].Config().flat()
     model = {VAE: "VAE", GAN: "GAN", NF: "flow"}[run.script]
     differing = [
-        Source(value).title if name == "dataset" else f"{name} {value}"
+        setting_text(name, value)
         for name, value in run.settings.items()
         if name not in NOT_OF_TRAINING and value != defaults[name]
     ]
     return f"{model}: {', '.join(differing)}" if differing else f"{model}, {run.length}"
+
+
+def setting_text(name: str, value: Any) -> str:
+    """A setting in words, 'zdim 5'; of a data set its title."""
+    return Source(value).title if name == "dataset" else f"{name} {value}"
 
 
 def graded_lines(groups: Groups, details: bool = True) -> list[Line]:

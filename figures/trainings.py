@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import N_TRAIN, N_VALIDATION, Source
+from datasets import N_TRAIN, N_VALIDATION, Source, bmnist, mnist
 from figures.kinds import KINDS, Kind
 from figures.runs import Runs, StoredRun, find_runs, is_of_kind, read_run
 from harness.devices import n_cores
@@ -42,6 +42,8 @@ class Training(NamedTuple):
     options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        # Every swept option, also where the script's own name for a run has it not, or shorter: no
+        # two trainings of a grid may have one folder.
         other_data = "" if self.dataset == "mnist" else f"-{Source(self.dataset).name}"
         options = "".join(f"-{word.removeprefix('--').replace('=', '')}" for word in self.options)
         safe = re.sub(r"[^\w.-]", "_", options)
@@ -115,6 +117,21 @@ def missing_trainings(
     ]
     missing = [training for training in wanted if training.is_missing(found)]
     return sorted(missing, key=lambda training: -training.kind.minutes)
+
+
+def check_data(trainings: Iterable[Training], source: Source) -> None:
+    """Read, and download if asked, what trainings of a `source` read, before any of them starts.
+
+    Each would find the same fault; side by side they would write the same files.
+
+    Raises:
+        DataError: what is there cannot be read, or the download has failed.
+    """
+    binarized = {training.kind.settings().get("binarize") for training in trainings}
+    if "larochelle" in binarized:  # its folder may hold nothing else
+        bmnist(source, binarize="larochelle")
+    if binarized != {"larochelle"}:
+        mnist(source)
 
 
 def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int) -> None:

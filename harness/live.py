@@ -20,7 +20,7 @@ from tqdm import tqdm
 from harness import records, references
 from harness.escape import html_cell, words
 from harness.files import write_whole
-from harness.plots import Curves, draw_curves
+from harness.plots import Curves, description, draw_curves
 from harness.progress import Pace
 from harness.settings import RunConfig
 
@@ -175,9 +175,10 @@ def _newest(grids: list[Path]) -> list[Path]:
 
 
 def _words(grid: Path) -> str:
-    """What a sample grid shows: 'samples, 10' for samples_010.png."""
+    """What a sample grid shows: 'samples, 10' for samples_010.png, and its own description."""
     kind, number = records.kind_and_number(grid)
-    return kind.replace("_", " ") + ("" if number is None else f", {number:,}")
+    name = kind.replace("_", " ") + ("" if number is None else f", {number:,}")
+    return words(": ".join(filter(None, (name, description(grid)))))
 
 
 def _pictures(paths: dict[Path, str], kind: str = "pictures") -> str:

@@ -46,7 +46,7 @@ def save_grid(
 ) -> None:
     """Write sample images as a PNG, one grid per panel, and their arrays as an .npz beside it.
 
-    The PNG has no words in it: its `Description` holds the caption.
+    The PNG has no words in it: its `Description` holds the caption and the panels' names.
 
     Args:
         filename: of the PNG. The .npz holds a uint8 array [n, n_pixels] for each panel, by its
@@ -67,7 +67,7 @@ def save_grid(
         lambda file: np.savez_compressed(file, **arrays, image_shape=image_shape),
         flush=False,
     )
-    names = f" ({', '.join(panels)}, from left to right)" if len(panels) > 1 else ""
+    names = f"; from left to right: {', '.join(panels)}" if len(panels) > 1 else ""
     save_image(filename, beside(tiles), f"{caption}{names}")
 
 
@@ -83,6 +83,15 @@ def save_image(filename: Path, image: np.ndarray, description: str = "") -> None
         lambda file: picture.save(file, "png", pnginfo=info, optimize=True),
         flush=False,
     )
+
+
+def description(filename: Path) -> str:
+    """What `save_image` wrote about a PNG; '' for other files and damaged ones."""
+    try:
+        with Image.open(filename) as picture:
+            return str(picture.info.get("Description", ""))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ""
 
 
 def _on_host(images) -> np.ndarray:

@@ -135,9 +135,16 @@ def difference(script: str, settings: Mapping) -> str | None:
             return f"{name} is {value}, which no reference has"
         allowed = wanted[name] if isinstance(wanted[name], list) else [wanted[name]]
         if value not in allowed:
-            return f"{name} is {value}, not {' or '.join(map(str, allowed))}"
+            return f"{name} is {_end_of(value)}, not {' or '.join(map(str, allowed))}"
     missing = [name for name in wanted if name not in settings]
     return f"{missing[0]} is missing" if missing else None
+
+
+def _end_of(value) -> str:
+    """A setting in short: of a path its last name, since every row of a table repeats it."""
+    text = str(value)
+    name = Path(text).name
+    return text if name in ("", text) else f".../{name}"
 
 
 def grade(

@@ -167,6 +167,16 @@ def test_check_grades_one_run_of_many(tmp_path, capsys):
         assert exit.value.code == status and str(folder) in capsys.readouterr().out
 
 
+def test_check_names_own_images_once_and_not_in_every_row(tmp_path, capsys):
+    images = tmp_path / "a long way" / "pictures"
+    fake_run(tmp_path / "good", "nf")
+    own = fake_run(tmp_path / "own", "nf", "--dataset", str(images))
+    status, text, _ = check(tmp_path, capsys)
+    assert status == 0 and text.count(str(images)) == 1
+    assert f"{own}: a3_nf_template.py, seed 0, 100 epochs, on {images}\n" in text
+    assert text.count("not comparable: dataset is .../pictures, not mnist\n") == 5
+
+
 def test_check_grades_any_metrics_of_the_same_form(tmp_path, capsys):
     values = VALUES["a3_vae_template.py"]
     lines = [json.dumps({"epoch": epoch} | values) for epoch in range(1, 51)]

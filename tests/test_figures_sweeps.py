@@ -6,7 +6,8 @@ import pytest
 from matplotlib.image import imread
 
 import figures.__main__ as command_line
-from figures import sweeps
+from datasets import DataError
+from figures import sweeps, trainings
 from figures.__main__ import main, parse
 from figures.runs import find_runs
 from figures.trainings import missing_trainings
@@ -93,10 +94,10 @@ def swept(tmp_path):
 
 def test_points_are_values_of_seeds_by_the_swept_setting(swept):
     found, _ = find_runs(swept)
-    (points,) = sweeps.lines(found, "zdim", "likelihood.neg_log_px_nats").values()
-    assert points == {2: [130.0], 5: [105.0], 20: [91.0, 92.0]}
-    (points,) = sweeps.lines(found, "zdim", "val_neg_elbo_nats").values()
-    assert points == {2: [100.0], 5: [100.0], 20: [100.0, 100.0]}
+    lines, left_out = sweeps.lines(found, "zdim", "likelihood.neg_log_px_nats")
+    assert list(lines.values()) == [{2: [130.0], 5: [105.0], 20: [91.0, 92.0]}] and not left_out
+    lines, _ = sweeps.lines(found, "zdim", "val_neg_elbo_nats")
+    assert list(lines.values()) == [{2: [100.0], 5: [100.0], 20: [100.0, 100.0]}]
     known = "no finished run has the setting zdim and the number no.such; numbers are .*latent.acti"
     with pytest.raises(UserError, match=known):
         sweeps.lines(found, "zdim", "no.such")
@@ -104,11 +105,97 @@ def test_points_are_values_of_seeds_by_the_swept_setting(swept):
 
 def test_the_plot_is_written(swept, capsys):
     keys = ["likelihood.neg_log_px_nats", "latent.active_units"]
+    fake_run(swept / "gan", "gan")
     main(parse(["plot", "--runs", str(swept), "--x", "zdim", "--y", *keys]))
     picture = swept / f"{'-'.join(keys)}-by-zdim.png"
-    assert capsys.readouterr().out == f"{picture}\n"
+    out, err = capsys.readouterr()
+    assert out == f"{picture}\n" and err == f"left out, without a setting zdim: {swept / 'gan'}\n"
     assert imread(picture).ndim == 3 and picture.with_suffix(".pdf").exists()
     main(parse(["plot", "--runs", str(swept), "--x", "zdim", "--y", *keys]))  # again, over it
+
+
+def test_runs_that_a_plot_leaves_out_are_named_with_the_reason(swept):
+    fake_run(swept / "alone", "vae", "--lr", "0.1")
+    fake_run(swept / "old", "vae", "--zdim", "2", started="2025")
+    fake_run(swept / "gan", "gan")
+    for name, key in (("stopped", None), ("short", "latent")):
+        result = fake_run(swept / name, "vae", "--zdim", "9") / "result.json"
+        content = json.loads(result.read_text())
+        result.unlink()
+        if key is not None:
+            result.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
+    keys = ["likelihood.neg_log_px_nats", "latent.active_units"]
+    _, messages = sweeps.panels_of(find_runs(swept)[0], "zdim", keys)
+    reasons = {
+        "no other run differs in zdim alone": "alone",
+        "a newer run differs in nothing": "old",
+        "without a setting zdim": "gan",
+        "unfinished": "stopped",
+        "without a number latent.active_units": "short",
+    }
+    expected = [f"left out, {reason}: {swept / name}" for reason, name in reasons.items()]
+    assert sorted(messages) == sorted(expected)
+
+
+def test_of_two_panels_each_names_what_it_leaves_out(swept):
+    """A run that is alone in one panel for want of its neighbour's number, and one in the other."""
+    for lr, part in (("0.1", "latent"), ("0.2", "likelihood")):
+        for zdim in ("2", "5"):
+            folder = fake_run(swept / f"{lr}-{zdim}", "vae", "--lr", lr, "--zdim", zdim)
+            result = json.loads((folder / "result.json").read_text())
+            if zdim == "5":
+                del result[part]
+            (folder / "result.json").write_text(json.dumps(result))
+    keys = ["likelihood.neg_log_px_nats", "latent.active_units"]
+    _, messages = sweeps.panels_of(find_runs(swept)[0], "zdim", keys)
+    alone = "left out, no other run differs in zdim alone: "
+    assert f"{alone}{swept / '0.2-2'}, {swept / '0.1-2'}" in messages
+
+
+def test_own_images_have_their_short_name_in_a_plot(swept):
+    def labels(*names):
+        for zdim in ("2", "5"):
+            for n, name in enumerate(names):
+                words = "--zdim", zdim, "--dataset", str(swept / name)
+                fake_run(swept / f"own-{len(names)}-{n}-{zdim}", "vae", *words)
+        return sweeps.lines(find_runs(swept)[0], "zdim", "val_neg_elbo_nats")[0].keys()
+
+    assert labels("pictures.npy") == {"MNIST", "pictures"}
+    paths = [str(swept / name) for name in ("pictures.npy", "b/pictures.npy")]
+    assert labels(*paths) == {"dataset mnist", *(f"dataset {path}" for path in paths)}
+
+
+@pytest.mark.parametrize("kind", ["vae", "gan", "nf"])
+def test_help_of_a_sweep_names_that_of_the_script(kind, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(["train", kind, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert not stopped.value.code and f"python a3_{kind}_template.py --help" in text
+    assert "may have several values, with spaces between them" in text
+
+
+@pytest.mark.parametrize("jobs", [["--jobs", "2"], ["--slurm"]])
+@pytest.mark.parametrize("damage", ["missing", "corrupt", "empty"])
+def test_bad_images_are_found_once_before_any_job(tmp_path, monkeypatch, damage, jobs):
+    for module, name in ((command_line, "train"), (command_line.cluster, "submit")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("a job has started"))
+    path = tmp_path / "pictures"
+    if damage != "missing":
+        path.mkdir()
+    if damage == "corrupt":
+        (path / "1.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match="pictures") as error:
+        main(parse([*COMMAND, "--runs", str(tmp_path / "runs"), "--dataset", str(path), *jobs]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_sweep_on_larochelle_s_bits_needs_no_grey_images(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(command_line, "train", lambda *args: started.append(args))
+    monkeypatch.setattr(trainings, "bmnist", lambda source, binarize: started.append(binarize))
+    data = ["--binarize", "larochelle", "--data_dir", str(tmp_path)]
+    main(parse(["train", "vae", *data, "--runs", str(tmp_path / "runs"), "--device", "cpu"]))
+    assert started[0] == "larochelle" and len(started) == 2
 
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.pdf"])

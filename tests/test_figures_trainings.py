@@ -72,7 +72,7 @@ def test_a_stopped_call_says_how_it_goes_on(tmp_path, monkeypatch):
 def test_what_is_missing_is_downloaded_once_before_any_training(tmp_path, monkeypatch):
     """Trainings side by side must not write the same files."""
     done = []
-    monkeypatch.setattr(command_line, "read_mnist", lambda source: done.append(source))
+    monkeypatch.setattr(trainings, "mnist", done.append)
     for module, name in ((command_line, "train"), (cluster, "submit")):
         monkeypatch.setattr(module, name, lambda *args: done.append(args[2]))
     data = ["--dataset", "fashion", "--data_dir", "here", "--download"]

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imsave
 
 from harness import checkpoints, live, plots, references
 from harness import run as run_module
@@ -56,7 +55,8 @@ def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
             pages.append(page_of(run))
             clock[0] += 90.0
             run.log(epoch=epoch, loss=1 / epoch)
-            imsave(run.folder / f"samples_{epoch:03d}.png", np.eye(2))
+            picture, halves = run.folder / f"samples_{epoch:03d}.png", "left & right" * (epoch > 1)
+            plots.save_image(picture, np.eye(2), halves)
             run.checkpoint()
         pages.append(page_of(run))
         run.finish({"test": {"loss": 0.375}}, torch.nn.Linear(1, 1))
@@ -71,6 +71,8 @@ def test_the_page_follows_the_run(tmp_path, always, monkeypatch):
     grids, earlier = third.split("<h2>Earlier samples</h2>")
     assert 'src="samples_002.png?' in grids and "samples_001" not in grids
     assert '<a href="samples_001.png">' in earlier and 'alt="samples, 1"' in earlier
+    assert 'alt="samples, 2: left &amp; right"' in grids
+    assert "samples_002.png: samples, 2: left &amp; right</figcaption>" in grids
     assert 'alt="curves: training, validation"' in third
     assert 'src="loss.png?' in third and "Trained; evaluating" in evaluating
     assert "Finished, epoch 4 of 4" in page_of(run) and "0.375" in page_of(run)

@@ -57,8 +57,8 @@ def test_a_folder_of_pictures_of_any_depth_is_read_whole(tmp_path, capsys):
     splits = grey(folder)
     assert [split.shape for split in splits] == [(40, 20), (10, 20), (10, 20)]
     assert np.array_equal(sorted_rows(np.concatenate(splits)), sorted_rows(x.reshape(N, -1)))
-    line = "60 images of 5 x 4: 40 train, 10 validate, 10 test; 20 in colour became grey\n"
-    assert capsys.readouterr().err == line
+    counts = "40 train, 10 validate (and train a GAN), 10 test; 20 in colour became grey"
+    assert capsys.readouterr().err == f"60 images of 5 x 4 (height x width): {counts}\n"
     assert grey(folder)[0].tobytes() == splits[0].tobytes()  # the same order every time
 
 
@@ -108,7 +108,7 @@ def cut(path):
         (lambda folder: (folder / "007.png").write_bytes(b"text"), "007.png cannot be read"),
         (
             lambda folder: Image.fromarray(images(6, 4)[0]).save(folder / "007.png"),
-            "one size; there are 59 of 5 x 4 (000.png), 1 of 6 x 4 (007.png)",
+            "one height x width; there are 59 of 5 x 4 (000.png), 1 of 6 x 4 (007.png)",
         ),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no images"),
         (lambda folder: [p.unlink() for p in folder.glob("0[0-9][1-9].png")], "are too few"),
@@ -193,7 +193,7 @@ def test_a_script_trains_loads_and_resumes_on_odd_images(tmp_path, script, capsy
     script.main(config)
     assert capsys.readouterr().err.count("60 images of 7 x 5") <= 1
     result = json.loads((folder / "result.json").read_text())
-    differs = f"not comparable: dataset is {data}, not mnist"
+    differs = "not comparable: dataset is .../odd.npy, not mnist"
     assert {row["verdict"] for row in result["graded"]} == {differs}
     assert differs.endswith(difference(script.Config.SCRIPT, config.flat()))
     for path in folder.glob("samples_*.npz"):

@@ -66,7 +66,7 @@ def test_a_grid_s_arrays_are_beside_it_in_8_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, words", [(["a"], "epoch 3"), (["a", "b"], "epoch 3 (a, b, from left to right)")]
+    "names, words", [(["a"], "epoch 3"), (["a", "b"], "epoch 3; from left to right: a, b")]
 )
 def test_the_caption_is_in_the_file_and_not_in_the_picture(tmp_path, names, words):
     panels = {name: torch.ones(4, 784) for name in names}
@@ -74,6 +74,9 @@ def test_the_caption_is_in_the_file_and_not_in_the_picture(tmp_path, names, word
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.text["Description"] == words
         assert picture.getextrema() == (255, 255)
+    assert plots.description(tmp_path / "grid.png") == words
+    (tmp_path / "grid.png").write_bytes(b"no picture")
+    assert plots.description(tmp_path / "grid.png") == ""
 
 
 @pytest.mark.parametrize("n, n_columns", [(25, 5), (100, 10), (7, 3), (1, 1)])
