@@ -78,7 +78,7 @@ class Stored:
 class Chosen:
     """Runs to draw instead of the newest of their kinds."""
 
-    vae: Path | None = None  # a VAE with 20 latent dimensions
+    vae: Path | None = None  # a VAE of any size
     manifold: Path | None = None  # a VAE with 2 latent dimensions
     vae_report: Path | None = None  # a VAE by the report's computation
     larochelle: Path | None = None  # a VAE on Larochelle's bits

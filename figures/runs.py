@@ -159,7 +159,7 @@ def stored_run(
 
 
 def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
-    """The run in `folder`, which --`name` gives as one of a kind, of whatever length and images.
+    """The run in `folder`, which --`name` gives as one of a kind, of any length, size and images.
 
     Raises:
         UserError: it is not a finished run of the kind.
@@ -169,6 +169,8 @@ def chosen_run(name: str, kind: Kind, folder: Path) -> StoredRun:
         raise UserError(f"--{name} {folder}: a run of {run.script}, not of {kind.script}")
     for setting in OF_A_KIND:
         actual, wanted = run.settings.get(setting), kind.settings().get(setting)
+        if setting == "zdim" and wanted != 2:  # only a manifold needs its number of dimensions
+            continue
         if actual != wanted:
             raise UserError(f"--{name} {folder}: its {setting} is {actual}, not {wanted}")
     if not run.finished:

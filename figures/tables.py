@@ -125,6 +125,8 @@ def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
     lines = []
     for name, runs in groups.items():
         title, shown = KINDS[name].title if name in KINDS else name, set()
+        if any(run.chosen for run in runs):  # of any size
+            title = title_of(runs[0])
         for graded in mean_rows(run.graded() for run in runs):
             quantity = f"{graded.row.quantity} ({graded.row.unit})"
             if name not in KINDS and graded.verdict.startswith(NOT_COMPARABLE):

@@ -265,6 +265,7 @@ def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
     assert text.count("no finished run; make one") == 5
     assert "\nmine,a3_vae_template.py" in (tmp_path / "out/report/results.csv").read_text()
     assert "run `mine`" in text and "run `manifold`" not in text
+    assert "| VAE: zdim 2, lr 0.1 |" in text and "| VAE, 2 latent dimensions |" not in text
 
 
 def test_one_figure_of_a_run_given_by_hand_is_drawn_without_a_word_about_others(tmp_path, capsys):

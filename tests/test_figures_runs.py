@@ -46,7 +46,7 @@ def test_other_settings_are_not_the_report_s(tmp_path):
     ("name", "folder", "words"),
     [
         ("nf", "gan", "--nf .*gan: a run of a3_gan_template.py, not of a3_nf_template.py"),
-        ("vae", "manifold", "--vae .*manifold: its zdim is 2, not 20"),
+        ("manifold", "vae", "--manifold .*vae: its zdim is 20, not 2"),
         ("vae_report", "vae", "--vae_report .*vae: its protocol is standard, not report"),
         ("manifold", "absent", "absent is not a run folder"),
         ("gan", "gan", r"--gan: .*gan is unfinished \(batch 187,500\)"),
@@ -60,6 +60,7 @@ def test_a_chosen_run_must_be_a_finished_one_of_its_kind(tmp_path, name, folder,
     assert chosen_run("vae", KINDS["vae"], tmp_path / "vae").folder.name == "vae"
     fake_run(tmp_path / "own", "vae", "--dataset", str(tmp_path), "--epochs", "1")
     assert chosen_run("vae", KINDS["vae"], tmp_path / "own").n_epochs == 1
+    assert chosen_run("vae", KINDS["vae"], tmp_path / "manifold").settings["zdim"] == 2
 
 
 def check(base, capsys):
