@@ -53,8 +53,12 @@ class LivePage:
         self._page_pace = Pace(PAGE_COST, PAGE_SECONDS)
 
     def start(self, history: list[dict], total: int) -> None:
-        """Write the page of a training that now begins, of `total` epochs or batches."""
+        """Write the page of a training that now begins, of `total` epochs or batches.
+
+        The curves of a resumed one are drawn: it may have been killed after its last checkpoint.
+        """
         self._total = total
+        self.draw_curves(history)
         self._started_at, self._started = records.count_of(history), time.perf_counter()
         self._write_training(history)
 

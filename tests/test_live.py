@@ -110,6 +110,23 @@ def test_a_stopped_run_s_page_says_how_to_go_on_and_reloads_no_more(tmp_path, al
     assert reloads(page_of(resumed))
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_curves_draws_them(
+    tmp_path, always, monkeypatch
+):
+    run = make_run(tmp_path / "run")
+    for epoch in run.remaining(3):
+        if epoch == 3:
+            before = (run.folder / "loss.png").read_bytes()
+            monkeypatch.setattr(live.LivePage, "update", lambda *_: None)
+        run.log(epoch=epoch, loss=1 / epoch)
+        run.checkpoint()
+    run.close()
+    assert (run.folder / "loss.png").read_bytes() == before
+    resumed = make_run(resume=run.folder)
+    assert not list(resumed.remaining(3))
+    assert (run.folder / "loss.png").read_bytes() != before
+
+
 def test_curves_and_page_cost_about_one_percent_of_the_time(tmp_path, monkeypatch):
     clock, drawn = [0.0], []
     monkeypatch.setattr(live.time, "perf_counter", lambda: clock[0])
