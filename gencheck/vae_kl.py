@@ -104,7 +104,7 @@ def _kl_of(vae, posterior):
     return Outcome(
         WRONG,
         f"{coded[worst]:.2f} nats: {words}",
-        f"{exact[worst]:.2f}: {'' if vae.beta == 1 else f'{vae.beta:g} times '}{expected}",
+        f"{exact[worst]:.2f} nats: {'' if vae.beta == 1 else f'{vae.beta:g} times '}{expected}",
     )
 
 
@@ -168,7 +168,7 @@ def kl_of_draws(vae):
             return Outcome(
                 WRONG,
                 f"{value[0]:.2f} nats for the distribution that z is drawn from",
-                f"about {drawn:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
+                f"about {drawn:.2f} nats: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
             )
     raise CannotJudge(UNKNOWN_HEAD)
 
@@ -211,8 +211,8 @@ def _kl_in_words(vae, rows, coded, exact) -> str:
     error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()
     if (error > 2e-2 * (1 + coded.abs())).any() or quarters.abs().max() > LARGEST:
         return "no combination of sigma^2, sigma, mu^2, log sigma"
-    names = ("sigma^2", "sigma", "mu^2", "log sigma", "1")
-    terms = [f"{c:+.2f} {name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
+    names = (" sigma^2", " sigma", " mu^2", " log sigma", "")
+    terms = [f"{c:+.2f}{name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
     missing_square = abs(coefficients[0]) < 0.02 < abs(coefficients[1])
     words = "the standard deviation stands where the variance belongs: " if missing_square else ""
     return f"{words}sum({' '.join(terms)})"

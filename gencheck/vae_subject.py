@@ -304,7 +304,7 @@ class VAESubject(VAECalls):
                 nlls.append(draw.nll.mean())
         losses, nlls = torch.stack(losses), torch.stack(nlls)
         if not losses.isfinite().all():
-            raise CannotJudge("the loss is not finite")
+            raise CannotJudge("the loss is infinite or no number")
         centred = nlls - nlls.mean()
         c = ((losses - losses.mean()) @ centred / centred.square().sum()).item()
         k = (losses.mean() - c * nlls.mean()).item()

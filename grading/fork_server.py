@@ -36,6 +36,7 @@ def main(folders: list[Path]) -> None:
     os.dup2(nothing, 0), os.dup2(nothing, 1)
     for line in requests:
         request = json.loads(line)
+        worker.import_shared(request.get("files", {}))
         answer = _run(request, folders, (requests, answers))
         for folder in folders:
             clear(folder)

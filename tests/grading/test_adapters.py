@@ -82,6 +82,41 @@ def test_a_loss_outside_forward_is_found_and_judged(sandbox, tmp_path, where):
     assert {f.check for f in result.findings if f.status == "wrong"} == {"kl"}
 
 
+LEFT_OPEN = """
+
+class Coupling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nn = None
+        self.nn[-1].weight.data.zero_()
+
+    def forward(self, z, ldj, reverse=False):
+        {}
+
+
+class Model(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.flow = Coupling()
+"""
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        (
+            "raise NotImplementedError",
+            "not implemented: Coupling.forward (a3_nf_template.py, line ",
+        ),
+        ("return z, ldj", "Model fails: TypeError: 'NoneType' object is not subscriptable"),
+    ],
+)
+def test_a_template_with_none_for_its_layers_is_told_so(sandbox, tmp_path, body, reason):
+    path = tmp_path / "a3_nf_template.py"
+    path.write_text("import torch.nn as nn" + LEFT_OPEN.format(body))
+    assert judge_file(sandbox, "nf", path, training=False).reason.startswith(reason)
+
+
 def test_vae_with_methods_for_parts(sandbox, tmp_path):
     path = tmp_path / "a3_vae_template.py"
     path.write_text(METHODS_VAE)
