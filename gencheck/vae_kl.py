@@ -1,5 +1,6 @@
 """The KL of a VAE as it is coded, against the closed form for the q(z|x) that z really follows."""
 
+import contextlib
 import math
 
 import torch
@@ -60,6 +61,9 @@ def _kl_of(vae, posterior):
     """The KL against the closed form; None where draws of z show another deviation."""
     rows, coded, settings, c = [], [], [], 1.0
     others = {name: [] for name in MEANINGS if name != posterior.meaning}
+    like = None
+    with contextlib.suppress(CannotJudge):
+        like = vae.slopes()[0]
     for i in range(KL_SETTINGS if vae.dim <= LARGE else KL_SETTINGS // 2):
         for setting in ((i, scale) for scale in vae.noise_scales):
             with vae.encoder_setting(*setting), torch.no_grad():
@@ -67,7 +71,7 @@ def _kl_of(vae, posterior):
                 mean, std = posterior.of(outputs)
                 if not (std.min() >= 1e-2 and std.max() <= 8):
                     continue
-                value = _coded(vae)
+                value = _coded(vae, like)
             if value is not None:
                 coded.append(value[0])
                 c = value[1]
@@ -144,10 +148,10 @@ def _constants(vae, c) -> dict[str, float]:
     }
 
 
-def _coded(vae) -> tuple[float, float] | None:
+def _coded(vae, like=None) -> tuple[float, float] | None:
     """The KL as it is coded, and c of the reconstruction; None where they are no finite sum."""
     try:
-        c, k, residual = vae.recon_and_kl(vae.batch)
+        c, k, residual = vae.recon_and_kl(vae.batch, like=like)
     except CannotJudge:
         return None
     return None if residual > 4 * vae.tolerance * abs(c) else (k / (vae.factor(c) or 1.0), c)
