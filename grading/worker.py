@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import datasets
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
-from grading import couplings, dynamo, flow_model, interpolation
+from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
@@ -38,7 +38,9 @@ from grading.stand_ins import (
 from grading.training import TRAINING_CHECKS, epoch_checks
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory
-FOR_CALLERS = re.compile(r"(;|:) (pass|state) [^;]*$")  # advice on arguments of the library
+# Advice on arguments of the library: why something is unjudged, and inside other words.
+FOR_CALLERS = re.compile(r"(;|:) (pass|state) [^;]*$")
+ASIDE = re.compile(r"(: if that is meant,|, or) pass \w+=[^\s,;]+")
 # Installed libraries that take long to import: once for all files of a person that name them.
 SHARED = {
     b"scipy": ("scipy.special", "scipy.linalg"),
@@ -60,7 +62,6 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 BINARY, GREY, LABELS = _images()
-dynamo.install()
 gc.freeze()
 
 
@@ -106,6 +107,7 @@ def judge(request: dict, scratch: Path) -> str:
 def _add(results, check, status, measured, expected=""):
     if status == UNJUDGED:
         measured = FOR_CALLERS.sub("", measured)
+    measured = ASIDE.sub("", measured)
     here = os.getcwd() + os.sep  # where its files lie is nobody's business
     texts = {"measured": measured.replace(here, "")[:MAX_TEXT], "expected": expected[:MAX_TEXT]}
     results["findings"].append({"check": check, "status": status} | texts)

@@ -125,6 +125,17 @@ def test_vae_with_methods_for_parts(sandbox, tmp_path):
     assert {found[check] for check in expected} == {PASS}
 
 
+def test_an_epsilon_in_a_logarithm_is_no_other_kl(sandbox, tmp_path):
+    """With two latents and large deviations it is seen where the decoder saturates."""
+    path = tmp_path / "a3_vae_template.py"
+    recon = 'F.binary_cross_entropy(p, x, reduction="none")'
+    source = METHODS_VAE.replace(recon, "-(x * (p + 1e-6).log() + (1 - x) * (1 - p).log())")
+    path.write_text(source.replace("hidden_dim=64, z_dim=6", "hidden_dim=500, z_dim=2"))
+    result = judge_file(sandbox, "vae", path, training=False)
+    found = {f.check: f.status for f in result.findings}
+    assert (found["kl"], found["gradient"]) == (PASS, PASS)
+
+
 @pytest.mark.parametrize("patches", [NESTED_COUPLINGS, UNIT_INTERVAL], ids=["nested", "unit"])
 def test_flow_built_another_way(sandbox, project, patches):
     source = (ROOT / "a3_nf_template.py").read_text()
