@@ -70,7 +70,7 @@ def inverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:
             _refuse_small(flow, errors[-1], tolerance, moves[-1])
         idle.append(min(moves) < NOTHING)
         measured = (
-            f"forward and back moves numbers by up to {max(errors):.2g}, at perturbed weights"
+            f"forward and back moves numbers by up to {max(errors):.2g}, with noise on the weights"
         )
         right = max(errors) < tolerance
         expected = f"below {tolerance:.2g}"

@@ -48,7 +48,9 @@ def _steps(gan, which):
     net = getattr(gan.seen, which)
     if not net.steps:
         name = "discriminator" if which == "d" else "generator"
-        raise CannotJudge(f"no step of the {name} was seen in {gan.seen.total} steps")
+        raise CannotJudge(
+            f"none of the {gan.seen.total} optimiser's steps that were seen is the {name}'s"
+        )
     return net.steps
 
 
@@ -192,7 +194,9 @@ def _discriminator_loss(gan):
     if random and residual > EXACT and not any(errors):
         raise CannotJudge("no cross-entropy with fixed or random labels; state the loss, d_loss=")
     if weight < 0:
-        return Outcome(WRONG, "real and generated images enter with opposite signs", expected)
+        return Outcome(
+            WRONG, "real and generated images enter the loss with opposite signs", expected
+        )
     low, high = sorted((real, fake))
     # Other losses, such as least squares, are fitted roughly by labels that make no sense.
     if residual > EXACT and not any(errors) and (low < -0.2 or high > 1.4 or high - low < 0.2):
@@ -265,17 +269,18 @@ def _generator_loss(gan):
         up, down = down, up
     size = max(abs(up), abs(down))
     label = up / (up + down) if abs(up + down) > 1e-3 * size else math.nan
+    terms = f"the gradient of {up:+.2g} log D(G(z)) {down:+.2g} log(1 - D(G(z)))"
     if abs(up) < 0.02 * size and down > 0 and real > fake:
         return Outcome(NOTE, "saturating: it minimises log(1 - D(G(z)))", expected)
     if -up > 0 and (abs(down) < 0.02 * size or label > 0.5):
         words = "" if abs(down) < 0.02 * size else f" with label {label:.2f}"
         return Outcome(NOTE if words else PASS, f"non-saturating: -log D(G(z)){words}", expected)
     if up > -0.02 * size and down > 0:
-        return Outcome(NOTE, f"saturating, mixed: {up:+.2g} log D {down:+.2g} log(1 - D)", expected)
+        return Outcome(NOTE, f"saturating, mixed: {terms}", expected)
     if up < 0 < down:
-        measured = f"no cross-entropy: {up:+.2g} log D {down:+.2g} log(1 - D), D(G(z)) grows"
+        measured = f"no cross-entropy: {terms}, and D(G(z)) grows"
         return Outcome(NOTE, measured, expected)
-    measured = f"{up:+.2g} log D {down:+.2g} log(1 - D): it makes D(G(z)) smaller"
+    measured = f"it makes D(G(z)) smaller: {terms}"
     return Outcome(WRONG, measured, expected)
 
 
@@ -313,7 +318,7 @@ def _generator_range(gan):
     low, high = _range(gan)
     bottom, top = gan.image_range
     slack = (top - bottom) / 2
-    measured = f"{low:.2f} to {high:.2f} with large weights"
+    measured = f"images from {low:.2f} to {high:.2f}, with large weights"
     expected = "-1 to 1, from tanh" if gan.image_range == (-1.0, 1.0) else f"{bottom:g} to {top:g}"
     if high > top + 0.001 * slack or low < bottom - 0.001 * slack:
         return Outcome(WRONG, measured, expected)
@@ -364,7 +369,7 @@ def _latents(gan):
     if any((z == z[:1]).all() for z in latents):
         problems.append("the same noise for all images of a batch")
     if z.min() >= 0 or abs(z.mean()) > 0.05 + 6 / math.sqrt(len(z)) or abs(z.var() - 1) > 0.1:
-        measured = f"mean {z.mean():.2f}, variance {z.var():.2f}"
+        measured = f"the latents have mean {z.mean():.2f} and variance {z.var():.2f}"
         return Outcome(WRONG if problems else NOTE, "; ".join([measured, *problems]), "N(0, 1)")
     expected = "N(0, 1), new for every batch"
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)

@@ -5,6 +5,7 @@ Those are computed here, at the same weights, for the same calls.
 
 import contextlib
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -43,6 +44,7 @@ class Explainer:
         self.real_sums: set[float] = set()  # of rows of the batches that the training is given
         self.fakes: set[float] = set()  # of rows that the generator made
         self.paused, self.rescaled, self.logits = False, False, False
+        self.backward = contextlib.nullcontext  # in which gradients are calculated
 
     @contextlib.contextmanager
     def _unseen(self):
@@ -71,13 +73,20 @@ class Explainer:
     def _explain_before(self, net, other) -> Step | None:
         """Fit the gradient at the other network's weights before its last step.
 
-        The backward pass may have come before that step; None where that explains no more.
+        The backward pass may have come before that step, or only the forward pass: PyTorch before
+        1.5 went back through the new weights then. None where neither explains it.
         """
-        with changed_weights(other.parameters):
-            for parameter, value in zip(other.parameters, other.previous):
-                parameter.data.copy_(value)
-            step = self._explain(net, gradient_of(net.parameters))
-        return step if step is not None and step.residual < EXPLAINED else None
+        now = [p.detach().clone() for p in other.parameters]
+        for backward in (contextlib.nullcontext, partial(_weights, other.parameters, now)):
+            self.backward = backward
+            try:
+                with _weights(other.parameters, other.previous):
+                    step = self._explain(net, gradient_of(net.parameters))
+            finally:
+                self.backward = contextlib.nullcontext
+            if step is not None and step.residual < EXPLAINED:
+                return step
+        return None
 
     def _explain(self, net, gradient) -> Step | None:
         """Fit the gradient before a step; None before the discriminator is rescaled."""
@@ -90,19 +99,21 @@ class Explainer:
             return self._explain_stated(net, gradient, leftover)
         columns = self._generator_columns if net is self.g else self._discriminator_columns
         # The calls since the last step of either network are most likely this loss's.
-        newest, all_calls = net.calls[net.mark :], net.calls
-        candidates = [calls for calls in (newest, all_calls) if calls]
-        fits = [fit(columns(calls), gradient) for calls in candidates]
-        if not fits:
+        candidates = [net.calls[net.mark :]] if net.mark else []
+        candidates = [calls for calls in (*candidates, net.calls) if calls]
+        if not candidates:
             return None
-        first, last = fits[0], fits[-1]
-        coefficients, residual = first if first[1] < max(EXPLAINED, 1.25 * last[1]) else last
+        coefficients, residual = fit(columns(candidates[0]), gradient)
+        if residual >= EXPLAINED and len(candidates) > 1:
+            wider = fit(columns(candidates[1]), gradient)
+            if residual >= 1.25 * wider[1]:
+                coefficients, residual = wider
         width = 4 if net is self.d else 2
         summed = [sum(coefficients[i::width]) for i in range(width)]
         others = [
             fit(self._discriminator_columns(calls, self._outputs), gradient)[1]
             for calls in candidates
-            if net is self.d and not self.logits
+            if net is self.d and not self.logits and residual > EXACT
         ]
         of_probabilities = min(others, default=math.inf) < min(EXPLAINED, residual / 5)
         step = Step(summed, residual, leftover, of_probabilities)
@@ -241,8 +252,18 @@ class Explainer:
             columns += [self._gradient(sign * logits, self.g.parameters) for sign in (1, -1)]
         return columns
 
-    @staticmethod
-    def _gradient(logits, parameters):
+    def _gradient(self, logits, parameters):
         if len(logits) == 0:
             return torch.zeros(sum(p.numel() for p in parameters))
-        return gradients_of(nn.functional.logsigmoid(logits).mean(), parameters)
+        value = nn.functional.logsigmoid(logits).mean()
+        with self.backward():
+            return gradients_of(value, parameters)
+
+
+@contextlib.contextmanager
+def _weights(parameters, values):
+    """Give parameters these values inside the block, in their memory."""
+    with changed_weights(parameters):
+        for parameter, value in zip(parameters, values):
+            parameter.data.copy_(value)
+        yield

@@ -128,13 +128,14 @@ def fit_with_penalties(
 
 def fit(columns: list[torch.Tensor], gradient: torch.Tensor) -> tuple[list[float], float]:
     """Least squares: coefficients of the columns, and the unexplained part of the norm."""
-    matrix, gradient = torch.stack(columns, dim=1).double(), gradient.double()
-    scale = matrix.norm(dim=0)
+    # Normal equations: there are millions of entries and a few columns.
+    rows, gradient = torch.stack(columns).double(), gradient.double()
+    products, targets = rows @ rows.T, rows @ gradient
+    scale = products.diagonal().sqrt()
     used = scale > 0
-    matrix = matrix[:, used] / scale[used]
-    # Normal equations: the matrix has half a million rows and a few columns.
-    solution = torch.linalg.lstsq(matrix.T @ matrix, matrix.T @ gradient).solution
-    residual = (gradient - matrix @ solution).norm() / gradient.norm().clamp(min=1e-30)
+    sizes = scale[used]
+    products = products[used][:, used] / sizes / sizes[:, None]
     coefficients = torch.zeros(len(scale), dtype=torch.float64)
-    coefficients[used] = solution / scale[used]
+    coefficients[used] = torch.linalg.lstsq(products, targets[used] / sizes).solution / sizes
+    residual = (gradient - coefficients @ rows).norm() / gradient.norm().clamp(min=1e-30)
     return coefficients.tolist(), residual.item()

@@ -46,6 +46,7 @@ class VAECalls:
     """
 
     stops_early = False  # whether the loss may be left once the latents are seen
+    decodes_at_once = False  # whether it calls the decoder itself, and not the decoder's parts
 
     def __init__(
         self,
@@ -155,6 +156,8 @@ class VAECalls:
         n = self.batch_size or N_IMAGES
         with self.spied() as calls, torch.no_grad():
             self.loss(self.x[:n])
+        whole = self.decode if isinstance(self.decode, nn.Module) else self.decode.__name__
+        self.decodes_at_once = bool(calls[whole])
         z = latents_of(calls)[0]
         if len(z) != n:
             raise CannotJudge(

@@ -93,12 +93,13 @@ def _likelihood(vae):
     tolerance = 4 * vae.tolerance * abs(c)
     times = "" if abs(c - 1) < 1e-3 else f"{c:.3g} times "
     measured = (
-        f"without {times}-log p(x|z) the loss changes by {residual:.2g} nats with the decoder"
+        f"beside {times}-log p(x|z) the loss has a part that changes by {residual:.2g} nats with "
+        "the decoder's weights"
     )
+    expected = f"below {tolerance:.2g} nats: the KL does not depend on the decoder"
     if residual < tolerance:
-        return Outcome(PASS, measured, f"a constant, to {tolerance:.2g} nats")
-    measured += _other_likelihood(vae)
-    return Outcome(WRONG, measured, f"a constant, to {tolerance:.2g} nats")
+        return Outcome(PASS, measured, expected)
+    return Outcome(WRONG, measured + _other_likelihood(vae), expected)
 
 
 def _kl(vae):
@@ -151,11 +152,11 @@ def _std_positive(vae):
         _, std = vae.posterior.of(vae.outputs(vae.x))
     zero = (std == 0).double().mean().item()
     if zero == 0:
-        return Outcome(PASS, f"at least {std.min():.2g}", "above 0")
+        return Outcome(PASS, f"the standard deviation is at least {std.min():.2g}", "above 0")
     return Outcome(
         WRONG,
-        f"exactly 0 in {zero:.0%} of the latent dimensions ({vae.posterior.meaning}): "
-        "the KL is infinite there",
+        f"the standard deviation is exactly 0 in {zero:.0%} of the latent dimensions (the encoder "
+        f"returns {vae.posterior.meaning}): the KL is infinite there",
         "above 0, as from exp or softplus",
     )
 
@@ -163,7 +164,7 @@ def _std_positive(vae):
 def _noise_per_image(vae):
     _, shared = vae.latents_of_batch()
     if not shared:
-        return Outcome(PASS, "differs between equal images of a batch")
+        return Outcome(PASS, "the noise differs between equal images of a batch")
     z = [vae.draw(vae.batch).z for _ in range(2)]
     if (z[0] == z[1]).all():
         raise CannotJudge("z is the same on every call, so no noise is seen")
@@ -184,7 +185,7 @@ def _noise_per_dimension(vae):
     correlation = torch.corrcoef(eps.T).fill_diagonal_(0).abs().max().item()
     measured = f"correlation of the noise of two dimensions at most {correlation:.2f}"
     # The largest of some 200 correlations of 256 independent draws or more is below 0.4.
-    return Outcome(PASS if correlation < 0.4 else WRONG, measured, "0")
+    return Outcome(PASS if correlation < 0.4 else WRONG, measured, "below 0.4")
 
 
 def _noise_per_call(vae):
@@ -325,7 +326,8 @@ def _sample(vae):
 def _seeded(vae):
     losses = [vae.draw(vae.batch, seed=vae.seed).loss.item() for _ in range(2)]
     same = losses[0] == losses[1]
-    return Outcome(PASS if same else NOTE, f"{losses[0]:.4f} and {losses[1]:.4f}", "equal")
+    measured = f"two calls with the same seed return {losses[0]:.4f} and {losses[1]:.4f}"
+    return Outcome(PASS if same else NOTE, measured, "equal losses")
 
 
 CHECKS = load_checks(

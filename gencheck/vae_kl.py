@@ -1,5 +1,6 @@
 """The KL of a VAE as it is coded, against the closed form for the q(z|x) that z really follows."""
 
+import contextlib
 import math
 
 import torch
@@ -60,6 +61,9 @@ def _kl_of(vae, posterior):
     """The KL against the closed form; None where draws of z show another deviation."""
     rows, coded, settings, c = [], [], [], 1.0
     others = {name: [] for name in MEANINGS if name != posterior.meaning}
+    like = None
+    with contextlib.suppress(CannotJudge):
+        like = vae.slopes()[0]
     for i in range(KL_SETTINGS if vae.dim <= LARGE else KL_SETTINGS // 2):
         for setting in ((i, scale) for scale in vae.noise_scales):
             with vae.encoder_setting(*setting), torch.no_grad():
@@ -67,7 +71,7 @@ def _kl_of(vae, posterior):
                 mean, std = posterior.of(outputs)
                 if not (std.min() >= 1e-2 and std.max() <= 8):
                     continue
-                value = _coded(vae)
+                value = _coded(vae, like)
             if value is not None:
                 coded.append(value[0])
                 c = value[1]
@@ -104,7 +108,7 @@ def _kl_of(vae, posterior):
     return Outcome(
         WRONG,
         f"{coded[worst]:.2f} nats: {words}",
-        f"{exact[worst]:.2f}: {'' if vae.beta == 1 else f'{vae.beta:g} times '}{expected}",
+        f"{exact[worst]:.2f} nats: {'' if vae.beta == 1 else f'{vae.beta:g} times '}{expected}",
     )
 
 
@@ -144,10 +148,10 @@ def _constants(vae, c) -> dict[str, float]:
     }
 
 
-def _coded(vae) -> tuple[float, float] | None:
+def _coded(vae, like=None) -> tuple[float, float] | None:
     """The KL as it is coded, and c of the reconstruction; None where they are no finite sum."""
     try:
-        c, k, residual = vae.recon_and_kl(vae.batch)
+        c, k, residual = vae.recon_and_kl(vae.batch, like=like)
     except CannotJudge:
         return None
     return None if residual > 4 * vae.tolerance * abs(c) else (k / (vae.factor(c) or 1.0), c)
@@ -168,7 +172,7 @@ def kl_of_draws(vae):
             return Outcome(
                 WRONG,
                 f"{value[0]:.2f} nats for the distribution that z is drawn from",
-                f"about {drawn:.2f}: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
+                f"about {drawn:.2f} nats: 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1)",
             )
     raise CannotJudge(UNKNOWN_HEAD)
 
@@ -211,8 +215,8 @@ def _kl_in_words(vae, rows, coded, exact) -> str:
     error = (rows[:, :4] @ (coefficients[:4] - quarters)).abs()
     if (error > 2e-2 * (1 + coded.abs())).any() or quarters.abs().max() > LARGEST:
         return "no combination of sigma^2, sigma, mu^2, log sigma"
-    names = ("sigma^2", "sigma", "mu^2", "log sigma", "1")
-    terms = [f"{c:+.2f} {name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
+    names = (" sigma^2", " sigma", " mu^2", " log sigma", "")
+    terms = [f"{c:+.2f}{name}" for c, name in zip(coefficients.tolist(), names) if abs(c) > 0.004]
     missing_square = abs(coefficients[0]) < 0.02 < abs(coefficients[1])
     words = "the standard deviation stands where the variance belongs: " if missing_square else ""
     return f"{words}sum({' '.join(terms)})"

@@ -130,6 +130,7 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
         _, subject = first_that_works(options, try_parts_that_fit, "the encoder")
     except CannotLoad:
         _, subject = first_that_works(options, try_parts, "the encoder")
+    subject.stops_early = subject.decodes_at_once
     method = _sampler(submission, model)
     if method is not None:
         subject.sample = partial(_sample, submission, method, subject.z_dim)

@@ -34,7 +34,7 @@ def _flow_logdet(flow):
         whole, total = _whole_and_total(flow)
         error = (whole - total).abs().max().item()
         tolerance = max(1e-3, flow.tolerance(total.abs().max().item()))
-    measured = f"differs from the sum over its layers by {error:.2g} nats"
+    measured = f"the flow's log-determinant is {error:.2g} nats off the sum over its layers"
     return Outcome(PASS if error < tolerance else WRONG, measured, f"below {tolerance:.1g}")
 
 
@@ -48,7 +48,7 @@ def _whole_and_total(flow):
         point, added = pair(layer.forward(point.clone(), torch.zeros_like(ldj)))
         total = total + added
     if (point - whole_z).abs().max() > 1e-3 * (1 + whole_z.abs().max()):
-        raise CannotJudge("the flow is not its layers one after the other")
+        raise CannotJudge("the flow's result is not that of its layers one after the other")
     return whole, total
 
 
@@ -115,7 +115,7 @@ def _parity(sets, board):
 
 def _layers(flow):
     if flow.module is None:
-        raise CannotJudge("the flow is no module")
+        raise CannotJudge("the flow is no nn.Module")
     whole = flow.module if flow.model is None else flow.model
 
     def run():

@@ -8,7 +8,7 @@ import torch.nn as nn
 from gencheck.flow_maps import Bijection
 from gencheck.flow_subject import STD
 from gencheck.flow_subject import FlowSubject as AnyShape
-from gencheck.modules import changed_weights, perturb, restored_modes
+from gencheck.modules import perturb, restored_modes
 from gencheck.outcomes import CannotJudge
 
 
@@ -38,6 +38,9 @@ class FlowSubject(AnyShape):
         self.flow, self.couplings, self.module = flow, couplings, module
         self.parameters = [] if module is None else list(module.parameters())
         self.model, self.log_prior, self.x = model, log_prior, x
+        self._setting = None  # seed, precision and standard deviation of the noise
+        self._newest = None  # seed and standard deviation of what is kept
+        self._kept, self._results = {}, {}  # perturbed weights by setting, results of maps
 
     n_rows = 3  # Jacobians of 784 dimensions take most of the time
 
@@ -45,32 +48,64 @@ class FlowSubject(AnyShape):
     def perturbed(self, precise: bool = True, std: float = STD):
         """Perturbed weights, in float64 where the code allows it, inside the block.
 
-        The flow is in evaluation mode, where batch norm is a map of each row by itself.
+        The flow is in evaluation mode, where batch norm is a map of each row by itself. Checks of
+        one setting share its weights, and what `there` and `back` measure.
         """
-        parts = [] if self.module is None else list(nn.Module.modules(self.module))
-        with changed_weights(self.parameters), restored_modes(parts):
-            perturb(self.parameters, std, self.seed)
+        setting = self.seed, precise, std
+        if self.module is None:
+            self._setting = setting
+            yield
+            return
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        originals = [tensor.data for tensor in tensors]
+        with restored_modes(list(nn.Module.modules(self.module))):
+            self.module.eval()
             try:
-                if self.module is not None:
-                    self.module.eval()
-                    if precise:
-                        self._to_float64()
+                self._enter(setting, tensors)
                 yield
             finally:
-                self._to_float32()
+                for tensor, data in zip(tensors, originals):
+                    tensor.data = data
+                self._setting, self.dtype = None, torch.float32
 
-    def _to_float64(self):
-        self.module.double()
+    def _enter(self, setting, tensors):
+        """Put the perturbed weights of a setting in the place of the flow's own."""
+        if (setting[0], setting[2]) != self._newest:  # two settings at most take memory
+            self._newest = setting[0], setting[2]
+            self._kept, self._results = {}, {}
+        self._setting = setting
+        if setting in self._kept:
+            kept, self.dtype = self._kept[setting]
+            for tensor, data in zip(tensors, kept):
+                tensor.data = data
+            return
+        for tensor in tensors:
+            tensor.data = tensor.data.clone()
+        perturb(self.parameters, setting[2], self.seed)
+        if setting[1]:
+            self._to_float64(tensors)
+        self._kept[setting] = [tensor.data for tensor in tensors], self.dtype
+
+    def _to_float64(self, tensors):
+        single = [tensor.data for tensor in tensors]
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.double()
         self.dtype = torch.float64
         try:
             self.flow.forward(*self.inputs(2))
         except RuntimeError:
-            self._to_float32()
+            self.dtype = torch.float32
+            for tensor, data in zip(tensors, single):
+                tensor.data = data
 
-    def _to_float32(self):
-        if self.module is not None:
-            self.module.float()
-        self.dtype = torch.float32
+    def _remembered(self, name, bijection, measure):
+        if self._setting is None or self.module is None:
+            return measure()
+        key = self._setting, name, id(bijection)
+        if key not in self._results:
+            self._results[key] = measure()
+        return self._results[key]
 
     def layers(self) -> list[Bijection]:
         """The couplings.

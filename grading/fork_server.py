@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from grading import confine, worker
+from grading import confine, dynamo, worker
 from grading.scratch import clear
 
 OUTPUT_BYTES = 64 << 20  # printing more ends a submission
@@ -31,11 +31,13 @@ def main(folders: list[Path]) -> None:
     """
     if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0):  # hides its memory and descriptors
         raise OSError("prctl failed")
+    dynamo.install()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0), os.dup2(nothing, 1)
     for line in requests:
         request = json.loads(line)
+        worker.import_shared(request.get("files", {}))
         answer = _run(request, folders, (requests, answers))
         for folder in folders:
             clear(folder)

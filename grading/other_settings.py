@@ -44,7 +44,9 @@ def _numbers(returned, n, size=1) -> str | None:
     """What is wrong if none of the returned tensors has n times `size` numbers."""
     sizes = [part.numel() for part in tensors(returned)]
     if sizes and n * size not in sizes:
-        return f"returns {max(sizes) / size:g} of them"
+        most = max(sizes)
+        whole = f"{most // size} of them, not {n}"
+        return f"returns {f'{most:,} numbers, not {n * size:,}' if most % size else whole}"
     return None
 
 

@@ -7,6 +7,7 @@ downloads, and what yesterday's libraries allowed, which is "old".
 
 import ast
 import builtins
+import contextlib
 import errno
 import os
 import re
@@ -117,6 +118,17 @@ class Running:
                 if not self._is_bound(name, file):
                     where = self._words(file, node.lineno)
                     self.add(f"{where}: NameError: name '{name}' is not defined")
+
+    def left_open(self, file: str) -> str:
+        """The first method of a class that raises NotImplementedError, with its line, or ""."""
+        with contextlib.suppress(Exception):  # no Python
+            source, tree = self.source(file)
+            for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+                for method in (n for n in kind.body if isinstance(n, ast.FunctionDef)):
+                    for node in ast.walk(method):
+                        if isinstance(node, ast.Raise) and "NotImpl" in ast.unparse(node):
+                            return f"{kind.name}.{method.name} ({source.place(node.lineno)})"
+        return ""
 
     def absent(self, path, file: str, line: int) -> bool:
         """Remember that a file which the submission opens isn't there; whether that is a fault."""

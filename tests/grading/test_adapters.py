@@ -82,12 +82,69 @@ def test_a_loss_outside_forward_is_found_and_judged(sandbox, tmp_path, where):
     assert {f.check for f in result.findings if f.status == "wrong"} == {"kl"}
 
 
+LEFT_OPEN = """
+
+class Coupling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nn = None
+        self.nn[-1].weight.data.zero_()
+
+    def forward(self, z, ldj, reverse=False):
+        {}
+
+
+class Model(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.flow = Coupling()
+"""
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        (
+            "raise NotImplementedError",
+            "not implemented: Coupling.forward (a3_nf_template.py, line ",
+        ),
+        ("return z, ldj", "Model fails: TypeError: 'NoneType' object is not subscriptable"),
+    ],
+)
+def test_a_template_with_none_for_its_layers_is_told_so(sandbox, tmp_path, body, reason):
+    path = tmp_path / "a3_nf_template.py"
+    path.write_text("import torch.nn as nn" + LEFT_OPEN.format(body))
+    assert judge_file(sandbox, "nf", path, training=False).reason.startswith(reason)
+
+
 def test_vae_with_methods_for_parts(sandbox, tmp_path):
     path = tmp_path / "a3_vae_template.py"
     path.write_text(METHODS_VAE)
     found = statuses(judge_file(sandbox, "vae", path, training=False))
     expected = ("shapes", "kl", "gradient", "moments", "likelihood", "decoder_blind", "sample")
     assert {found[check] for check in expected} == {PASS}
+
+
+WITH_EPSILON = [  # with two latents it is seen where deviations are large and the decoder saturates
+    ('F.binary_cross_entropy(p, x, reduction="none")',
+     "-(x * (p + 1e-5).log() + (1 - x) * (1 - p).log())"),
+    ("2 * log_std", "log_std"),
+    ("log_std.exp() *", "(log_std / 2).exp() *"),
+    ("hidden_dim=64, z_dim=6", "hidden_dim=500, z_dim=2"),
+    ("torch.tanh(self.hidden", "torch.relu(self.hidden"),
+]  # fmt: skip
+
+
+def test_an_epsilon_in_a_logarithm_is_no_other_kl(sandbox, tmp_path):
+    source = METHODS_VAE
+    for old, new in WITH_EPSILON:
+        assert old in source
+        source = source.replace(old, new)
+    path = tmp_path / "a3_vae_template.py"
+    path.write_text(source)
+    result = judge_file(sandbox, "vae", path, training=False)
+    found = {f.check: f.status for f in result.findings}
+    assert (found["kl"], found["gradient"]) == (PASS, PASS)
 
 
 @pytest.mark.parametrize("patches", [NESTED_COUPLINGS, UNIT_INTERVAL], ids=["nested", "unit"])

@@ -49,7 +49,7 @@ def test_an_accusation_trains_again_from_the_same_weights_on_other_images(error,
     assert [bias for bias, _, _ in seen] == [start] * len(seen)
     assert len(seen) == (1 if status == PASS else 2)
     for _, train, val in seen:
-        assert len(train) == 12 * 128 - 28 and len(val) == 500 and not train & val
+        assert len(train) == 12 * 64 - 28 and len(val) == 250 and not train & val
     if status == WRONG:
         assert not seen[0][2] & seen[1][2]
 

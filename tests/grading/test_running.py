@@ -85,6 +85,22 @@ def main():
 """
 
 
+# The generator's gradient goes back through the discriminator's new weights.
+LATE = GAN.format(name="train", last=99).replace(
+    "(loss(discriminator(x), one) + loss(discriminator(fake.detach()), zero)).backward()",
+    "of_fake = discriminator(fake)\n"
+    "        (loss(discriminator(x), one) + loss(of_fake, zero)).backward(retain_graph=True)",
+)
+LATE = LATE.replace("loss(discriminator(fake), one).backward()", "loss(of_fake, one).backward()")
+LATE += """
+
+def main():
+    g, d = Generator(), Discriminator()
+    data = [(2 * torch.rand(32, 784) - 1, 0) for _ in range(20)]
+    train(data, d, g, *(torch.optim.Adam(net.parameters(), 0.02) for net in (g, d)))
+"""
+
+
 def judged(sandbox, folder, model, source):
     path = folder / f"{model}.py"
     path.write_text(source)
@@ -127,11 +143,12 @@ def test_a_syntax_error_is_one_line_and_earns_nothing(sandbox, tmp_path):
         (GAN.format(name="train", last=1), "pass"),
         (GAN.format(name="step", last=99) + TOP, "pass"),
         (GAN.format(name="train", last=99) + ABSENT, "wrong"),
+        (LATE, "pass"),
     ],
-    ids=["train", "few steps", "top level", "absent weights"],
+    ids=["train", "few steps", "top level", "absent weights", "backward through new weights"],
 )
 def test_gans_are_judged_however_they_start(sandbox, tmp_path, source, runs):
     result, found = judged(sandbox, tmp_path, "gan", source)
     assert result.is_judged, result.reason
-    assert found["runs"].status == runs
+    assert (found["runs"].status, found["generator_loss"].status) == (runs, "pass")
     assert {f.check for f in result.findings if f.status == "wrong"} <= {"runs"}
