@@ -10,7 +10,7 @@ from datasets import mnist
 from harness import records, steps
 from harness.steps import CapturedStep, adam, captured
 from tests.processes import GAN, SCRIPTS, run_script
-from tests.test_command_lines import TINY
+from tests.test_command_lines import FEW
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 MODELS = ("vae", "nf", "gan")
@@ -131,7 +131,7 @@ def metrics_of(folder):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_without_graphs_has_the_same_metrics(tmp_path, script):
     for name, flags in (("graph", []), ("no_graph", ["--no_graph"])):
-        succeed(script, *TINY[script], *flags, "--out", tmp_path / name)
+        succeed(script, *FEW[script], *flags, "--out", tmp_path / name)
     graph, no_graph = (metrics_of(tmp_path / name) for name in ("graph", "no_graph"))
     for line, expected in zip(graph, no_graph, strict=True):
         assert line == pytest.approx(expected, rel=RUN_TOLERANCE)
@@ -142,7 +142,7 @@ def test_a_run_without_graphs_has_the_same_metrics(tmp_path, script):
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, script):
     counter = COUNTER[script]
     for name, epochs in (("long", 2), ("short", 1)):
-        succeed(script, *TINY[script], counter, epochs, "--out", tmp_path / name)
+        succeed(script, *FEW[script], counter, epochs, "--out", tmp_path / name)
     succeed(script, "--resume", tmp_path / "short", counter, 2)
     long, short = (metrics_of(tmp_path / name)[-1] for name in ("long", "short"))
     assert short == pytest.approx(long, rel=RUN_TOLERANCE)
@@ -153,6 +153,6 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, script):
 @pytest.mark.parametrize("first, second", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(tmp_path, script, first, second):
     counter, folder = COUNTER[script], tmp_path / "run"
-    succeed(script, *TINY[script], counter, 1, "--out", folder, device=first)
+    succeed(script, *FEW[script], counter, 1, "--out", folder, device=first)
     succeed(script, "--resume", folder, counter, 2, device=second)
     assert (folder / "result.json").exists()

@@ -67,10 +67,10 @@ def test_a_second_signal_at_the_end_neither_keeps_the_folder_nor_the_page_in_tra
         raise KeyboardInterrupt("again")
 
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr(run._page, "draw_curves", interrupted)
     with pytest.raises(KeyboardInterrupt, match="again"), run:
         for epoch in run.remaining(3):
             run.log(epoch=epoch, loss=1.0)
+            monkeypatch.setattr(run._page, "draw_curves", interrupted)
             raise KeyboardInterrupt
     assert "Stopped at epoch 1 of 3" in (run.folder / "index.html").read_text()
     assert not files.is_locked(run.folder)

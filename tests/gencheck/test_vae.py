@@ -194,6 +194,15 @@ def test_wrong_kl_is_found_beside_returned_values(x):
             check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
 
 
+def test_a_wrong_kl_that_agrees_with_one_draw_by_chance_is_found(x):
+    """With this seed the loss and the sum of z are the estimate of the first draw."""
+    torch.manual_seed(108)
+    model = TinyVAE(lambda m, v: 0.5 * (v.exp() + m**2 - v - 1).mean(1))
+    model.returned = RETURNED["loss and z"]
+    with pytest.raises(CheckFailure, match="kl: "):
+        check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x)
+
+
 def test_forward_without_loss_is_not_judged(x):
     model = TinyVAE()
     model.returned = lambda recon, kl, z, logits: (logits.sigmoid(), z, z)
