@@ -120,6 +120,14 @@ def test_a_memory_that_is_none_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").read_bytes() == b"\xff my only copy"
 
 
+def test_a_memory_that_an_editor_saved_with_a_bom_is_read(tmp_path):
+    path = tmp_path / "memory.jsonl"
+    Memory(path).put("key", FileResult("vae", "file", complete()))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    memory = Memory(path)
+    assert memory.path == path and memory.get("key", "vae", Path("file")) is not None
+
+
 def test_a_memory_that_fills_the_disk_ends_no_grading(tmp_path, capsys, monkeypatch):
     memory = Memory(tmp_path / "memory.jsonl")
     memory.path = Path("/dev/full")
