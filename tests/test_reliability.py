@@ -52,10 +52,11 @@ def stopped_twice(tmp_path, script, moment):
     process = Process(tmp_path, script, *SHORT[script], "--out", folder)
     process.process.join(moment)
     had_checkpoint = (folder / "checkpoint.pt").exists()
-    with contextlib.suppress(ProcessLookupError):
-        for _ in range(2):
-            os.kill(process.process.pid, signal.SIGINT)
-            time.sleep(0.03)
+    for _ in range(2):
+        with contextlib.suppress(ProcessLookupError):
+            if process.process.is_alive():  # the number of an ended process may be another's
+                os.kill(process.process.pid, signal.SIGINT)
+        time.sleep(0.03)
     status, output = process.join()
     if had_checkpoint and status != 0:
         assert status == 130 and "Traceback" not in output, output
