@@ -70,13 +70,13 @@ class Config(RunConfig):
 
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
-    lr: float = 1e-3  # highest learning rate of Adam
+    lr: float = 3e-4  # highest learning rate of Adam
     # its share for the hidden layers of the first coupling, which read logits near -6
-    first_lr: float = 1.0
-    warmup: int = 0  # steps in which the learning rate rises to this
+    first_lr: float = 0.05
+    warmup: int = 1000  # steps in which the learning rate rises to this
     # cosine: the learning rate then falls to zero at the last step, so epochs cannot grow later
-    schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = 0.0  # of AdamW: a step takes lr * weight_decay of each weight
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = 1.0  # of AdamW: a step takes lr * weight_decay of each weight
     max_norm: float = 5.0  # the gradient is clipped at this norm
     # decay per step of the moving average of the weights (EMA) that is evaluated; 0 for none
     ema_decay: float = 0.999

@@ -334,7 +334,18 @@ def without_bounds(tree):
 
 
 # What the preset changes of a run, beside `protocol` itself.
-PRESETS = {VAE: {"ema_decay": 0.0}, NF: {"ema_decay": 0.0}, GAN: {"fake_label": 0.1}}
+PRESETS = {
+    VAE: {"weight_decay": 0.0, "ema_decay": 0.0},
+    NF: {
+        "lr": 1e-3,
+        "first_lr": 1.0,
+        "warmup": 0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+    },
+    GAN: {"fake_label": 0.1},
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -345,8 +356,9 @@ def test_the_report_s_protocol_sets_its_preset(script):
     assert changed == {"protocol": "report"} | PRESETS[script]
     for name, value in PRESETS[script].items():
         assert parse(["--protocol", "report", f"--{name}", str(value)]).flat() == report
+        other = {"schedule": "cosine", "warmup": "2"}.get(name, "0.5")
         with pytest.raises(UsageError, match=f"--protocol report sets --{name} to {value}"):
-            parse(["--protocol", "report", f"--{name}", "0.5"])
+            parse(["--protocol", "report", f"--{name}", other])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -15,7 +15,8 @@ from tests.processes import GAN, NF, VAE, run
 MODULES = {VAE: vae, NF: nf, GAN: gan}
 FLAGS = {
     VAE: "--epochs 1 --hidden_dim 8 --batch_size 200 --importance_samples 2",
-    NF: "--epochs 1 --n_flows 1 --n_hidden 8 --batch_size 200 --importance_samples 2",
+    NF: "--epochs 1 --n_flows 1 --n_hidden 8 --batch_size 200 --importance_samples 2 "
+    "--schedule constant",  # may grow
     GAN: "--n_epochs 1 --batch_size 204 --save_interval 10",
 }
 LONGER = {VAE: ["--epochs", 2], NF: ["--epochs", 2], GAN: ["--n_epochs", 2]}

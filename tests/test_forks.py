@@ -107,6 +107,7 @@ CHANGES = {
             ' if schedule == "cosine" else 1.0': "        fall = 1.0 - step / n_steps"
         },
         at_most=1,
+        flags=("--lr", "1e-3", "--warmup", "0"),
     ),
     "schedules of the GAN": Change(
         GAN,

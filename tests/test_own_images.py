@@ -24,7 +24,7 @@ from tests.explorer_runs import write_vae
 N = 60
 FLAGS = {
     vae: "--epochs 1 --hidden_dim 4 --zdim 2 --importance_samples 2",
-    nf: "--epochs 1 --n_hidden 4 --n_flows 1 --importance_samples 2",
+    nf: "--epochs 1 --n_hidden 4 --n_flows 1 --importance_samples 2 --schedule constant",
     gan: "--n_epochs 2 --batch_size 10",
 }
 
