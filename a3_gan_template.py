@@ -7,12 +7,13 @@ and the binary cross-entropy H(t, D) = -t log D - (1 - t) log(1 - D), the losses
     discriminator: E_x H(a, D(x)) + E_z H(b, D(G(z)))       generator: -E_z log D(G(z)).
 
 For densities p of real and q of generated images the best discriminator is (a p + b q) / (p + q).
-At the equilibrium, q = p, it is D = (a + b) / 2, and the losses are -log D and H(a, D) + H(b, D).
-Only the real target is smoothed, as the course report (2019, see README) describes; its code
-smoothed both (`--protocol report`).
+At the equilibrium q = p, so D = (a + b) / 2; the discriminator's loss is H(a, D) + H(b, D), and the
+generator's is -log D. By default only the real target is smoothed, as the text of the course report
+(2019, see README) says. `--protocol report` smooths both, as its code did.
 
-The networks are the assignment's: latents are normal, and G has batch norm; the paper's D has
-maxout units and dropout. Adam has beta1 = 0.9, not DCGAN's 0.5.
+The networks are the assignment's, not the paper's: G has batch normalisation, and D is a plain MLP
+without the paper's maxout units and dropout. Both are trained by Adam with its usual beta1 = 0.9
+(the paper: SGD with momentum; DCGAN: Adam with 0.5).
 
     python a3_gan_template.py
 
@@ -163,7 +164,10 @@ def generate(generator, z):
 
 # --- Objective
 def discriminator_loss(logits_real, logits_fake, real_label=0.9, fake_label=0.0):
-    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch]; labels 1, 0: minus Eq. 1."""
+    """H(real_label, D(x)) + H(fake_label, D(G(z))) in nats, [batch].
+
+    With labels 1 and 0 its mean estimates -V(D, G) (Goodfellow et al. 2014, Equation 1).
+    """
     logits = torch.stack([logits_real, logits_fake])
     targets = torch.full_like(logits, real_label)
     targets[1] = fake_label
@@ -194,8 +198,7 @@ def train_step(generator, discriminator, optimizers, labels, real):
     d_losses.mean().backward()
     d_optimizer.step()
 
-    # G has not changed, so its pass still serves. (The report updates G first; PyTorch then rejects
-    # D's backward pass through the old graph.)
+    # Algorithm 1 of the paper draws new latents here. The same images serve: G has not changed.
     discriminator.requires_grad_(False)  # gradients flow through it, not into it
     g_losses = generator_loss(discriminator.logits(fake))
     g_optimizer.zero_grad()
@@ -261,10 +264,11 @@ def main(config):
         generator = Generator(config.latent_dim, config.n_pixels).to(run.device)
         discriminator = Discriminator(config.n_pixels).to(run.device)
         optimizers = adam(generator, config.lr), adam(discriminator, config.lr)
+        # On a CPU just the call.
         step = captured(train_step, generator, discriminator, optimizers, labels)
         with separate_random_numbers(config.run.seed):
             fixed_latents = sample_latents(25, config.latent_dim, run.device)
-        run.restore(
+        run.start_or_resume(
             batches=batches,
             generator=generator,
             discriminator=discriminator,

@@ -1,23 +1,24 @@
 """RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017).
 
-The assignment's flow has one scale and MLPs in its couplings, not the paper's convolutions. It maps
-an image, made continuous and unbounded, to a latent z ~ N(0, I) by a composition g of couplings.
+The assignment's flow has one scale and MLPs in its couplings; the paper's has several scales,
+convolutions and batch normalisation. It maps an image, made continuous and unbounded, to a latent
+z ~ N(0, I) by a composition f of couplings (the paper's f; sampling inverts it).
 For an image x of D = 784 integers in 0..255:
 
     y = x + u, u uniform on [0, 1)^D:    log P(x) >= E_u log p(y)
     v = y / 256:                         log p(y) = log p(v) - D log 256
     w = (1 - alpha) v + alpha / 2:       log p(v) = log p(w) + D log(1 - alpha)
     l = logit(w):                        log p(w) = log p(l) - sum log(w (1 - w))
-    z = g(l):                            log p(l) = log N(z; 0, I) + log |det dg / dl|
+    z = f(l):                            log p(l) = log N(z; 0, I) + log |det df / dl|
 
-The paper squeezes by alpha + (1 - alpha) v, with alpha = 0.05. Bits per dimension are
--log p(y) / (D log 2), with one draw of u per image.
+The assignment squeezes symmetrically, with alpha = 1e-5; the paper uses alpha + (1 - alpha) v, with
+alpha = 0.05. Bits per dimension are -log p(y) / (D log 2), with one draw of u per image.
 
     python a3_nf_template.py
 
-An epoch takes 65 to 72 s on one core of an Intel Xeon. Expected, mean of three seeds, evaluated
-with a moving average of the weights (`--ema_decay`), on validation images shifted at random by up
-to one pixel, as in the course report (2019, see README):
+An epoch takes 65 to 72 s on one core of an Intel Xeon. Expected bits per dimension are means of
+three seeds, of a moving average of the weights (`--ema_decay`), on validation images shifted at
+random by up to one pixel, as in the course report (2019, see README):
 
     epoch      1       10      40      100
              2.018   1.831   1.776   1.754
@@ -45,7 +46,7 @@ from harness import (
     separate_random_numbers,
 )
 
-ALPHA = 1e-5  # keeps the logit finite at black and white; x + u can round to 256
+ALPHA = 1e-5  # keeps w inside (0, 1): v is 0 at black, and 1 where float32 rounds x + u to 256
 MAX_SHIFT = 1  # pixels: the report's 5% of 28 pixels is 1.4, and shifts are of whole pixels
 
 
@@ -58,7 +59,7 @@ class Config(RunConfig):
     EXAMPLE = "python a3_nf_template.py --epochs 40 --seed 1"
     REPORT = {  # the report evaluated the weights in training
         "lr": 1e-3,
-        "first_lr": 1.0,
+        "first_lr_factor": 1.0,
         "warmup": 0,
         "schedule": "constant",
         "weight_decay": 0.0,
@@ -70,11 +71,12 @@ class Config(RunConfig):
 
     epochs: int = 100  # passes over the training images
     batch_size: int = 128  # images per step
-    lr: float = 3e-4  # highest learning rate of Adam
-    # its share for the hidden layers of the first coupling, which read logits near -6
-    first_lr: float = 0.05
-    warmup: int = 1000  # steps in which the learning rate rises to this
-    # cosine: the learning rate then falls to zero at the last step, so epochs cannot grow later
+    lr: float = 3e-4  # learning rate of Adam, before warm-up and schedule
+    # factor on lr for the hidden layers of the first coupling: their inputs, logits near -6, are
+    # large
+    first_lr_factor: float = 0.05
+    warmup: int = 1000  # steps of linear warm-up
+    # cosine: the learning rate falls to zero over all epochs, so epochs cannot grow later
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 1.0  # of AdamW: a step takes lr * weight_decay of each weight
     max_norm: float = 5.0  # the gradient is clipped at this norm
@@ -89,7 +91,7 @@ class Config(RunConfig):
         for name in ("n_flows", "n_hidden", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "first_lr", "max_norm"):
+        for name in ("lr", "first_lr_factor", "max_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a positive number, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "importance_samples"):
@@ -113,7 +115,7 @@ class Config(RunConfig):
 
 # --- Model
 def log_prior(x):
-    """log N(x; 0, I) of the rows of x, in nats: [batch]."""
+    """log N(x; 0, I) of each row of x, in nats: [batch]."""
     return -0.5 * (x.square() + math.log(2 * math.pi)).sum(dim=1)
 
 
@@ -130,10 +132,11 @@ def get_mask(height=28, width=28):
 
 
 class Coupling(nn.Module):
-    """Affine coupling: keeps pixels where the mask [1, c_in] is 1, scales and shifts the others.
+    """Affine coupling: keeps pixels where mask [1, n_pixels] is 1, scales and shifts the others.
 
     Dinh et al. 2017, Equations 4 to 9. The network reads only the kept pixels and computes only
-    the changed ones. Its last layer starts at zero, so a new coupling is the identity.
+    the changed ones. Its last layer starts at zero, so a new coupling is the identity. `c_in` is
+    the assignment's name for the number of pixels.
     """
 
     def __init__(self, c_in, mask, n_hidden=1024):
@@ -152,9 +155,13 @@ class Coupling(nn.Module):
         nn.init.zeros_(self.nn[-1].bias)
 
     def forward(self, z, ldj, reverse=False):
-        """(z, ldj) for z [batch, c_in] and log-determinants so far [batch]; reverse inverts."""
-        log_scale, translation = self.nn(z.index_select(1, self.kept)).chunk(2, dim=1)
-        log_scale = torch.tanh(log_scale)
+        """z [batch, n_pixels] mapped, and `ldj` [batch] with this layer's log |det Jacobian| added.
+
+        With `reverse` it applies the inverse.
+        """
+        raw_scale, translation = self.nn(z.index_select(1, self.kept)).chunk(2, dim=1)
+        # The assignment's bound on the scale; the paper multiplies it by a learned factor.
+        log_scale = torch.tanh(raw_scale)
         changed = z.index_select(1, self.changed)
         if reverse:
             changed = (changed - translation) * torch.exp(-log_scale)
@@ -166,7 +173,7 @@ class Coupling(nn.Module):
 
 
 class Flow(nn.Module):
-    """`n_flows` pairs of couplings on [c_in] = `shape` pixels, with a mask and its complement."""
+    """`n_flows` pairs of couplings on [n_pixels] = `shape`, with a mask and its complement."""
 
     def __init__(self, shape, n_flows=4, n_hidden=1024, mask=None):
         super().__init__()
@@ -179,14 +186,17 @@ class Flow(nn.Module):
         self.layers = nn.ModuleList(couplings)
 
     def forward(self, z, ldj, reverse=False):
-        """(z, ldj) through all couplings, for z [batch, c_in], ldj [batch]; reverse inverts."""
+        """(z, ldj) through all couplings, for z [batch, n_pixels] and `ldj` [batch].
+
+        With `reverse` it applies the inverse.
+        """
         for layer in self.layers[::-1] if reverse else self.layers:
             z, ldj = layer(z, ldj, reverse)
         return z, ldj
 
 
 class Model(nn.Module):
-    """A flow on integer images, 0..n_bins - 1, [c_in] = `shape`, after dequantisation and logit."""
+    """A flow on images 0..n_bins - 1, [n_pixels] = `shape`: dequantisation, logit, couplings."""
 
     def __init__(self, shape, n_flows=4, n_hidden=1024, n_bins=256, mask=None):
         super().__init__()
@@ -198,7 +208,7 @@ class Model(nn.Module):
         return z + torch.rand_like(z)
 
     def logit_normalize(self, z, ldj, reverse=False):
-        """From [0, n_bins] to the real line: scale, squeeze by alpha, logit; reverse inverts."""
+        """From [0, n_bins] to the real line: scale, squeeze by alpha, logit; or the inverse."""
         per_pixel = math.log(1 - ALPHA) - math.log(self.n_bins)
         if reverse:
             ldj = ldj - (per_pixel - F.logsigmoid(z) - F.logsigmoid(-z)).sum(dim=1)
@@ -209,7 +219,7 @@ class Model(nn.Module):
         return log_z - log_1_minus_z, ldj
 
     def forward(self, input):
-        """log p(x + u) of integer images [batch, c_in] in nats, with new noise u: [batch]."""
+        """log p(x + u) of integer images [batch, n_pixels] in nats, with new noise u: [batch]."""
         z, ldj = self.logit_normalize(self.dequantize(input), input.new_zeros(len(input)))
         z, ldj = self.flow(z, ldj)
         return log_prior(z) + ldj
@@ -220,7 +230,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def sample(self, n_samples, temperature=1.0):
-        """Draw integer images [n_samples, c_in]; a temperature scales the prior's deviation."""
+        """Draw integer images [n_samples, n_pixels]; `temperature` is the prior's deviation."""
         z = temperature * sample_prior(
             (n_samples, *self.flow.z_shape), next(self.parameters()).device
         )
@@ -242,21 +252,18 @@ def bits_per_dimension(log_px_nats, n_dimensions=784):
 
 
 # --- Training
-def parameter_groups(model, lr, first_lr=1.0):
-    """All weights for an optimiser, those of the first coupling's hidden layers by themselves.
-
-    These have `first_lr` times the learning rate.
-    """
+def parameter_groups(model, lr, first_lr_factor=1.0):
+    """All weights for an optimiser; the first coupling's hidden layers have a rate of their own."""
     first = dict.fromkeys(model.flow.layers[0].nn[:-1].parameters())
     others = [parameter for parameter in model.parameters() if parameter not in first]
-    return [{"params": others}, {"params": list(first), "lr": lr * first_lr}]
+    return [{"params": others}, {"params": list(first), "lr": lr * first_lr_factor}]
 
 
 def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
-    """A scheduler for `n_steps` steps: the learning rate rises linearly, then falls to zero.
+    """A scheduler: linear warm-up, times half a cosine over all `n_steps` steps.
 
-    It falls along half a cosine (Loshchilov & Hutter, "SGDR", ICLR 2017), or stays if the schedule
-    is "constant".
+    The cosine reaches zero after the last step (Loshchilov & Hutter, "SGDR", ICLR 2017, without
+    restarts). With the schedule "constant" it is the warm-up alone.
     """
 
     def factor(step):
@@ -268,7 +275,7 @@ def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
 
 
 def train_step(model, optimizer, max_norm, batch):
-    """One optimiser step on grey images [batch, c_in]; returns the sum of log p(x) in nats."""
+    """One optimiser step on grey images [batch, n_pixels]; returns the sum of log p(x) in nats."""
     log_px_nats = model(batch)
     optimizer.zero_grad()
     (-log_px_nats.mean()).backward()
@@ -279,12 +286,12 @@ def train_step(model, optimizer, max_norm, batch):
 
 @torch.no_grad()
 def evaluation_step(model, batch):
-    """The sum of log p(x) over grey images [batch, c_in] in nats, a scalar."""
+    """The sum of log p(x) over grey images [batch, n_pixels] in nats, a scalar."""
     return model(batch).sum()
 
 
 def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0, scheduler=None):
-    """Bits per dimension of batches of images [batch, c_in], averaged over all images.
+    """Bits per dimension of batches of images [batch, n_pixels], averaged over all images.
 
     A model in training mode is trained; after every step an `average` of its weights is updated
     and a `scheduler` sets the next learning rate. Otherwise `optimizer` may be None.
@@ -306,7 +313,7 @@ def epoch_iter(model, data, optimizer=None, average=None, max_norm=5.0, schedule
 
 
 def run_epoch(model, data, optimizer, average=None, max_norm=5.0, scheduler=None):
-    """The assignment's function: train on data[0], then validate on data[1], as `main` does."""
+    """The assignment's function: train on data[0], then validate on data[1]."""
     train, val = data
     train_bpd = epoch_iter(model.train(), train, optimizer, average, max_norm, scheduler)
     validated = model if average is None else average.model
@@ -357,7 +364,7 @@ CURVES = Curves(
 
 
 def draw(model, seed, temperature=1.0, n=25):
-    """n samples in [0, 1], [n, c_in]; the same draws for the same seed."""
+    """n samples in [0, 1], [n, n_pixels]; the same draws for the same seed."""
     with separate_random_numbers(seed):
         return model.sample(n, temperature) / 255
 
@@ -379,12 +386,12 @@ def main(config):
     with Run(config, CURVES.of_averaged_weights(config.ema_decay)) as run:
         train, val, test = mnist(config.data, config.batch_size, run.device, MAX_SHIFT)
         model = build(config).to(run.device)
-        groups = parameter_groups(model, config.lr, config.first_lr)
+        groups = parameter_groups(model, config.lr, config.first_lr_factor)
         optimizer = adam(groups, config.lr, config.weight_decay)
         n_steps = len(train) * config.epochs
         scheduler = learning_rates(optimizer, n_steps, config.warmup, config.schedule)
         average = WeightAverage(model, config.ema_decay)
-        run.restore(model=model, average=average, optimizer=optimizer, scheduler=scheduler)
+        run.start_or_resume(model=model, average=average, optimizer=optimizer, scheduler=scheduler)
         if run.count == 0:
             save_pictures(run, average.model, 0)
 

@@ -11,8 +11,8 @@ this is, and which course report (2019) `--protocol report` repeats.
 
     python a3_vae_template.py --zdim 20
 
-It takes 5 to 6 minutes on two CPU cores. Expected, mean of five seeds, evaluated with a moving
-average of the weights (`--ema_decay`), -log p(x) by 100 importance samples per image:
+It takes 5 to 6 minutes on two CPU cores. Expected results are means of five seeds, of a moving
+average of the weights (`--ema_decay`). -log p(x) is estimated with 100 importance samples an image:
 
     epoch 40     validation negative ELBO      98.95 nats
     epoch 100    validation negative ELBO      98.11 nats
@@ -139,10 +139,7 @@ class VAE(nn.Module):
 
     def terms(self, input):
         """Nats of binary images [batch, n_pixels] by TERMS, [batch] each; one z per image."""
-        return self.terms_given(*self.encoder(input), input)
-
-    def terms_given(self, mean, log_std, input):
-        """`terms`, given mean and log standard deviation of q(z|x)."""
+        mean, log_std = self.encoder(input)
         eps = torch.randn_like(mean)  # new for every image and dimension
         z = mean + log_std.exp() * eps
         recon = neg_log_likelihood(self.decoder.logits(z), input)
@@ -151,7 +148,7 @@ class VAE(nn.Module):
 
     def loss(self, terms):
         """What training minimises, given the `terms`: the negative ELBO, [batch]."""
-        return terms["recon"] + terms["kl"]
+        return terms["neg_elbo"]
 
     def forward(self, input):
         """Average negative ELBO of binary images [batch, n_pixels], in nats: a scalar."""
@@ -184,7 +181,11 @@ def neg_log_likelihood(logits, input):
 
 
 def kl_divergence(mean, log_std):
-    """KL(N(mu, sigma^2) || N(0, I)) in nats, [batch] (Kingma & Welling 2014, Appendix B)."""
+    """KL(N(mu, diag(sigma^2)) || N(0, I)) in nats, [batch].
+
+    It is 1/2 sum(sigma^2 + mu^2 - log sigma^2 - 1) (Kingma & Welling 2014, Appendix B). Our encoder
+    returns log sigma; the paper's returns log sigma^2.
+    """
     return 0.5 * (torch.exp(2 * log_std) + mean.square() - 2 * log_std - 1).sum(dim=1)
 
 
@@ -224,7 +225,7 @@ def epoch_iter(model, data, optimizer=None, average=None):
 
 
 def run_epoch(model, data, optimizer, average=None):
-    """The assignment's function: train on data[0], then validate on data[1], as `main` does."""
+    """The assignment's function: train on data[0], then validate on data[1]."""
     train, val = data
     train_nats = epoch_iter(model.train(), train, optimizer, average)
     validated = model if average is None else average.model
@@ -242,9 +243,10 @@ class ReportVAE(VAE):
 
     TERMS = (*VAE.TERMS, "report")
 
-    def terms_given(self, mean, log_std, input):
-        """Nats by TERMS, [batch] each, given mean and log standard deviation of q(z|x)."""
-        terms = super().terms_given(mean, log_std, input)
+    def terms(self, input):
+        """Nats of binary images [batch, n_pixels] by TERMS, [batch] each."""
+        terms = super().terms(input)
+        mean, log_std = self.encoder(input)
         wrong_kl = 0.5 * (torch.exp(log_std) + mean.square() - log_std - 1).sum(dim=1)
         return terms | {"report": terms["recon"] + wrong_kl}
 
@@ -334,7 +336,7 @@ def main(config):
         model = kind(config.hidden_dim, config.zdim, config.n_pixels).to(run.device)
         optimizer = adam(model, config.lr, config.weight_decay)
         average = WeightAverage(model, config.ema_decay)
-        run.restore(model=model, average=average, optimizer=optimizer)
+        run.start_or_resume(model=model, average=average, optimizer=optimizer)
         if run.count == 0:
             save_pictures(run, average.model, 0)
 

@@ -42,7 +42,7 @@ def parse(words: list[str] | None = None) -> Command:
 
 
 def vae_images(folder: Path) -> torch.Tensor:
-    """Bernoulli means on lines between the posterior means of test images: [54, n_pixels]."""
+    """Bernoulli means on lines between the posterior means of test images: [6 * 9, n_pixels]."""
     model, config = vae.load_model(folder), vae.Config.of(folder)
     _, _, test = bmnist(config.data, 2 * N_LINES, binarize=config.binarize)
     z, _ = model.encoder(next(iter(test)))
@@ -50,22 +50,23 @@ def vae_images(folder: Path) -> torch.Tensor:
 
 
 def gan_images(folder: Path) -> torch.Tensor:
-    """Images on lines between random latents: [54, n_pixels] in [0, 1]."""
+    """Images on lines between random latents: [6 * 9, n_pixels] in [0, 1]."""
     generator = gan.load_model(folder)
     z = gan.sample_latents(2 * N_LINES, generator.latent_dim)
     return gan.generate(generator, lines_between(z))
 
 
 def flow_images(folder: Path) -> torch.Tensor:
-    """Images on lines between the latents of test images: [54, n_pixels] in [0, 1]."""
+    """Images on lines between the latents of test images: [6 * 9, n_pixels] in [0, 1]."""
     model, config = nf.load_model(folder), nf.Config.of(folder)
     _, _, test = mnist(config.data, 2 * N_LINES)
-    ldj = torch.zeros(2 * N_LINES)
-    z, _ = model.flow(*model.logit_normalize(model.dequantize(next(iter(test))), ldj))
+    x = model.dequantize(next(iter(test)))
+    logits, ldj = model.logit_normalize(x, torch.zeros(len(x)))
+    z, _ = model.flow(logits, ldj)
     z = lines_between(z)
     logits, ldj = model.flow(z, torch.zeros(len(z)), reverse=True)
     images, _ = model.logit_normalize(logits, ldj, reverse=True)
-    return images / 256
+    return images.floor().clamp(0, 255) / 255  # as `Model.sample` makes integers of them
 
 
 def lines_between(z: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ DEPARTURES = (
         "-log 4.",
         "With both labels smoothed the equilibrium is D = {both[0]:.2f}, generator {both[1]:.2f}, "
         "discriminator {both[2]:.2f} nats; with one, D = {one[0]:.2f}, {one[1]:.2f} and "
-        "{one[2]:.2f} (derived in `a3_gan_template.py`).",
+        "{one[2]:.2f} (see `a3_gan_template.py`).",
     ),
     (
         "**Label smoothing.** The report's text smooths the real label only, its computation both.",

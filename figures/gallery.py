@@ -78,9 +78,7 @@ def _describe(runs: Runs) -> str:
     details = f"{runs[0].length}, {', '.join(dict.fromkeys(map(markdown_cell, hardware)))}"
     if len(runs) == 1:
         return f"run {names}, seed {seeds}, {details}"
-    return (
-        f"runs {names}, seeds {seeds}: mean, and a band from the smallest to the largest, {details}"
-    )
+    return f"runs {names}, seeds {seeds}: mean and min-max band, {details}"
 
 
 def draw_strip(groups: Groups, folder: Path) -> None:
@@ -102,7 +100,10 @@ def write_page(
     command = f"python -m figures draw{' --quick' * quick}"
     blocks = [  # of lines; a blank line stands between two blocks
         ["# Gallery" + ": a quick run, a small fraction of the full length" * quick],
-        [f"The figures of the report, drawn by `{command}`, which also wrote this page."],
+        [
+            f"The figures of the report, drawn by `{command}`, which also wrote this page. Their "
+            "numbers are the report's; its Figure 1 is a borrowed diagram."
+        ],
     ]
     if missing:
         blocks += [["Not here yet:"], [f"- {markdown_cell(message)}" for message in missing]]
@@ -116,7 +117,11 @@ def write_page(
     if compared := comparison(groups):
         blocks += [["## The three models' samples"], compared]
     if not quick:
-        blocks += [["## Why the textbook's recipe is not enough"], [recipes.WHY], [recipes.WHAT]]
+        blocks += [
+            ["## Why a constant learning rate kills the flow"],
+            [recipes.WHY],
+            [recipes.WHAT],
+        ]
         blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]
         blocks += [recipes.recipe_table()]
     if swept := sweeps.dimensions(found):
@@ -125,7 +130,7 @@ def write_page(
         title = "VAEs that differ in their latent dimensions alone"
         blocks += [["## How many latent dimensions?"], markdown(*sweeps.dimensions_table(swept))]
         blocks += [[f"![{title}](report/sweep_zdim.png)"]]
-        blocks += [[f"{title}: means over seeds, and their range ({_names(swept)})."]]
+        blocks += [[f"{title}: mean and min-max band over seeds ({_names(swept)})."]]
     if drawn:
         blocks.append(["## Figures"])
     for figure, name, caption in drawn:

@@ -2,14 +2,16 @@
 
 `measured/recipes.jsonl` holds an object per trial: `model` and `recipe`; `epochs`, a list; `val`,
 the validation metric at these; `dead`, the share of dead units at these, a pair of the worst first
-and the worst second hidden layer, or before the last epoch only the worst of all; and perhaps
-`frechet` of the samples at the end.
+and the worst second hidden layer, or before the last epoch only the worst of all; perhaps
+`frechet` of the samples at the end, and the `label` of its curves in the figure.
 """
 
+import itertools
 import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from harness import plots
 
@@ -34,28 +36,41 @@ def read_trials() -> list[dict]:
 
 @plots.default_style
 def draw_recipes(folder: Path) -> None:
-    """Draw the flow's trials into `folder`: bits per dimension, and the share of dead units."""
+    """Draw the flow's trials into `folder`: bits per dimension, and the share of dead units.
+
+    Those with a `label` have a colour and an entry in the legend; the others are grey.
+    """
     trials = [trial for trial in read_trials() if trial["model"] == "flow"]
     figure = Figure(figsize=(2.6 * plots.COLUMN_INCHES, plots.COLUMN_INCHES), layout="constrained")
     bits, dead = figure.subplots(1, 2)
     bits.set(xlabel="epoch", xscale="log", ylabel="validation (bits per dimension)")
-    dead.set(xlabel="epoch", xscale="log", ylabel="dead units in the worst layer", ylim=(0, 1))
+    dead.set(
+        xlabel="epoch", xscale="log", ylabel="dead units in the worst layer", ylim=(-0.02, 1.03)
+    )
     for axes in (bits, dead):
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], minor=False)
         axes.xaxis.set_major_formatter("{x:g}")
-    styles = ("-", "--", ":")
-    for n, trial in enumerate(trials):
-        colour = plots.COLOURS[n % len(plots.COLOURS)]
-        style = {"color": colour, "linestyle": styles[n // len(plots.COLOURS)], "linewidth": 1.2}
-        bits.plot(trial["epochs"], trial["val"], label=trial["recipe"], **style)
+        axes.xaxis.set_minor_locator(NullLocator())
+    looks = itertools.cycle(plots.STYLES)
+    for trial in sorted(trials, key=lambda trial: "label" in trial):  # grey ones below
+        if "label" in trial:
+            colour, line = next(looks)
+            style = {"color": colour, "linestyle": line, "linewidth": 1.6}
+        else:
+            style = {"color": "0.75", "linewidth": 0.8}
+        label = trial.get("label", "other trials")
+        bits.plot(trial["epochs"], trial["val"], label=label, **style)
         dead.plot(trial["epochs"], [max(pair) for pair in trial["dead"]], **style)
-    figure.legend(loc="outside lower center", fontsize=7, ncols=2)
+    entries = dict(zip(*reversed(bits.get_legend_handles_labels())))  # one entry per label
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize=8, ncols=2)
     plots.save_figure(figure, folder / PICTURE, flush=True)
 
 
 def recipe_table() -> list[str]:
     """The trials as lines of a Markdown table."""
     lines = [
-        "| model | recipe | epochs | validation | dead: first, second layers | Fréchet distance |",
+        "| model | recipe | epochs | validation | dead: worst first, worst second layer "
+        "| Fréchet distance |",
         "|---|---|---|---|---|---|",
     ]
     for trial in read_trials():

@@ -14,7 +14,7 @@ from harness.errors import UserError
 SIDE = 5  # digits in a row of each panel
 WIDTH, GAP, TITLE = 1600, 10, 56  # pixels: of the picture, between panels, above them
 # Kind of run -> the panel's title, and the name of its array beside the run's sample grids.
-PANELS = {"vae": ("VAE", "means"), "gan": ("GAN", "samples"), "nf": ("flow", "samples")}
+PANELS = {"vae": ("VAE (means)", "means"), "gan": ("GAN", "samples"), "nf": ("flow", "samples")}
 
 
 def panels_of(groups: Groups) -> dict[str, np.ndarray] | None:

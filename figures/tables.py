@@ -16,7 +16,15 @@ from figures.runs import (
     seed_groups,
 )
 from harness.escape import markdown_cell
-from harness.references import NOT_COMPARABLE, PASS, SHORT, Graded, load, mean_rows
+from harness.references import (
+    LAST_TENTH,
+    NOT_COMPARABLE,
+    PASS,
+    SHORT,
+    Graded,
+    load,
+    mean_rows,
+)
 
 # Further rows of the graded table: part of `result.json`, key, quantity.
 TEST_VALUES = (
@@ -27,10 +35,10 @@ TEST_VALUES = (
     ("likelihood", "standard_error_nats", "standard error of test -log p(x) (nats)"),
     ("likelihood", "bpd", "test, importance-weighted: an upper bound (bits/dim)"),
     ("likelihood", "standard_error", "standard error of test, importance-weighted (bits/dim)"),
-    ("likelihood", "encoder_gap_nats", "test negative ELBO less -log p(x) (nats)"),
-    ("likelihood", "gap_nats", "one-draw bound of the importance proposal less -log p(x) (nats)"),
+    ("likelihood", "encoder_gap_nats", "gap: test negative ELBO − (−log p(x)) (nats)"),
+    ("likelihood", "gap_nats", "gap of the importance proposal, one draw − many (nats)"),
     ("likelihood", "effective_sample_size", "effective number of importance samples, median"),
-    ("likelihood", "gap", "test, one draw less importance-weighted (bits/dim)"),
+    ("likelihood", "gap", "gap: test, one draw − importance-weighted (bits/dim)"),
     ("latent", "active_units", "active latent units"),
 )
 # Those that say how something was measured or used: left out where space is short.
@@ -132,6 +140,8 @@ def graded_lines(groups: Groups, details: bool = True) -> list[Line]:
             if name not in KINDS and graded.verdict.startswith(NOT_COMPARABLE):
                 continue
             at, value = f"{runs[0].counter} {graded.at:,}", mean_text(graded.values, 3)
+            if graded.row.at == LAST_TENTH:
+                at = LAST_TENTH
             lines.append(Line(title, quantity, at, value, graded.row.bound, verdict(graded)))
             shown.add(quantity)
         for part, key, quantity in TEST_VALUES:

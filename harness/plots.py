@@ -207,7 +207,7 @@ def draw_curves(
             view.axhline(y, color=colour, linestyle=LEVEL, linewidth=0.9, label=label)
         view.grid(alpha=0.25, linewidth=0.5)
     if len(views) > 1:
-        _make_room(axes, drawn, last_x)
+        _make_room(axes, drawn, [y for y, _, _ in lines], last_x)
     axes.set(xlabel=curves.counter, ylabel=curves.y_label)
     _mark_the_end(axes, last_x)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry per label
@@ -308,9 +308,10 @@ def _magnified(axes: Axes, drawn: list, references: list, last_x: float) -> Axes
     return magnified
 
 
-def _make_room(axes: Axes, drawn: list, last_x: float) -> None:
-    """Raise the upper end of the y axis until the inset and its labels hide no curve."""
+def _make_room(axes: Axes, drawn: list, levels: list, last_x: float) -> None:
+    """Raise the upper end of the y axis until the inset and its labels hide no line."""
     late = max(y[:, x >= INSET_LEFT * last_x].max() for _, _, x, y in drawn if x[-1] == last_x)
+    late = max([late, *levels])
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, max(top, bottom + (late - bottom) / (INSET_BOTTOM - 0.09)))
 

@@ -18,7 +18,7 @@ from harness.records import count_of, counter_of
 FILE = Path(__file__).parents[1] / "references.toml"
 PASS, SHORT, IMPLAUSIBLE = "pass", "falls short", "not plausible"
 NOT_REACHED, NOT_COMPARABLE = "not reached", "not comparable"
-TAIL = 0.1  # what "last tenth" averages over
+LAST_TENTH, TAIL = "last tenth", 0.1  # the `at` of a mean over this share of a run
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _value_of(key: str, at: int | str, history: Sequence[dict], results: Mapping
     part, _, name = key.rpartition(".")
     if part:
         return results.get(part, {}).get(name)
-    if at == "last tenth":
+    if at == LAST_TENTH:
         return tail_mean(history, key)
     count = count_of(history) if at == "end" else at
     return next((line.get(key) for line in history if line[counter_of(line)] == count), None)
@@ -210,7 +210,7 @@ def levels(script: str, settings: Mapping, key: str) -> list[tuple[float, str]]:
     return [
         (row.value, f"{row.label} {row.value:g}")
         for row in rows(script, settings)
-        if row.key == key and row.at == "last tenth" and row.label
+        if row.key == key and row.at == LAST_TENTH and row.label
     ]
 
 

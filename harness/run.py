@@ -48,7 +48,7 @@ class Run:
 
         with Run(config, CURVES) as run:
             ...                                      # data, model, optimiser, on run.device
-            run.restore(model=model, optimizer=optimizer)
+            run.start_or_resume(model=model, optimizer=optimizer)
             for epoch in run.remaining(config.epochs):
                 ...
                 run.log(epoch=epoch, ...)
@@ -64,7 +64,7 @@ class Run:
 
     Attributes:
         device: where the run trains.
-        folder: Path of the run folder, once `restore` has been called.
+        folder: Path of the run folder, once `start_or_resume` has been called.
         history: the lines of `metrics.jsonl`, a list of dicts.
 
     Raises:
@@ -96,8 +96,8 @@ class Run:
         """Epochs or batches done, by the last line of metrics."""
         return records.count_of(self.history)
 
-    def restore(self, **parts) -> None:
-        """Make the folder of a new run, or load the state of an earlier one into the parts.
+    def start_or_resume(self, **parts) -> None:
+        """Create the folder of a new run, or load an earlier run's state into the parts.
 
         A new run gets the folder `--out`, or, if that is taken, `-2`, `-3`, ... is appended.
 

@@ -1,7 +1,7 @@
 """Sample-quality metrics: Fréchet distance, precision and recall, classes, Parzen windows.
 
-Each metric comes with its "floor": the value that real images get, 10,000 validation images (5,000
-as Parzen windows). So compare at 10,000 samples. Parzen windows can rank generated images above
+Each metric comes with its "floor", the value for real images: 10,000 validation images (5,000 as
+Parzen windows). So compare at 10,000 samples. Parzen windows can rank generated images above
 real ones (Theis, van den Oord & Bethge, ICLR 2016, Section 4), as they do a GAN's here: they are
 for comparisons with Goodfellow's table alone. Images are rows of 784 pixels in [0, 1]. Features and
 classes are those of `harness.classifier`, which knows MNIST only; images of another data set get

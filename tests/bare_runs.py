@@ -51,7 +51,7 @@ def make_run(folder=None, parts=None, curves=CURVES, **settings):
     run = Run(config_for(folder, **settings), curves)
     with_folder = False
     try:
-        run.restore(**parts or {})
+        run.start_or_resume(**parts or {})
         with_folder = True
     finally:
         if not with_folder:

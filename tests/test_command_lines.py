@@ -338,7 +338,7 @@ PRESETS = {
     VAE: {"weight_decay": 0.0, "ema_decay": 0.0},
     NF: {
         "lr": 1e-3,
-        "first_lr": 1.0,
+        "first_lr_factor": 1.0,
         "warmup": 0,
         "schedule": "constant",
         "weight_decay": 0.0,

@@ -29,9 +29,13 @@ def groups(tmp_path):
 
 def test_a_strip_has_the_three_models_and_real_digits(tmp_path, groups):
     panels = strip.panels_of(groups)
-    assert list(panels) == ["VAE", "GAN", "flow", "real digits"]
+    assert list(panels) == ["VAE (means)", "GAN", "flow", "real digits"]
     _, val, test = mnist()
-    for title, images in (("VAE", val.images), ("flow", val.images), ("real digits", test.images)):
+    for title, images in (
+        ("VAE (means)", val.images),
+        ("flow", val.images),
+        ("real digits", test.images),
+    ):
         expected = images[:25].float() / 255
         torch.testing.assert_close(torch.tensor(panels[title]).float(), expected)
     strip.save_strip(tmp_path / "strip.png", panels)

@@ -69,7 +69,7 @@ CHANGES = {
             "    lr: float = 1e-3  # learning rate of Adam": """\
     lr: float = 1e-3  # learning rate of Adam
     beta: float = 1.0  # weight of the KL in what training minimises""",
-            '        return terms["recon"] + terms["kl"]': """\
+            '        return terms["neg_elbo"]': """\
         return terms["recon"] + self.beta * terms["kl"]""",
             "        optimizer = adam(model, config.lr, config.weight_decay)": """\
         model.beta = config.beta
@@ -91,11 +91,11 @@ CHANGES = {
     "a schedule": Change(
         VAE,
         {
-            "        run.restore(model=model, average=average, optimizer=optimizer)": f"""\
-        scheduler = {COSINE}(optimizer, config.epochs)
-        run.restore(model=model, average=average, optimizer=optimizer, scheduler=scheduler)""",
+            "        run.start_or_resume(model=model, average=average, optimizer=optimizer)": f"""\
+        decay = {COSINE}(optimizer, config.epochs)
+        run.start_or_resume(model=model, average=average, optimizer=optimizer, decay=decay)""",
             "            run.checkpoint()": """\
-            scheduler.step()
+            decay.step()
             run.checkpoint()""",
         },
         at_most=3,

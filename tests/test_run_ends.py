@@ -149,7 +149,7 @@ def noisy_training(run, until=None):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
     with run:
-        run.restore(model=model, optimizer=optimizer, schedule=schedule)
+        run.start_or_resume(model=model, optimizer=optimizer, schedule=schedule)
         for epoch in run.remaining(6):
             if epoch == until:
                 raise KeyboardInterrupt
