@@ -169,8 +169,8 @@ def draw_curves(
 ) -> None:
     """Write the curves of one or several runs as a PNG, and as a PDF beside it.
 
-    Of several runs the mean is drawn, with a band (or bars) from the smallest to the largest. Fewer
-    than 10 points are marked. Long curves are shown again inside, magnified, without their first
+    Of several runs the mean is drawn, with a band (or bars) from minimum to maximum. Fewer than 10
+    points are marked. Long curves are shown again inside, magnified, without their first
     tenth. Without a value of any column nothing is written.
 
     Args:
@@ -286,7 +286,7 @@ def _draw_curve(view: Axes, label, look, x, y, last_x, clipped) -> None:
 def draw_seeds(
     view: Axes, x: Sequence[float], y: Sequence[Sequence[float]], label: str, look: tuple
 ) -> None:
-    """Draw a line of means, with a band from the smallest to the largest of the `y` at each x."""
+    """Draw a line of means, with a band from minimum to maximum of the `y` at each x."""
     colour, line = look
     mean = [float(np.mean(values)) for values in y]
     view.plot(x, mean, color=colour, linestyle=line, marker="o", markersize=4, label=label)
