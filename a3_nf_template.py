@@ -66,7 +66,7 @@ class Config(RunConfig):
         "ema_decay": 0.0,
     }
 
-    n_flows: int = 4  # pairs of couplings: 8 by default
+    n_flows: int = 4  # pairs of couplings
     n_hidden: int = 1024  # units of each hidden layer of a coupling
 
     epochs: int = 100  # passes over the training images
@@ -75,7 +75,7 @@ class Config(RunConfig):
     # factor on lr for the hidden layers of the first coupling: their inputs, logits near -6, are
     # large
     first_lr_factor: float = 0.05
-    warmup: int = 1000  # steps of linear warm-up
+    warmup: int = 1000  # steps of linear warm-up, at most a tenth of all steps
     # cosine: the learning rate falls to zero over all epochs, so epochs cannot grow later
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 1.0  # of AdamW: a step takes lr * weight_decay of each weight
@@ -226,7 +226,8 @@ class Model(nn.Module):
 
     def hidden_layers(self):
         """The layers before the ReLUs, coupling by coupling."""
-        return [layer for coupling in self.flow.layers for layer in coupling.nn[0:-1:2]]
+        layers = [layer for coupling in self.flow.layers for layer in coupling.nn.children()]
+        return [one for one, next_one in zip(layers, layers[1:]) if isinstance(next_one, nn.ReLU)]
 
     @torch.no_grad()
     def sample(self, n_samples, temperature=1.0):
@@ -246,7 +247,7 @@ def build(config):
 
 
 # --- Objective
-def bits_per_dimension(log_px_nats, n_dimensions=784):
+def bits_per_dimension(log_px_nats, n_dimensions):
     """-log p(x) / (D log 2), elementwise."""
     return -log_px_nats / (n_dimensions * math.log(2))
 
@@ -262,9 +263,11 @@ def parameter_groups(model, lr, first_lr_factor=1.0):
 def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
     """A scheduler: linear warm-up, times half a cosine over all `n_steps` steps.
 
-    The cosine reaches zero after the last step (Loshchilov & Hutter, "SGDR", ICLR 2017, without
-    restarts). With the schedule "constant" it is the warm-up alone.
+    The warm-up takes at most a tenth of the steps. The cosine reaches zero after the last one
+    (Loshchilov & Hutter, "SGDR", ICLR 2017, without restarts). With the schedule "constant" there
+    is the warm-up alone.
     """
+    warmup = min(warmup, n_steps // 10)
 
     def factor(step):
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -344,7 +347,7 @@ def test_results(config, model, test):
         images = next(iter(test))
         results["inverse_error"] = likelihood.inverse_error(layers, model.dequantize(images))
         if n := config.importance_samples:
-            results["likelihood"] = likelihood.of_flow(model, test, n, images.shape[1])
+            results["likelihood"] = likelihood.of_flow(model, test, n, model.flow.z_shape[0])
     if n := config.quality_samples:
         samples = draw(model, config.run.seed, n=n)
         results["quality"] = sample_quality.measure(samples, config.data)

@@ -33,7 +33,8 @@ def read_own(path: Path, val_fraction: float | None = None) -> Splits:
         val_fraction: of all images for validation; or None.
 
     Raises:
-        DataError: there is nothing to read, a file is damaged, sizes differ, or images are too few.
+        DataError: there is nothing to read, a file is damaged, sizes differ, images are too few, or
+            a folder has its own split, in `train` and `test`.
     """
     if path.is_dir():
         idx = {key: find_idx(path, IDX_FILES[key]) for key in ("x_train", "x_test")}
@@ -61,6 +62,11 @@ def fingerprint(splits: Splits) -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        raise DataError(
+            f"{folder} has folders train and test, whose images would be mixed: save them as "
+            "arrays x_train and x_test of an .npz file"
+        )
     return sorted(
         path
         for path in folder.rglob("*")
@@ -94,8 +100,8 @@ def _read(path: Path, state: tuple, val_fraction: float | None) -> Splits:
     total, (height, width) = train + val + test, splits[0].shape[1:]
     which = " (height x width)" * (height != width)
     print(
-        f"{total:,} images of {height} x {width}{which}: {train:,} train, {val:,} validate (and "
-        f"train a GAN), {test:,} test{note}",
+        f"{total:,} images of {height} x {width}{which}: {train:,} for training, {val:,} for "
+        f"validation (a GAN trains on these, too), {test:,} for testing{note}",
         file=sys.stderr,
     )
     return splits

@@ -128,7 +128,7 @@ class Trains(Stored):
         if self.seeds < 1 or self.jobs is not None and self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
         if self.jobs is not None and self.slurm is not None:
-            raise ValueError("--jobs is of this machine; --slurm has array_parallelism=N")
+            raise ValueError("--jobs is for this machine; with --slurm use array_parallelism=N")
         for word in self.slurm or ():
             cluster.parameter(word)
 
@@ -378,7 +378,10 @@ def _without_runs(command: Draw, groups: dict[str, Runs]) -> list[str]:
         if not groups[name]:
             figures = ", ".join(figure.name for figure in FIGURES if figure.kind == name)
             make = _words("train", command, "--kinds", name)
-            messages.append(f"{figures}: no finished run; make one with: {make}")
+            messages.append(
+                f"{figures}: no finished run of the default settings; draw one of yours with "
+                f"--{name} RUN, or make one with: {make}"
+            )
     return messages
 
 

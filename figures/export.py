@@ -22,7 +22,9 @@ def check_file(path: Path) -> None:
     """Raise ValueError unless the file has one of the formats and can be written."""
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} must end in {', '.join(FORMATS)}")
-    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    writable = os.access(path.parent, os.W_OK)
     if path.is_dir() or not writable:
         raise ValueError(f"{path} cannot be written")
     if not may_replace(path, STARTS[path.suffix]):

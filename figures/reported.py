@@ -20,7 +20,9 @@ EXPECTED = {
 
 
 def read_reported(path: Path) -> StoredRun:
-    """A run of default settings with the numbers in a file, in any order of keys and columns.
+    """A run on MNIST with default settings that has the numbers in a file.
+
+    Keys and columns may have any order.
 
     Empty cells of a CSV are left out, and so are columns of text.
 
@@ -63,6 +65,9 @@ def _of_json_lines(text):
 
 
 def _of_csv(text):
+    heading = text.partition("\n")[0]
+    if ";" in heading and "," not in heading:
+        raise ValueError("columns must be separated by commas")
     for row in csv.DictReader(io.StringIO(text)):
         line = {}
         for key, cell in row.items():
@@ -72,6 +77,8 @@ def _of_csv(text):
                 continue  # an empty cell, or a text
         for counter in COUNTERS:
             if counter in line:
+                if line[counter] % 1:
+                    raise ValueError(f"{counter} {line[counter]} is no whole number")
                 line[counter] = int(line[counter])
         yield line
 

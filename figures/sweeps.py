@@ -24,6 +24,7 @@ LABELS = {  # of numbers in plots; others are labelled with their names
     "test.neg_elbo_nats": "test negative ELBO (nats)",
     "val_neg_elbo_nats": "validation negative ELBO (nats)",
     "val_bpd": "validation (bits/dim)",
+    "val_bpd_shifted": "validation, shifted images (bits/dim)",
     "test.bpd": "test (bits/dim)",
     "likelihood.bpd": "test, importance-weighted (bits/dim)",
     "zdim": "latent dimensions",
@@ -50,8 +51,8 @@ def split_words(kind_name: str, words: Sequence[str]) -> tuple[list[str], list[l
         if not word.startswith("--"):
             target.append(word)
         elif name in SET_BY:
-            hint = f": it has {SET_BY[name]}" if SET_BY[name] else ""
-            raise UsageError(f"--{name} is no option of a sweep{hint}")
+            instead = f": use {SET_BY[name]}" if SET_BY[name] else ""
+            raise UsageError(f"--{name} is no option of a sweep{instead}")
         elif name in of_script:
             option, _, value = word.partition("=")
             theirs.append([option, value] if value else [option])
@@ -72,6 +73,9 @@ def grid(kind_name: str, options: Sequence[Sequence[str]]) -> tuple[tuple[str, .
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given twice: name all of its values at once")
+    for name, *values in options:
+        if joined := next((value for value in values if "," in value), None):
+            raise UsageError(f"{name} {joined}: separate values with spaces")
     choices = [
         [f"{name}={value}" for value in dict.fromkeys(values)] or [name]
         for name, *values in options
@@ -117,10 +121,16 @@ def lines(found: Runs, x: str, y: str) -> tuple[dict[str, Points], LeftOut]:
                 left_out.append(("a newer run differs in nothing", at[run.seed].folder))
             at[run.seed] = run
     if not by_rest:
-        known = sorted({name for run in found if run.finished for name in _numbers_of(run)})
+        finished = [run for run in found if run.finished]
+        settings = sorted({name for run in finished for name in run.settings})
+        numbers = sorted({name for run in finished for name in _numbers_of(run)})
+        if finished and x not in settings:
+            raise UserError(
+                f"no finished run has the setting {x}; settings are {', '.join(settings)}"
+            )
         raise UserError(
             f"no finished run has the setting {x} and the number {y}"
-            + (f"; numbers are {', '.join(known)}" if known else "")
+            + (f"; numbers are {', '.join(numbers)}" if numbers else "")
         )
     longest = max(map(len, by_rest.values()))
     kept = {rest: by_x for rest, by_x in by_rest.items() if longest == 1 or len(by_x) > 1}

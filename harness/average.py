@@ -11,8 +11,8 @@ class WeightAverage:
 
     A running form of iterate averaging (Polyak & Juditsky, SIAM J. Control 1992). The decay at
     step t is min(decay, (1 + t) / (10 + t)), so that the first, useless weights fade quickly.
-    Buffers are not averaged. `model` is the averaged model; before the first update it is the model
-    in training.
+    Buffers, such as the statistics of batch normalisation, are copied, not averaged. `model` is the
+    averaged model; before the first update it is the model in training.
 
     Args:
         model: the model in training.
@@ -39,6 +39,8 @@ class WeightAverage:
             decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps)) ** self.every
             average = get_ema_multi_avg_fn(decay)
             average(list(self._average.parameters()), list(self._training_model.parameters()), None)
+            for mine, newest in zip(self._average.buffers(), self._training_model.buffers()):
+                mine.copy_(newest)
 
     def state_dict(self) -> dict:
         """The averaged weights and the number of steps."""

@@ -48,7 +48,8 @@ def read_config(folder: Path | str, program: str | None = None) -> dict:
         ) from error
     trained_by = config.get("program", maker)
     if program is not None and trained_by != program:
-        raise UserError(f"{folder} is a run of {trained_by!r}, not of {program}")
+        hint = "" if trained_by == maker else f": only {trained_by} itself loads it"
+        raise UserError(f"{folder} is a run of {trained_by!r}, not of {program}{hint}")
     return config
 
 

@@ -110,8 +110,8 @@ def _classified(images: torch.Tensor, test: torch.Tensor, pixels: str) -> dict[s
 @functools.cache  # once, although the VAE has two kinds of samples
 def _say_what_is_left_out(title: str) -> None:
     print(
-        "\nleft out: Fréchet distance, precision, recall and classes of samples, "
-        f"for their classifier knows MNIST, not {title}"
+        f"\nleft out for {title}: Fréchet distance, precision, recall and classes of samples; the "
+        "classifier they need was trained on MNIST"
     )
 
 

@@ -40,7 +40,8 @@ class RunOptions:
     tensorboard: bool = False  # also write TensorBoard event files to the run folder
     # the run folder; never overwrites: appends -2, -3, ... (None: runs/, named after the settings)
     out: Path | None = None
-    # continue the interrupted run in this folder with its own settings; its epochs may grow
+    # continue the interrupted run in this folder with its own settings; its epochs may grow unless
+    # its learning rate is scheduled over them
     resume: Path | None = None
     evaluate: Path | None = None  # evaluate the finished run in this folder again
 
@@ -141,6 +142,8 @@ class RunConfig:
         """
         recorded = records.read_config(folder, cls.program())
         config = cls.of_dict(recorded["settings"], Path(folder) / "config.json")
+        if newer := sorted(config.flat().keys() - recorded["settings"].keys()):
+            print(f"{folder}: no {', '.join(newer)} recorded: read as the default", file=sys.stderr)
         config._image_shape = records.image_shape(recorded)
         return config
 
@@ -229,7 +232,7 @@ def _check_run(folder: Path, earlier: RunConfig, config: RunConfig) -> None:
             )
         if not earlier.may_grow:
             raise UsageError(
-                f"--{mode} {folder}: its learning rate falls to zero over --{name} {before}, so it "
+                f"--{mode} {folder}: its learning rate is scheduled over --{name} {before}, so it "
                 "cannot go on after that: start a new run"
             )
         grown = True

@@ -8,6 +8,9 @@ Weights & Biases reads what is written here. As the first lines of `main(config)
 
     import wandb
     wandb.init(project="digits", config=config.flat(), sync_tensorboard=True)
+
+Train with `--tensorboard`. A resumed run is a new run there, with all lines from the start: delete
+the earlier one.
 """
 
 import contextlib

@@ -20,7 +20,8 @@ def dead_share(model: nn.Module, layers: Iterable[nn.Module], data: Batches) -> 
 
     Args:
         model: what is called on the batch.
-        layers: of the model; they compute what the ReLUs are applied to, [batch, n_units].
+        layers: of the model; they compute what the ReLUs are applied to, [batch, n_units]. Of none
+            the share is 0.
         data: the split whose first images are used.
     """
     shares = []
@@ -35,4 +36,4 @@ def dead_share(model: nn.Module, layers: Iterable[nn.Module], data: Batches) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(shares).max().item()
+    return torch.stack(shares).max().item() if shares else 0.0

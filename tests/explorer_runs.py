@@ -22,6 +22,7 @@ def perturbed(model):
 def write_run(folder, script, settings, model, metrics, finished=True, started="2026"):
     """A run folder as the script leaves it, as far as the page reads it."""
     folder.mkdir(parents=True)
+    settings = script.Config().flat() | settings
     config = {"script": script.Config.SCRIPT, "settings": settings, "started": started}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")

@@ -155,7 +155,7 @@ def test_javascript_agrees_with_pytorch_on_likelihoods(browser, rounded, monkeyp
         assert np.mean([row[key] for row in nats]) == pytest.approx(expected, rel=0.01)
     noise = torch.rand(784)
     monkeypatch.setattr(rounded["flow"], "dequantize", lambda x: x + noise)
-    expected = nf.bits_per_dimension(rounded["flow"](grey))
+    expected = nf.bits_per_dimension(rounded["flow"](grey), 784)
     bpd = compute(
         browser,
         "n.map((k) => models.flow.fromDigit(digits.grey(k), Float32Array.from(noise)).bpd)",

@@ -213,10 +213,8 @@ def test_seeds_are_aggregated(tmp_path):
     assert "| | VAE, means, 3 seeds | VAE, draws, 3 seeds |" in text
     assert "| Fréchet distance (lower is better) | 0.50 ± 0.00 (0.50) |" in text
     assert "| VAE, 20 latent dimensions | active latent units | end | 20 ± 0 (3) |" in text
-    assert (
-        "(runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean, and a band from the smallest to the "
-        "largest, 100 epochs, an abacus)"
-    ) in text
+    runs = "runs `vae`, `seed1`, `seed2`, seeds 0, 1, 2: mean and min-max band, 100 epochs"
+    assert f"({runs}, an abacus)" in text
     samples = next(line for line in text.splitlines() if line.startswith("**Figure 6."))
     assert "run `vae`, seed 0, 100 epochs" in samples  # a picture is of one run
 
@@ -262,7 +260,7 @@ def test_a_chosen_run_is_drawn_instead_of_the_newest(tmp_path):
     base = fake_runs(tmp_path / "runs", "manifold")
     chosen = fake_run(tmp_path / "mine", "manifold", "--lr", "0.1", started="2020")
     text = draw(base, "--manifold", str(chosen))  # without a complaint about the other kinds
-    assert text.count("no finished run; make one") == 5
+    assert text.count("no finished run of the default settings") == 5
     assert "\nmine,a3_vae_template.py" in (tmp_path / "out/report/results.csv").read_text()
     assert "run `mine`" in text and "run `manifold`" not in text
     assert "| VAE: zdim 2, lr 0.1 |" in text and "| VAE, 2 latent dimensions |" not in text

@@ -207,8 +207,9 @@ def test_check_grades_reported_numbers(tmp_path, capsys, name, text, status, wor
 
 
 @pytest.mark.parametrize(
-    "name, text", [("m.csv", "elbo,epoch\n1,2\n"), ("m.jsonl", "[1]"), ("m.csv", ""), ("no", None),
-                   ("m.csv", "epoch,val_bpd_shifted\n2,1\n1,1\n")]
+    "name, text", [("m.csv", "elbo,epoch\n1,2\n"), ("m.csv", "epoch,val_bpd_shifted\n1.5,1\n"),
+                   ("m.csv", "epoch;val_bpd_shifted\n1;1\n"), ("m.jsonl", "[1]"), ("m.csv", ""),
+                   ("no", None), ("m.csv", "epoch,val_bpd_shifted\n2,1\n1,1\n")]
 )  # fmt: skip
 def test_other_numbers_than_ours_end_in_one_line(tmp_path, name, text):
     if text is not None:

@@ -38,7 +38,8 @@ def test_a_grid_has_all_combinations_and_options_of_figures_stay(tmp_path):
     [
         (["--zdim", "0", "3"], "--zdim must be at least 1"),
         (["--zdim", "2", "--zdim", "3"], "--zdim is given twice"),
-        (["--seed", "1"], "--seeds N"),
+        (["--zdim", "2,3"], "--zdim 2,3: separate values with spaces"),
+        (["--seed", "1"], "use --seeds N"),
         (["--nope", "1"], "--nope"),
     ],
 )
@@ -112,6 +113,18 @@ def test_the_plot_is_written(swept, capsys):
     assert out == f"{picture}\n" and err == f"left out, without a setting zdim: {swept / 'gan'}\n"
     assert imread(picture).ndim == 3 and picture.with_suffix(".pdf").exists()
     main(parse(["plot", "--runs", str(swept), "--x", "zdim", "--y", *keys]))  # again, over it
+
+
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        ("zdims", "val_bpd", "has the setting zdims; settings are batch_size,"),
+        ("zdim", "val_bpd", "the setting zdim and the number val_bpd; numbers are epoch,"),
+    ],
+)
+def test_a_misspelt_name_gets_a_list_of_its_kind(swept, x, y, words):
+    with pytest.raises(UserError, match=words):
+        sweeps.lines(find_runs(swept)[0], x, y)
 
 
 def test_runs_that_a_plot_leaves_out_are_named_with_the_reason(swept):

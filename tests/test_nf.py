@@ -219,7 +219,7 @@ def test_importance_weighted_estimate_is_the_probability_of_the_integers():
 
 def test_bits_per_dimension_of_a_uniform_model():
     log_px_nats = torch.tensor([-784 * math.log(256)])
-    assert script.bits_per_dimension(log_px_nats).item() == pytest.approx(8.0)
+    assert script.bits_per_dimension(log_px_nats, 784).item() == pytest.approx(8.0)
 
 
 def test_log_px_by_hand(images):
@@ -287,7 +287,9 @@ def test_averages_weigh_every_image_the_same(images):
     model = Model([784], n_flows=1, n_hidden=2).eval()
     model.dequantize = lambda z: z + 0.5
     bpd = script.epoch_iter(model, images.split(7), optimizer=None)  # batches of 7, 7 and 2
-    assert bpd == pytest.approx(script.bits_per_dimension(model(images)).mean().item(), rel=1e-6)
+    assert bpd == pytest.approx(
+        script.bits_per_dimension(model(images), 784).mean().item(), rel=1e-6
+    )
 
 
 def test_validation_changes_nothing(images):
@@ -359,6 +361,8 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert found[3:] == sorted(found[3:], reverse=True)
     optimizer = adam(torch.nn.Linear(1, 1), 0.5)
     assert rates(3, 0, "constant") == ([0.5, 0.5, 0.5], 0.5)
+    # Of 40 steps no more than four are warm-up.
+    assert rates(40, 1000, "constant")[0][:5] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5])
 
 
 def test_the_first_coupling_s_hidden_layers_have_a_rate_of_their_own():

@@ -34,7 +34,7 @@ def images(height, width, n=N):
 
 
 def write_pictures(folder, pictures):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for n, picture in enumerate(pictures):
         Image.fromarray(picture).save(folder / f"{n:03}.png")
     return folder
@@ -57,9 +57,18 @@ def test_a_folder_of_pictures_of_any_depth_is_read_whole(tmp_path, capsys):
     splits = grey(folder)
     assert [split.shape for split in splits] == [(40, 20), (10, 20), (10, 20)]
     assert np.array_equal(sorted_rows(np.concatenate(splits)), sorted_rows(x.reshape(N, -1)))
-    counts = "40 train, 10 validate (and train a GAN), 10 test; 20 in colour became grey"
-    assert capsys.readouterr().err == f"60 images of 5 x 4 (height x width): {counts}\n"
+    assert capsys.readouterr().err == (
+        "60 images of 5 x 4 (height x width): 40 for training, 10 for validation (a GAN trains on "
+        "these, too), 10 for testing; 20 in colour became grey\n"
+    )
     assert grey(folder)[0].tobytes() == splits[0].tobytes()  # the same order every time
+
+
+def test_a_folder_with_a_split_of_its_own_is_not_mixed(tmp_path):
+    for split in ("train", "test"):
+        write_pictures(tmp_path / "pictures" / split, images(5, 4))
+    with pytest.raises(DataError, match="has folders train and test"):
+        grey(tmp_path / "pictures")
 
 
 def test_arrays_keep_their_order_and_their_test_images(tmp_path):

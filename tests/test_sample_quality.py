@@ -215,8 +215,8 @@ def test_samples_of_another_set_are_compared_with_its_pixels_alone(other_set, ca
     }
     sample_quality.measure(samples, source)
     words = capsys.readouterr().out
-    assert words.count("left out: Fréchet distance, precision, recall and classes") == 1
-    assert "knows MNIST, not FashionMNIST" in words
+    assert words.count(": Fréchet distance, precision, recall and classes of samples") == 1
+    assert "left out for FashionMNIST" in words
 
 
 def test_the_diversity_of_another_set_is_compared_with_its_own(other_set):

@@ -108,6 +108,14 @@ def test_a_run_goes_on_with_its_own_settings(folder):
     assert (config.run.out, config.run.resume, config.run.evaluate) == (folder, folder, None)
 
 
+def test_a_setting_that_is_newer_than_the_run_is_named(folder, capsys):
+    settings = Config.of(folder).flat()
+    assert capsys.readouterr().err == ""
+    write_run(folder, {name: value for name, value in settings.items() if name != "decay"})
+    assert Config.of(folder).decay == Config().decay
+    assert capsys.readouterr().err == f"{folder}: no decay recorded: read as the default\n"
+
+
 def test_where_a_run_goes_on_and_how_it_is_evaluated_may_differ(folder):
     words = ["--device", "cpu", "--data_dir", "mine", "--quality_samples", "100", "--graph"]
     config = Config.parse(["--evaluate", str(folder), *words])
@@ -158,7 +166,7 @@ def test_epochs_do_not_grow_where_the_schedule_ends_with_them(tmp_path):
         if grows:
             assert nf.Config.parse([*resume, "--epochs", "101"]).epochs == 101
         else:
-            with pytest.raises(UsageError, match="falls to zero over --epochs 100, so it cannot"):
+            with pytest.raises(UsageError, match="is scheduled over --epochs 100, so it cannot"):
                 nf.Config.parse([*resume, "--epochs", "101"])
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(UserError, match="is finished: it resumes only with more epochs$"):
@@ -184,7 +192,7 @@ def test_the_run_of_a_changed_copy_is_not_resumed_by_the_script(tmp_path):
     write_run(tmp_path, vae.Config().flat(), vae.Config.SCRIPT)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"program": "my_vae.py"}))
-    with pytest.raises(UserError, match="a run of 'my_vae.py', not of a3_vae_template.py"):
+    with pytest.raises(UserError, match="not of a3_vae_template.py: only my_vae.py itself loads"):
         vae.Config.parse(["--resume", str(tmp_path)])
 
 

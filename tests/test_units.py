@@ -41,6 +41,10 @@ def test_one_of_the_first_thousand_images_is_enough():
         assert dead_share(net, [net.first], Batches(IMAGES, 10, lambda rows: rows)) == expected
 
 
+def test_without_relus_no_unit_is_dead():
+    assert dead_share(Net(1), [], Batches(IMAGES, 10, lambda rows: rows)) == 0
+
+
 def test_neither_hooks_nor_random_numbers_are_left():
     net = Net(1)
     before = torch.get_rng_state()
@@ -53,5 +57,9 @@ def test_the_hidden_layers_are_those_before_relus():
     flow = nf.Model([784], n_flows=2, n_hidden=6)
     assert [layer.in_features for layer in flow.hidden_layers()] == [392, 6] * 4
     assert all(layer.out_features == 6 for layer in flow.hidden_layers())
+    for coupling in flow.flow.layers:
+        coupling.nn.insert(1, nn.BatchNorm1d(6))
+        coupling.nn[-2] = nn.Tanh()
+    assert [type(layer) for layer in flow.hidden_layers()] == [nn.BatchNorm1d] * 4
     model = vae.VAE(7, 3)
     assert [layer.out_features for layer in model.hidden_layers()] == [7, 7]

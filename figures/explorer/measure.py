@@ -58,7 +58,7 @@ def measure_flow(model: Model, rounded: Model) -> dict:
 
     def bits(flow):
         with separate_random_numbers(0):
-            return bits_per_dimension(flow(images))
+            return bits_per_dimension(flow(images), images.shape[1])
 
     exact, approximate = bits(model), bits(rounded)
     return {
