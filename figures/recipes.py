@@ -18,15 +18,18 @@ from harness import plots
 FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
 PICTURE = "recipes.png"
 WHY = """\
-With Adam at a constant rate of 1e-3 most hidden units of the flow are dead after one epoch:
-no image makes them fire, so they get no gradient and stay dead. A step of Adam moves each weight by
-about the learning rate, so it moves a unit by that rate times the sum of its inputs. A lower rate
-with warm-up and a cosine keeps the units of most couplings alive. The first coupling reads logits
-near -6, whose sum is large, so its hidden layers get a tenth of the rate. The longer the schedule,
-the more units die: the recipe over 40 epochs has lost about twice as many at epoch 9 as over 8."""
-WHAT = """Each trial is one run, of seed 0, in a loop of its own whose images come in another order
-than the script's (that over 100 epochs in the script itself); bits per dimension are of clean
-validation images. Batches, networks and losses are the scripts'."""
+With Adam at a constant rate of 1e-3 nearly all units of the flow's worst hidden layer are dead
+after one epoch: no image makes them fire, so they get no gradient and stay dead. Adam moves each
+weight by about the learning rate, however small its gradient, so the input of a unit moves by up to
+that rate times the sum of the sizes of what it reads, and a unit that fires for few images soon
+fires for none. A lower rate with warm-up and a cosine keeps more units alive, a tenth of it those
+of the first coupling, which reads logits near -6; weight decay helps, and so does a larger eps of
+Adam, which shortens the steps of weights with small gradients."""
+WHAT = """\
+Each trial is one run of seed 0. Those over 100 epochs are of the script; the others ran in a loop
+of their own, whose images come in another order. Bits per dimension are of clean validation images.
+Batches, networks and losses are the scripts'. A trial whose schedule is longer than its epochs was
+stopped early."""
 
 
 def read_trials() -> list[dict]:
