@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gencheck.outcomes import STATUSES, UNJUDGED, WRONG, Finding, printable
-from grading.checks import POINTS, checks_table
+from gencheck.outcomes import STATUSES, UNJUDGED, WRONG, Finding
+from grading.checks import MAX_TEXT, POINTS, checks_table
 from grading.pictures import N_SIDE, png
+from harness.escape import printable
 
-MAX_TEXT = 500  # characters of what was measured, of what was expected, of a reason
 SECTIONS = {  # of checks.toml, by model
     "vae": ("vae", "epochs", "training", "all"),
     "nf": ("flow", "model", "epochs", "training", "all"),

@@ -18,13 +18,13 @@ from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
+from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
 from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
-from grading.results import MAX_TEXT
 from grading.running import Running
 from grading.shims import Adaptation
 from grading.stand_ins import (
