@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gencheck.outcomes import STATUSES, UNJUDGED, WRONG, Finding
-from grading.checks import MAX_TEXT, POINTS, checks_table
+from grading.checks import MAX_TEXT, OF_FLOWS, POINTS, checks_table
 from grading.pictures import N_SIDE
 from harness.escape import printable
 
@@ -20,7 +20,6 @@ SECTIONS = {  # of checks.toml, by model
     "nf": ("flow", "model", "epochs", "training", "all"),
     "gan": ("gan", "all"),
 }
-OF_FLOWS = {"bits_per_dimension", "clipping"}  # checks of epochs that VAEs don't have
 KEYS = {"token", "findings", "pixels", "steps", "reason"}
 FINDING_KEYS = {"check", "status", "measured", "expected"}
 

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import datasets
+from datasets.batches import bernoulli_draw
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
 from grading import couplings, flow_model, interpolation
@@ -46,7 +47,6 @@ SHARED = {
     b"scipy": ("scipy.special", "scipy.linalg"),
     b"scipy.stats": ("scipy.stats",),
     b"tyro": ("tyro",),
-    b"PIL": ("PIL.Image",),
     b"sklearn": ("sklearn",),
 }
 
@@ -56,9 +56,9 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     arrays = datasets.read_mnist()
     place = slice(datasets.N_TRAIN, datasets.N_TRAIN + N_IMAGES)
     grey = torch.from_numpy(arrays["x_train"][place]).flatten(1).clone()
-    draws = torch.rand(grey.shape, generator=torch.Generator().manual_seed(0))
     labels = torch.from_numpy(arrays["y_train"][place]).long()
-    return (255 * draws < grey).byte(), grey, labels
+    torch.manual_seed(0)
+    return bernoulli_draw(grey).byte(), grey, labels
 
 
 BINARY, GREY, LABELS = _images()
