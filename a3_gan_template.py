@@ -56,6 +56,7 @@ N_DIVERSITY = 10_000  # samples in which repeats and collapse are looked for
 class Config(RunConfig):
     """A generative adversarial network on MNIST (Goodfellow et al., NeurIPS 2014)."""
 
+    NAME = "gan"
     SCRIPT = "a3_gan_template.py"
     EXAMPLE = "python a3_gan_template.py --n_epochs 50 --seed 1"
     REPORT = {"fake_label": 0.1}  # the report smoothed both targets
@@ -80,13 +81,6 @@ class Config(RunConfig):
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
         if not 0 <= self.fake_label < self.real_label <= 1:
             raise ValueError("--fake_label must be below --real_label, both from 0 to 1")
-
-    @property
-    def name(self):
-        """The name of the run folder: gan-seed0, or with what is not the default."""
-        choices = (self.data.name, self.protocol)
-        others = [choice for choice in choices if choice not in ("mnist", "standard")]
-        return "-".join(["gan", *others, f"seed{self.run.seed}"])
 
 
 # --- Model

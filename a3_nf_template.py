@@ -55,6 +55,7 @@ MAX_SHIFT = 1  # pixels: the report's 5% of 28 pixels is 1.4, and shifts are of 
 class Config(RunConfig):
     """RealNVP on MNIST (Dinh, Sohl-Dickstein & Bengio, ICLR 2017)."""
 
+    NAME = "nf"
     SCRIPT = "a3_nf_template.py"
     EXAMPLE = "python a3_nf_template.py --epochs 40 --seed 1"
     REPORT = {"ema_decay": 0.0}  # the report evaluated the weights in training
@@ -92,13 +93,6 @@ class Config(RunConfig):
                 raise ValueError(f"--{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, not {self.ema_decay}")
-
-    @property
-    def name(self):
-        """The name of the run folder: nf-seed0, or with what is not the default."""
-        choices = (self.data.name, self.protocol)
-        others = [choice for choice in choices if choice not in ("mnist", "standard")]
-        return "-".join(["nf", *others, f"seed{self.run.seed}"])
 
     @property
     def may_grow(self):

@@ -13,7 +13,6 @@ import torch
 from datasets.batches import Batches, Stream, bernoulli_draw, random_shift
 from datasets.files import (
     DATASETS,
-    DEFAULT_FOLDER,
     LAROCHELLE,
     MNIST,
     N_PIXELS,
@@ -28,7 +27,6 @@ from datasets.own import fingerprint, read_own
 __all__ = [
     "BINARIZATIONS",
     "DATASETS",
-    "DEFAULT_FOLDER",
     "MNIST",
     "N_PIXELS",
     "N_TRAIN",

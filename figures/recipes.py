@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from figures.tables import markdown
 from harness import plots
 
 FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
@@ -71,18 +72,14 @@ def draw_recipes(folder: Path) -> None:
 
 def recipe_table() -> list[str]:
     """The trials as lines of a Markdown table."""
-    lines = [
-        "| model | recipe | epochs | validation | dead: worst first, worst second layer "
-        "| Fréchet distance |",
-        "|---|---|---|---|---|---|",
-    ]
+    dead = "dead: worst first, worst second layer"
+    header = ("model", "recipe", "epochs", "validation", dead, "Fréchet distance")
+    rows = []
     for trial in read_trials():
         digits, unit = {"flow": (3, "bits/dim"), "VAE": (2, "nats")}[trial["model"]]
-        first, second = trial["dead"][-1]
         value = f"{trial['val'][-1]:.{digits}f} {unit}"
+        first, second = trial["dead"][-1]
         frechet = f"{trial['frechet']:.0f}" if "frechet" in trial else "-"
-        lines.append(
-            f"| {trial['model']} | {trial['recipe']} | {trial['epochs'][-1]} | {value} "
-            f"| {first:.0%}, {second:.0%} | {frechet} |"
-        )
-    return lines
+        cells = (str(trial["epochs"][-1]), value, f"{first:.0%}, {second:.0%}", frechet)
+        rows.append([trial["model"], trial["recipe"], *cells])
+    return markdown(header, rows)

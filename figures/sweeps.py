@@ -1,7 +1,7 @@
 """Sweeps: grids of a script's options to train, and any number of a run against a setting."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,9 @@ def lines(found: Runs, x: str, y: str) -> tuple[dict[str, Points], LeftOut]:
             left_out += [(f"no other run differs in {x} alone", run.folder) for run in alone]
     shared = set.intersection(*(set(rest) for rest in kept))
     differing = [[part for part in rest if part not in shared] for rest in kept]
-    labels = [", ".join(map(_words, parts)) for parts in differing]
+    labels = [_label(parts) for parts in differing]
     if len(set(labels)) < len(labels):  # two data sets of one name
-        labels = [", ".join(map(_raw_words, parts)) for parts in differing]
+        labels = [_label(parts, "{} {}".format) for parts in differing]
     points = {
         label: {
             at: [number_of(run, y) for run in by_x[at].values()] for at in sorted(by_x, key=_order)
@@ -158,13 +158,9 @@ def _numbers_of(run: StoredRun) -> list[str]:
     return results + [key for line in run.history[-1:] for key in line]
 
 
-def _words(part: str | tuple[str, str]) -> str:
-    """A part of a label: the script, or (setting, value)."""
-    return part if isinstance(part, str) else setting_text(*part)
-
-
-def _raw_words(part: str | tuple[str, str]) -> str:
-    return part if isinstance(part, str) else " ".join(part)
+def _label(parts: list, text: Callable[[str, str], str] = setting_text) -> str:
+    """Parts of a line's key in words: the script, and settings with their values."""
+    return ", ".join(part if isinstance(part, str) else text(*part) for part in parts)
 
 
 def _tick(x: str, value: Any) -> str:

@@ -110,10 +110,6 @@ def _raised(gan):
     return tuple(float(side > 0) for side in sides)
 
 
-def _leaks(gan):
-    return [name for name in "gd" if any(s.leftover for s in getattr(gan.seen, name).steps)]
-
-
 def _one_sigmoid_too_many(gan):
     return all(step.of_probabilities for step in _steps(gan, "d"))
 
@@ -285,9 +281,9 @@ def _generator_loss(gan):
 
 
 def _stray(gan):
-    names = {"g": "generator", "d": "discriminator"}
-    _steps(gan, "d"), _steps(gan, "g")
-    leaks = [names[leak] for leak in _leaks(gan)]
+    d, g = _steps(gan, "d"), _steps(gan, "g")
+    steps = {"generator": g, "discriminator": d}
+    leaks = [name for name in steps if any(step.leftover for step in steps[name])]
     if not leaks:
         return Outcome(PASS, "every step uses the gradient of its own loss alone")
     return Outcome(

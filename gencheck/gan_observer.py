@@ -25,6 +25,7 @@ from gencheck.outcomes import CannotJudge
 LOGIT_STD = 1.2  # of the rescaled discriminator: its probabilities must differ between images
 LARGE = 1e4  # factor on D's last weights, at which only probabilities stay in [0, 1]
 SECONDS = 25  # of processor time; after them one of each is enough
+MAX_STEPS = 60  # of both networks
 
 
 class Stop(BaseException):
@@ -36,20 +37,11 @@ class Observer(Explainer):
 
     Args:
         generator, discriminator: the modules.
-        n_steps: steps of both networks after which to stop at the latest.
         d_loss, g_loss: the losses that the caller states; None reads the labels of a cross-entropy.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        n_steps: int = 60,
-        d_loss=None,
-        g_loss=None,
-    ):
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, d_loss=None, g_loss=None):
         super().__init__(generator, discriminator, d_loss, g_loss)
-        self.n_steps = n_steps
         self.latents, self.real_range = [], [math.inf, -math.inf]
         self.last_of_generator: Call | None = None
         self.total = 0
@@ -173,7 +165,7 @@ class Observer(Explainer):
             net.mark = len(net.calls)
             net.leftover.clear()
         self.total += 1
-        if self.has_enough or self.total >= self.n_steps:
+        if self.has_enough or self.total >= MAX_STEPS:
             raise Stop
 
     @property

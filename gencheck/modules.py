@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +46,12 @@ def changed_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     finally:
         for parameter, value in zip(parameters, saved):
             parameter.data.copy_(value)
+
+
+def place_of(function: Callable) -> tuple[Any, str]:
+    """Where a module or a method is looked up: (object, name of the attribute) for `replaced`."""
+    name = "forward" if isinstance(function, nn.Module) else function.__name__
+    return getattr(function, "__self__", function), name
 
 
 def modules_of(*things: Any) -> list[nn.Module]:

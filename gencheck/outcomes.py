@@ -219,13 +219,3 @@ def one_line(error: BaseException) -> str:
     """An exception's type and the first line of its message, at most 160 characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160].rstrip(": ")
-
-
-def printable(text: str) -> str:
-    """The text with escapes for control characters and for bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def float32_sum_error(value: float, n_terms: int = 784) -> float:
-    """Bound on the rounding error of a float32 sum of n terms: n times 2^-24 times its size."""
-    return n_terms * 2.0**-24 * max(1.0, abs(value))

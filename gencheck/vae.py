@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from gencheck.modules import modules_of, replaced, restored
+from gencheck.modules import modules_of, place_of, replaced, restored
 from gencheck.outcomes import kept_random_numbers
 from gencheck.result import NotJudged, Result, judge
 from gencheck.vae_calls import N_IMAGES
@@ -107,15 +107,14 @@ class LibraryVAE(VAESubject):
     def _shape_for_encoder(self):
         """The shape of an example that the loss passes to the encoder."""
         seen = []
-        encode = self.encode
-        name = "forward" if isinstance(encode, torch.nn.Module) else encode.__name__
-        function = getattr(encode, name, encode)
+        target, name = place_of(self.encode)
+        function = getattr(self.encode, name, self.encode)
 
         def spy(x, *args, **options):
             seen.append(x.shape[1:])
             return function(x, *args, **options)
 
-        with replaced((getattr(encode, "__self__", encode), name, spy)), torch.no_grad():
+        with replaced((target, name, spy)), torch.no_grad():
             self.loss(self.x[: self.batch_size or N_IMAGES].clone())
         if seen[0].numel() != self.dim:
             raise ValueError

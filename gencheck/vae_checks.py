@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gencheck.layers import layers_outcome
-from gencheck.modules import changed_weights, perturb, replaced
+from gencheck.modules import changed_weights, perturb, place_of, replaced
 from gencheck.outcomes import (
     NOTE,
     PASS,
@@ -243,8 +243,7 @@ def _stable(vae):
 def _decoder_blind(vae):
     """With a constant q(z|x), the loss must change with x as -x . logit does."""
     x, other = vae.batch, vae.other_batch
-    name = "forward" if isinstance(vae.encode, torch.nn.Module) else vae.encode.__name__
-    target = getattr(vae.encode, "__self__", vae.encode)
+    place = place_of(vae.encode)
     with vae.finite():
         c, _, _ = vae.recon_and_kl(x, seed=vae.seed)
         with torch.no_grad():
@@ -255,7 +254,7 @@ def _decoder_blind(vae):
         calls.append(args)
         return constant
 
-    with replaced((target, name, encode)), torch.no_grad():
+    with replaced((*place, encode)), torch.no_grad():
         draws = [vae.draw(images, seed=vae.seed) for images in (x, other)]
     if len(calls) < len(draws):
         raise CannotJudge("the loss doesn't call the encoder as a whole")

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import torch
 
-from gencheck.modules import changed_weights, leaves, perturb, replaced
-from gencheck.outcomes import CannotJudge, float32_sum_error
+from gencheck.modules import changed_weights, leaves, perturb, place_of, replaced
+from gencheck.outcomes import CannotJudge
 from gencheck.vae_calls import VAECalls, latents_of
 from gencheck.vae_heads import MEANINGS, UNKNOWN_HEAD, Posterior, kl_divergence, misfit
 
@@ -39,7 +39,7 @@ class VAESubject(VAECalls):
     @property
     def tolerance(self) -> float:
         """Allowed error of the loss in nats: float32's rounding of a sum of the usual size."""
-        return float32_sum_error(self._nats)
+        return 784 * 2.0**-24 * self._nats
 
     @cached_property
     def _nats(self) -> float:
@@ -149,8 +149,7 @@ class VAESubject(VAECalls):
         Repeating leaves the statistics of a batch as they are. Only for encoders that return
         tensors without noise: others map the whole batch.
         """
-        name = "forward" if isinstance(self.encode, torch.nn.Module) else self.encode.__name__
-        target = getattr(self.encode, "__self__", self.encode)
+        target, name = place_of(self.encode)
         function = getattr(target, name, None)
         if not self.stops_early or function is None:
             return contextlib.nullcontext()

@@ -27,7 +27,7 @@ MAIN_SECONDS = 15  # until `main` calls the first epoch
 SHAPES = ((784,), (1, 28, 28), (28, 28))
 Z_DIMS = {"z_dim", "zdim", "dim_z", "latent_dim", "z_size", "latent_size", "n_latent", "latent"}
 OF_IMAGES = r"x|inputs?|data|im(age|g)s?|targets?|batch|orig(inal)?|real|y|true"
-EPOCH_FUNCTIONS = ("run_epoch", "epoch_iter", "train_epoch", "train")
+EPOCH_FUNCTIONS = ("epoch_iter", "run_epoch", "train_epoch", "train")
 
 
 def first_that_works(options: list, try_one: Callable, what: str):
@@ -172,7 +172,7 @@ def _loss_of_vae(submission, model, binary) -> tuple[Callable, tuple[int, ...]]:
     shape, value = first_that_works(SHAPES, partial(attempt, forward), "the VAE's forward")
     if has_loss(value):
         return forward, shape
-    functions = [submission.find(name) for name in ("epoch_iter", *EPOCH_FUNCTIONS)]
+    functions = [submission.find(name) for name in EPOCH_FUNCTIONS]
     losses = [
         partial(_loss_of_epoch, submission, function, model, with_labels)
         for function in functions

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gencheck.outcomes import one_line, printable
+from gencheck.outcomes import one_line
 from grading.inputs import (
     DEPTH,
     NOT_PEOPLES,
@@ -25,6 +25,7 @@ from grading.inputs import (
     walk,
 )
 from grading.results import FileResult
+from harness.escape import printable
 
 MODELS = ("vae", "gan", "nf")
 TITLES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}

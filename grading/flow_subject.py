@@ -18,7 +18,7 @@ class FlowSubject(AnyShape):
     Args:
         flow: the whole flow on the real line.
         couplings: its layers, in the order of `flow.forward`.
-        module: the flow's module, to perturb its weights; None if there is none.
+        module: the flow's module, to perturb its weights.
         dim: number of dimensions.
         model, log_prior, x: the course's model with `dequantize`, `logit_normalize`, `forward` and
             `sample`, its prior, and grey images [batch, 784].
@@ -28,7 +28,7 @@ class FlowSubject(AnyShape):
         self,
         flow: Bijection,
         couplings: list[Bijection] | None,
-        module: nn.Module | None,
+        module: nn.Module,
         dim: int,
         model=None,
         log_prior=None,
@@ -36,7 +36,7 @@ class FlowSubject(AnyShape):
     ):
         super().__init__(dim)
         self.flow, self.couplings, self.module = flow, couplings, module
-        self.parameters = [] if module is None else list(module.parameters())
+        self.parameters = list(module.parameters())
         self.model, self.log_prior, self.x = model, log_prior, x
         self._setting = None  # seed, precision and standard deviation of the noise
         self._newest = None  # seed and standard deviation of what is kept
@@ -51,17 +51,12 @@ class FlowSubject(AnyShape):
         The flow is in evaluation mode, where batch norm is a map of each row by itself. Checks of
         one setting share its weights, and what `there` and `back` measure.
         """
-        setting = self.seed, precise, std
-        if self.module is None:
-            self._setting = setting
-            yield
-            return
         tensors = [*self.module.parameters(), *self.module.buffers()]
         originals = [tensor.data for tensor in tensors]
         with restored_modes(list(nn.Module.modules(self.module))):
             self.module.eval()
             try:
-                self._enter(setting, tensors)
+                self._enter((self.seed, precise, std), tensors)
                 yield
             finally:
                 for tensor, data in zip(tensors, originals):
@@ -100,7 +95,7 @@ class FlowSubject(AnyShape):
                 tensor.data = data
 
     def _remembered(self, name, bijection, measure):
-        if self._setting is None or self.module is None:
+        if self._setting is None:
             return measure()
         key = self._setting, name, id(bijection)
         if key not in self._results:

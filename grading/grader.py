@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gencheck.outcomes import one_line, printable
+from gencheck.outcomes import one_line
 from grading import sandbox
 from grading.discovery import Person, gather, left_out, look_at
 from grading.inputs import Unreadable
@@ -26,6 +26,7 @@ from grading.results import (
     read_steps,
 )
 from grading.sandbox import Sandbox, SandboxError
+from harness.escape import printable
 
 CODE = {".py", ".toml"}  # what results depend on, in our packages
 MEMORY_BYTES = 256 << 20  # of a file of results

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from gencheck.outcomes import printable
+from harness.escape import printable
 
 SOURCE_BYTES = 1 << 20  # of one file
 DEPTH, N_ENTRIES = 20, 10_000  # folders below, and files of, a person's folder or an archive

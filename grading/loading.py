@@ -98,9 +98,6 @@ class Submission:
         self._inject()
         self._track_instances()
 
-    def __getattr__(self, name):
-        return getattr(self.module, name)
-
     def attempt(self, function: Callable, *args: Any, **options: Any) -> Any:
         """function(*args, **options), with shims if it needs them; notes why it can't run."""
         try:

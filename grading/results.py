@@ -1,24 +1,25 @@
 """Results as data with a schema: what a submission's process says is believed in no other form."""
 
 import base64
+import io
 import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
+from PIL import Image
 
-from gencheck.outcomes import STATUSES, UNJUDGED, WRONG, Finding, printable
-from grading.checks import POINTS, checks_table
-from grading.pictures import N_SIDE, png
+from gencheck.outcomes import STATUSES, UNJUDGED, WRONG, Finding
+from grading.checks import MAX_TEXT, OF_FLOWS, POINTS, checks_table
+from grading.pictures import N_SIDE
+from harness.escape import printable
 
-MAX_TEXT = 500  # characters of what was measured, of what was expected, of a reason
 SECTIONS = {  # of checks.toml, by model
     "vae": ("vae", "epochs", "training", "all"),
     "nf": ("flow", "model", "epochs", "training", "all"),
     "gan": ("gan", "all"),
 }
-OF_FLOWS = {"bits_per_dimension", "clipping"}  # checks of epochs that VAEs don't have
 KEYS = {"token", "findings", "pixels", "steps", "reason"}
 FINDING_KEYS = {"check", "status", "measured", "expected"}
 
@@ -183,5 +184,8 @@ def _picture(pixels):
         raise Damaged from error
     if len(levels) != N_SIDE * N_SIDE * 784:
         raise Damaged
-    images = torch.frombuffer(bytearray(levels), dtype=torch.uint8).view(-1, 784)
-    return png(images.float() / 255)
+    images = np.frombuffer(levels, np.uint8).reshape(N_SIDE, N_SIDE, 28, 28)
+    grid = images.swapaxes(1, 2).reshape(28 * N_SIDE, 28 * N_SIDE)
+    content = io.BytesIO()
+    Image.fromarray(grid).save(content, "png")
+    return base64.b64encode(content.getvalue()).decode()

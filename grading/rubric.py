@@ -51,7 +51,7 @@ class Rubric:
         for checks in self.points.values():
             checks.update({name: 0.0 for name in TRAINING if name in checks})
 
-    def of_check(self, model: str, found: Finding | None) -> Points:
+    def of_check(self, model: str, found: Finding) -> Points:
         """Points of a check's finding."""
         total = self.points[model].get(found.check, 0.0) if model in self.models else 0.0
         if found.status not in self.credit:

@@ -10,7 +10,6 @@ import re
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import Node  # noqa: F401  (imports torch.autograd.graph)
 
 
 def _wrap(owner, name, make):

@@ -14,17 +14,18 @@ import torch
 from torch.utils.data import DataLoader
 
 import datasets
+from datasets.batches import bernoulli_draw
 from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
+from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
 from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
 from grading.pictures import samples
-from grading.results import MAX_TEXT
 from grading.running import Running
 from grading.shims import Adaptation
 from grading.stand_ins import (
@@ -46,7 +47,6 @@ SHARED = {
     b"scipy": ("scipy.special", "scipy.linalg"),
     b"scipy.stats": ("scipy.stats",),
     b"tyro": ("tyro",),
-    b"PIL": ("PIL.Image",),
     b"sklearn": ("sklearn",),
 }
 
@@ -56,9 +56,9 @@ def _images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     arrays = datasets.read_mnist()
     place = slice(datasets.N_TRAIN, datasets.N_TRAIN + N_IMAGES)
     grey = torch.from_numpy(arrays["x_train"][place]).flatten(1).clone()
-    draws = torch.rand(grey.shape, generator=torch.Generator().manual_seed(0))
     labels = torch.from_numpy(arrays["y_train"][place]).long()
-    return (255 * draws < grey).byte(), grey, labels
+    torch.manual_seed(0)
+    return bernoulli_draw(grey).byte(), grey, labels
 
 
 BINARY, GREY, LABELS = _images()

@@ -193,14 +193,3 @@ def counter_of(line: dict) -> str:
 def count_of(history: list[dict]) -> int:
     """Epochs or batches done, by the last line; 0 without lines."""
     return history[-1][counter_of(history[-1])] if history else 0
-
-
-def columns(history: list[dict], *keys: str) -> list[list[float]]:
-    """The values of each key, line by line."""
-    return [[line[key] for line in history] for key in keys]
-
-
-def points(history: list[dict], x: str, y: str) -> tuple[list, list] | None:
-    """(values of x, values of y) of the lines that have y; None if no line has it."""
-    measured = [line for line in history if y in line]
-    return tuple(columns(measured, x, y)) if measured else None

@@ -24,11 +24,8 @@ N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
 ROWS = 1000  # rows of a distance matrix that are computed at once
 
-PIXELS = (
-    "grey",
-    "static",
-    "threshold",
-)  # of real images; the classifier's record has floors of each
+# Of real images; the classifier's record has floors of each.
+PIXELS = ("grey", "static", "threshold")
 
 
 def pixels_of(binarize: str | None) -> str:

@@ -64,6 +64,7 @@ class RunConfig:
     A field's comment is its text in `--help`. `__post_init__` raises ValueError beyond bounds.
     """
 
+    NAME: ClassVar[str]  # how the names of its run folders begin
     SCRIPT: ClassVar[str]  # the script whose references grade the run
     EXAMPLE: ClassVar[str]  # a command line, for --help
     REPORT: ClassVar[dict[str, Any]]  # what --protocol report sets
@@ -84,8 +85,10 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The name of the run folder, unless `--out` gives one."""
-        raise NotImplementedError
+        """The name of the run folder: gan-seed0, or with what is not the default."""
+        choices = (self.data.name, self.protocol)
+        others = [choice for choice in choices if choice not in ("mnist", "standard")]
+        return "-".join([self.NAME, *others, f"seed{self.run.seed}"])
 
     @property
     def may_grow(self) -> bool:

@@ -1,10 +1,20 @@
-"""What a run ends with, to compare one that was stopped with one that was not."""
+"""States of models and runs, to compare one that was stopped, say, with one that was not."""
 
 import json
 
 import torch
 
 from harness import records
+
+
+def state_of(model):
+    """A copy of the parameters and buffers, by name."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def unchanged(model, before):
+    """Whether they are what `state_of` returned, bit for bit."""
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def final_state(folder):

@@ -172,61 +172,10 @@ def test_a_checkpoint_of_another_device_keeps_everything_but_the_options_of_the_
     restored["optimizer"].step()
 
 
-def cosine(folder, n_epochs, stop_after=None):
-    """The weights after epochs of noisy training with a schedule and a gradient scaler.
-
-    The training stops at a checkpoint, and new parts go on from it.
-    """
-
-    def new(seed):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
-        return {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-
-    def epoch(model, optimizer, schedule, scaler):
-        for _ in range(5):
-            optimizer.zero_grad()
-            scaler.scale(model(data).square().mean()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        schedule.step()
-        rates.append(optimizer.param_groups[0]["lr"])
-
-    data, rates = torch.rand(8, 3, generator=torch.Generator().manual_seed(0)), []
-    of_run = new(seed=1)
-    for n in range(n_epochs):
-        if n == stop_after:
-            checkpoints.save(folder, of_run, [])
-            of_run = new(seed=2)
-            checkpoints.load(folder, of_run)
-        epoch(**of_run)
-    state = of_run["model"].state_dict() | {"scale": torch.tensor(of_run["scaler"].get_scale())}
-    return rates, state
-
-
-@pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_cosine_schedule_goes_on_to_the_last_bit(tmp_path, stop_after):
-    rates, expected = cosine(tmp_path, 3)
-    found_rates, found = cosine(tmp_path, 3, stop_after)
-    assert found_rates == rates == pytest.approx([0.075, 0.025, 0.0])
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert expected["scale"] == 8 * 2**5
-
-
 def test_a_checkpoint_without_a_part_of_the_training_is_not_used(tmp_path, weights):
     schedule = torch.optim.lr_scheduler.StepLR(parts(0)["optimizer"], 3)
     with pytest.raises(UserError, match="no usable checkpoint"):
         checkpoints.load(tmp_path, parts(0) | {"schedule": schedule})
-
-
-def test_a_finished_run_is_not_read_from_the_checkpoint_before(tmp_path, weights):
-    assert len(checkpoints.load(tmp_path, {}, (NEWEST,))) == 3
-    (tmp_path / NEWEST).write_bytes(b"")
-    with pytest.raises(UserError, match="no usable checkpoint"):
-        checkpoints.load(tmp_path, {}, (NEWEST,))
 
 
 # --- Weights

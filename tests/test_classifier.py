@@ -7,14 +7,8 @@ import pytest
 import torch
 from torch.backends import cudnn
 
-from datasets import read_mnist
 from harness import classifier
 from harness.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def arrays():
-    return read_mnist()
 
 
 def images_of(arrays, key, n):

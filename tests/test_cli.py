@@ -4,8 +4,6 @@ import io
 import runpy
 import signal
 import sys
-import time
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from datasets import DataError
-from harness import cli, interrupts
+from harness import cli
 from harness.errors import Interrupted, UsageError, UserError
 from tests.bare_runs import Config
 from tests.conftest import ROOT
@@ -189,24 +187,3 @@ def test_other_runtime_errors_are_bugs_and_keep_their_traceback():
 
     with pytest.raises(RuntimeError, match="a bug"):
         cli.run(main, lambda: None)
-
-
-def test_a_signal_inside_a_weakref_callback_ends_the_script_at_the_next_batch(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: None)
-
-    def main(config):
-        class Thing:
-            pass
-
-        thing = Thing()
-        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
-        del thing
-        for _ in range(100):
-            time.sleep(0.01)
-            interrupts.check()
-        assert reference() is None
-
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-    with pytest.raises(SystemExit) as exit:
-        cli.run(main, lambda: None)
-    assert exit.value.code == 143

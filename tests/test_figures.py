@@ -178,16 +178,6 @@ def test_nothing_is_written_over_where_there_is_no_run(tmp_path):
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
 
-def test_a_page_that_is_no_gallery_is_not_overwritten(tmp_path):
-    fake_run(tmp_path / "runs" / "nf", "nf")
-    page = tmp_path / "out" / "README.md"
-    page.parent.mkdir()
-    page.write_text("# My project\n")
-    with pytest.raises(UserError, match="is no gallery"):
-        draw(tmp_path / "runs")
-    assert page.read_text() == "# My project\n" and not (tmp_path / "out" / "report").exists()
-
-
 def test_a_changed_copy_s_run_is_no_run_of_the_script(tmp_path):
     folder = fake_run(tmp_path / "runs" / "nf", "nf")
     config = json.loads((folder / "config.json").read_text())

@@ -305,15 +305,3 @@ def test_folders_beyond_the_longest_path_are_one_line(tmp_path):
     found, messages = find_runs(tmp_path)
     assert len(found) == 1 and len(messages) == 1
     assert "File name too long" in messages[0] and len(messages[0]) < 300
-
-
-def test_a_report_of_somebody_else_is_not_drawn_into(tmp_path):
-    fake_runs(tmp_path / "runs", "manifold")
-    theirs = tmp_path / "out" / "report"
-    theirs.mkdir(parents=True)
-    (theirs / "thesis.tex").touch()
-    words = ["draw", "--runs", str(tmp_path / "runs"), "--out", str(theirs.parent)]
-    for only in ([], ["--only", "fig07"]):
-        with pytest.raises(UserError, match="holds files of others"):
-            main(parse([*words, *only]))
-    assert [path.name for path in theirs.iterdir()] == ["thesis.tex"]

@@ -15,6 +15,9 @@ from datasets import Stream
 from harness import records, separate_random_numbers
 from harness.errors import UsageError
 from harness.references import rows
+from tests.run_states import state_of, unchanged
+
+parse = script.Config.parse
 
 
 @pytest.fixture
@@ -38,14 +41,6 @@ def step(networks, images, g_lr=1.0, d_lr=1.0, labels=(0.9, 0.0)):
     generator, discriminator = networks
     optimizers = sgd(generator, g_lr), sgd(discriminator, d_lr)
     return script.train_step(generator, discriminator, optimizers, labels, images)
-
-
-def state_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def unchanged(model, before):
-    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_shapes_and_ranges(networks):
@@ -200,8 +195,8 @@ def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monke
         pictures[name] = next(iter(panels.values()))
 
     monkeypatch.setattr(script.Run, "save_grid", save_grid)
-    words = "--n_epochs 1 --batch_size 12 --save_interval 3 --out"
-    script.main(config_of(*words.split(), str(tmp_path / "run")))
+    words = "--device cpu --n_epochs 1 --batch_size 12 --save_interval 3 --out"
+    script.main(parse([*words.split(), str(tmp_path / "run")]))
 
     torch.manual_seed(0)
     networks = Generator(), Discriminator()
@@ -242,15 +237,11 @@ def test_generate_uses_and_keeps_the_statistics(networks):
     assert torch.allclose(images[:3], script.generate(generator, z[:3]), atol=1e-6)
 
 
-def config_of(*words):
-    return script.Config.parse([*words, "--device", "cpu"])
-
-
 def test_the_settings_have_the_course_s_names_and_bounds():
-    config = config_of()
+    config = parse([])
     assert (config.latent_dim, config.real_label, config.fake_label) == (100, 0.9, 0.0)
     assert config.name == "gan-seed0"
-    report = config_of("--protocol", "report", "--dataset", "fashion")
+    report = parse(["--protocol", "report", "--dataset", "fashion"])
     assert (report.name, report.fake_label) == ("gan-fashion-report-seed0", 0.1)
     for words, named in (
         ("--batch_size 1", "--batch_size"),
@@ -261,7 +252,7 @@ def test_the_settings_have_the_course_s_names_and_bounds():
         ("--lr inf", "--lr"),
     ):
         with pytest.raises(UsageError, match=named):
-            config_of(*words.split())
+            parse(words.split())
 
 
 def test_the_loss_plot_shows_the_equilibrium(tmp_path):
@@ -275,4 +266,4 @@ def test_the_loss_plot_shows_the_equilibrium(tmp_path):
 def test_labels_that_are_equal_swapped_or_out_of_bounds_are_refused(real, fake):
     words = [f"--real_label={real}", f"--fake_label={fake}"]
     with pytest.raises(UsageError, match="--fake_label must be below --real_label, both from 0"):
-        script.Config.parse(words)
+        parse(words)

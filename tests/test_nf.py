@@ -14,6 +14,9 @@ from datasets import Batches, mnist
 from harness.errors import UsageError
 from harness.likelihood import importance_weighted, inverse_error, per_dimension, repeated
 from harness.steps import adam
+from tests.run_states import state_of, unchanged
+
+parse = script.Config.parse
 
 MASKS = {
     "alternating": [1, 0, 1, 0, 1, 0, 1],
@@ -294,17 +297,13 @@ def test_averages_weigh_every_image_the_same(images):
 
 def test_validation_changes_nothing(images):
     model = perturbed(Model([784], n_flows=1, n_hidden=4)).float().train()
-    before, stream = (
-        {name: value.clone() for name, value in model.state_dict().items()},
-        torch.get_rng_state(),
-    )
+    before, stream = state_of(model), torch.get_rng_state()
     clean, shifted = (
         script.evaluate(model, [images]),
         script.evaluate(model, script.shift(Batches(images.byte(), 128, torch.Tensor.float))),
     )
     assert clean == script.evaluate(model, [images]) and clean != shifted
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), stream)
+    assert unchanged(model, before) and torch.equal(torch.get_rng_state(), stream)
 
 
 def test_training_improves_a_small_model(images):
@@ -329,19 +328,15 @@ def test_inverse_error_is_small_and_measured(images):
         assert inverse_error(layers, model.dequantize(images))["logit"] > 1e-3
 
 
-def config_of(*words):
-    return script.Config.parse([*words, "--device", "cpu"])
-
-
 def test_the_settings_have_the_course_s_names_and_bounds():
-    config = config_of()
+    config = parse([])
     assert (config.n_flows, config.n_hidden, config.max_norm) == (4, 1024, 5.0)
     assert config.name == "nf-seed0"
-    assert config_of("--protocol", "report", "--seed", "2").name == "nf-report-seed2"
-    assert config_of("--protocol", "report").ema_decay == 0
+    assert parse(["--protocol", "report", "--seed", "2"]).name == "nf-report-seed2"
+    assert parse(["--protocol", "report"]).ema_decay == 0
     for words in ("--n_flows 0", "--lr 0", "--max_norm nan", "--ema_decay -1", "--epochs 0"):
         with pytest.raises(UsageError, match=words.split()[0]):
-            config_of(*words.split())
+            parse(words.split())
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
@@ -393,7 +388,7 @@ def test_results_are_of_whole_splits_and_of_the_given_noise(monkeypatch):
     model = perturbed(Model([784], n_flows=1, n_hidden=4), scale=0.05).float().eval()
     images = mnist()[2].images[:8]
     test = Batches(images, 4, torch.Tensor.float)
-    config = config_of("--importance_samples", "3")
+    config = parse(["--importance_samples", "3"])
     results = script.test_results(config, model, test)
     assert results.keys() == {"test", "inverse_error", "likelihood", "quality"}
     assert results["test"]["bpd"] == script.evaluate(model, test)

@@ -204,25 +204,6 @@ def test_checkpoints_cost_about_two_percent(tmp_path, monkeypatch):
     assert 0.01 < spent / clock[0] <= 0.025
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("bug")])
-def test_a_checkpoint_is_whole_or_not_written(tmp_path, monkeypatch, error):
-    folder = three_epochs(tmp_path / "run").folder
-    run = make_run(resume=folder, parts={"model": torch.nn.Linear(1, 1)})
-    run._total = 3
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-
-    def fail_halfway(state, file):
-        file.write(b"half")
-        raise error
-
-    monkeypatch.setattr(torch, "save", fail_halfway)
-    with pytest.raises(type(error)) as raised:
-        run.checkpoint()
-    if isinstance(error, OSError):
-        assert raised.value.filename == str(folder / "checkpoint.pt")
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
 def test_resuming_cuts_the_metrics_back_to_the_checkpoint(tmp_path):
     folder = three_epochs(tmp_path / "run").folder
     with open(folder / "metrics.jsonl", "a") as file:

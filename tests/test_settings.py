@@ -67,17 +67,6 @@ def test_every_script_s_settings_survive_json(script):
 
 
 # --- The report's preset
-
-
-@pytest.mark.parametrize("script", [vae, nf, gan], ids=lambda script: script.__name__)
-def test_the_report_s_preset_is_a_few_settings(script):
-    standard, report = (script.Config.parse(words).flat() for words in ([], REPORT))
-    changed = {name for name in standard if standard[name] != report[name]}
-    assert changed <= {"protocol", *script.Config.REPORT} and "protocol" in changed
-    assert report.items() >= script.Config.REPORT.items()
-    assert script.Config.parse([*REPORT, "--batch_size", "7"]).batch_size == 7
-
-
 REPORT = ["--protocol", "report"]
 
 

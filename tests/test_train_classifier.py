@@ -3,17 +3,10 @@
 import json
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from datasets import read_mnist
 from figures import train_classifier
 from harness import classifier, sample_quality
-
-
-@pytest.fixture(scope="module")
-def arrays():
-    return read_mnist()
 
 
 def images_of(arrays, key, n):

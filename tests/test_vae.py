@@ -16,22 +16,16 @@ from a3_vae_template import VAE, Decoder, Encoder, ReportVAE, epoch_iter, evalua
 from datasets import BINARIZATIONS, MNIST, Batches, Source
 from harness.average import WeightAverage
 from harness.errors import UsageError
+from tests.run_states import state_of, unchanged
 
 KINDS = {"standard": VAE, "report": ReportVAE}
+parse = script.Config.parse
 
 
 @pytest.fixture
 def images():
     torch.manual_seed(0)
     return torch.bernoulli(torch.full((12, 784), 0.3))
-
-
-def parameters_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def unchanged(model, before):
-    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def zeroed(model):
@@ -203,7 +197,7 @@ def test_validation_changes_nothing(images):
     torch.manual_seed(0)
     model = VAE(hidden_dim=8, z_dim=3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    before, stream = parameters_of(model), torch.get_rng_state()
+    before, stream = state_of(model), torch.get_rng_state()
     evaluate(model, images.split(4))
     epoch_iter(model, images.split(4), optimizer)
     assert not model.training and unchanged(model, before)
@@ -222,7 +216,7 @@ def test_only_the_report_trains_on_the_validation_split(images, protocol):
     after_training = []
 
     def validation():
-        after_training.append(parameters_of(model))
+        after_training.append(state_of(model))
         yield from images.split(6)
 
     run_epoch(model, (images.split(6), validation()), optimizer)
@@ -254,15 +248,11 @@ def test_the_average_is_what_is_validated(images):
     assert val_nats == evaluate(average.model, images.split(6)) != evaluate(model, images.split(6))
 
 
-def config_of(*words):
-    return script.Config.parse([*words, "--device", "cpu"])
-
-
 def test_a_run_s_numbers_are_those_of_the_bound_in_either_protocol(monkeypatch):
     monkeypatch.setattr(script.sample_quality, "measure", lambda *_: {})
     test = Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
     for protocol, kind in KINDS.items():
-        config = config_of("--protocol", protocol, "--importance_samples", "0")
+        config = parse(["--protocol", protocol, "--importance_samples", "0"])
         results = script.test_results(config, kind(8, 2), test)
         assert results["test"].keys() == {"neg_elbo_nats", "recon_nats", "kl_nats"}
 
@@ -274,7 +264,7 @@ def test_samples_are_the_same_whatever_else_is_evaluated(monkeypatch):
     )
     model, test = VAE(8, 2), Batches(torch.ones(4, 784, dtype=torch.uint8), 4, torch.Tensor.float)
     for n in ("0", "3"):
-        config = config_of("--importance_samples", n, "--quality_samples", "100")
+        config = parse(["--importance_samples", n, "--quality_samples", "100"])
         script.test_results(config, model, test)
     assert torch.equal(compared[0], compared[2]) and torch.equal(compared[1], compared[3])
 
@@ -284,7 +274,7 @@ def test_samples_are_compared_with_mnist_where_data_dir_has_only_larochelles_bit
     monkeypatch, tmp_path, binarize, has_images
 ):
     words = ["--binarize", binarize, "--data_dir", str(tmp_path), "--importance_samples", "0"]
-    config = config_of(*words, "--quality_samples", "100")
+    config = parse([*words, "--quality_samples", "100"])
     sources = []
     monkeypatch.setattr(
         script.sample_quality, "measure", lambda images, *given: sources.append(given)
@@ -296,7 +286,7 @@ def test_samples_are_compared_with_mnist_where_data_dir_has_only_larochelles_bit
 
 
 def test_the_settings_have_the_course_s_names_and_bounds():
-    config = config_of()
+    config = parse([])
     assert typing.get_args(typing.get_type_hints(script.Config)["binarize"]) == BINARIZATIONS
     assert (config.zdim, config.hidden_dim, config.epochs, config.name) == (
         20,
@@ -304,11 +294,11 @@ def test_the_settings_have_the_course_s_names_and_bounds():
         100,
         "vae-z20-seed0",
     )
-    assert config_of("--binarize", "dynamic", "--zdim", "2").name == "vae-dynamic-z2-seed0"
-    assert config_of("--protocol", "report").name == "vae-report-z20-seed0"
+    assert parse(["--binarize", "dynamic", "--zdim", "2"]).name == "vae-dynamic-z2-seed0"
+    assert parse(["--protocol", "report"]).name == "vae-report-z20-seed0"
     for words in ("--zdim 0", "--lr 0", "--lr nan", "--ema_decay 1", "--importance_samples -1"):
         with pytest.raises(UsageError, match=words.split()[0]):
-            config_of(*words.split())
+            parse(words.split())
 
 
 def test_the_elbo_plot_is_written(tmp_path):

@@ -40,14 +40,21 @@ def images(*shape, binary=False):
     return (x < 0.3).float() if binary else x
 
 
+def _loss_of(model, loss_function):
+    """A function of x: the loss of the model's outputs, or the sum of its terms."""
+
+    def loss(x):
+        output, mean, spread = model(x)
+        value = loss_function(output, x, mean, spread)
+        return value if isinstance(value, torch.Tensor) else sum(value)
+
+    return loss
+
+
 def _examples(commit, sources):
     module = sources.names("pytorch/examples", commit, "vae/main.py")
     model = module.VAE()
-
-    def loss(x):
-        output, mean, log_var = model(x)
-        return module.loss_function(output, x, mean, log_var)
-
+    loss = _loss_of(model, module.loss_function)
     check_vae(loss, model.encode, model.decode, images(1, 28, 28, binary=True))
 
 
@@ -59,11 +66,7 @@ def _beginner(sources):
         "reconstruction_function",
     )
     model = module.VAE()
-
-    def loss(x):
-        output, mean, log_var = model(x)
-        return module.loss_function(output, x, mean, log_var)
-
+    loss = _loss_of(model, module.loss_function)
     check_vae(loss, model.encode, model.decode, images(784), nll="gaussian")
 
 
@@ -71,11 +74,7 @@ def _sigma_vae(sources):
     module = sources.names("orybkin/sigma-vae-pytorch", "4748a3a", "model.py")
     settings = types.SimpleNamespace(batch_size=8, model="gaussian_vae")
     model = module.ConvVAE("cpu", 1, settings)
-
-    def loss(x):
-        output, mean, log_var = model(x)
-        return sum(model.loss_function(output, x, mean, log_var))
-
+    loss = _loss_of(model, model.loss_function)
     check_vae(loss, model.encode, model.decode, images(1, 28, 28), nll="gaussian")
 
 
@@ -83,11 +82,7 @@ def _world_models(sources):
     repository = "ctallec/world-models", "d6abd9c"
     model = sources.names(*repository, "models/vae.py").VAE(3, 32)
     training = sources.names(*repository, "trainvae.py", F=nn.functional)
-
-    def loss(x):
-        output, mean, log_sigma = model(x)
-        return training.loss_function(output, x, mean, log_sigma)
-
+    loss = _loss_of(model, training.loss_function)
     check_vae(loss, model.encoder, model.decoder, images(3, 64, 64), nll="gaussian")
 
 
@@ -119,11 +114,7 @@ def _generative(sources):
     repository = "podgorskiy/VAE", "ee907bc"
     model = sources.names(*repository, "net.py").VAE(16, 3, 3)
     script = sources.names(*repository, "VAE.py")
-
-    def loss(x):
-        output, mean, log_var = model(x)
-        return sum(script.loss_function(output, x, mean, log_var))
-
+    loss = _loss_of(model, script.loss_function)
     x = 2 * images(3, 32, 32) - 1
     check_vae(loss, model.encode, model.decode, x, nll="gaussian", beta=0.1)
 

@@ -39,9 +39,9 @@ class Sources:
             subprocess.run(["tar", "x", "-C", files], input=archive, check=True)
         return files
 
-    def module(self, repository: str, commit: str, name: str, folder: str = "."):
-        """A module of it, freshly imported from this folder of the checkout."""
-        root = str((self.checkout(repository, commit) / folder).resolve())
+    def module(self, repository: str, commit: str, name: str):
+        """A module of it, freshly imported."""
+        root = str(self.checkout(repository, commit).resolve())
         package = name.partition(".")[0]
         for known in [m for m in sys.modules if m.partition(".")[0] == package]:
             del sys.modules[known]
