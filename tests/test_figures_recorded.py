@@ -135,7 +135,7 @@ def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
         name: re.search(rf"{name}\.png\)\n\n(.*)", page)[1]
         for name in ("fig14_bpd", "fig18_nf_100_epochs")
     }
-    assert "runs `flow0`, `flow1`, seeds 0, 1: mean, and a band" in captions["fig14_bpd"]
+    assert "runs `flow0`, `flow1`, seeds 0, 1: mean and min-max band" in captions["fig14_bpd"]
     assert "run `flow1`, seed 1, 100 epochs" in captions["fig18_nf_100_epochs"]
     assert "| 1.790 ± 0.000 (2) |" in page
     shown = (tmp_path / "out" / "report" / "fig18_nf_100_epochs.png").read_bytes()

@@ -169,7 +169,7 @@ def test_the_bar_counts_minutes_and_starts_with_those_of_stopped_runs(
         (["export", "runs.csv", "--out", "here"], "Unrecognized or misplaced options: --out"),
         (["train", "--seeds", "0"], "at least 1"),
         (["train", "--jobs", "0"], "at least 1"),
-        (["train", "--jobs", "2", "--slurm"], "--slurm has array_parallelism"),
+        (["train", "--jobs", "2", "--slurm"], "with --slurm use array_parallelism"),
         (["train", "--kinds", "vea"], "invalid choice 'vea'"),
         (["train", "--kinds"], "--kinds needs some of vae"),
     ],
