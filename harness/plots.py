@@ -80,7 +80,7 @@ def save_image(filename: Path, image: np.ndarray, description: str = "") -> None
     info.add_itxt("Description", description)
     write_whole(
         filename,
-        lambda file: picture.save(file, "png", pnginfo=info, optimize=True),
+        lambda file: picture.save(file, "png", pnginfo=info),
         flush=False,
     )
 

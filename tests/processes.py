@@ -18,12 +18,19 @@ from pathlib import Path
 import torch
 
 from datasets import Batches
+from harness import sample_quality
 from tests.conftest import ROOT
 
 VAE, NF, GAN = SCRIPTS = ("a3_vae_template.py", "a3_nf_template.py", "a3_gan_template.py")
 CONTEXT = multiprocessing.get_context("forkserver")
-# The first optimiser imports torch._dynamo, which takes a second.
-PRELOADED = [*(script.removesuffix(".py") for script in SCRIPTS), "torch._dynamo"]
+# What a run imports late: for its first optimiser, its first forward-mode derivative, its curves.
+PRELOADED = [
+    *(script.removesuffix(".py") for script in SCRIPTS),
+    "torch._dynamo",
+    "torch._decomp.decompositions_for_jvp",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+]
 CONTEXT.set_forkserver_preload(PRELOADED)
 
 
@@ -59,6 +66,8 @@ def _run(script, flags, output, file_size):
         make_batches(self, images[: len(images) // 10], *args, **options)
 
     Batches.__init__ = make_few
+    diversity = sample_quality.diversity
+    sample_quality.diversity = lambda images, *args: diversity(images[: len(images) // 10], *args)
     sys.argv = [str(script), *map(str, flags), "--device", "cpu"]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
@@ -71,6 +80,7 @@ class Process:
 
     def __init__(self, folder, script, *flags, file_size=None):
         self.output = folder / f"{Path(script).name}.{time.monotonic_ns()}.log"
+        self.output.touch()  # a signal may come before the process opens it
         self.process = CONTEXT.Process(target=_run, args=(script, flags, self.output, file_size))
         self.process.start()
 
