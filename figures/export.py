@@ -44,7 +44,10 @@ def export(path: Path, found: Runs, groups: Groups) -> None:
 
 
 def run_records(found: Runs) -> list[dict]:
-    """A flat dict of each run: its settings where runs differ, graded values and results."""
+    """A flat dict of each run: its settings where runs differ, graded values, metrics and results.
+
+    Metrics are those at the end; of a GAN means over the last tenth.
+    """
     values = {}  # of a setting of a script
     for run in found:
         for name, value in run.settings.items():
@@ -68,6 +71,9 @@ def _record(run: StoredRun, differing: set[str]) -> dict:
     for graded in run.graded():
         name = f"{graded.row.quantity} ({graded.row.unit}) at {run.counter} {graded.at}"
         record |= {name: graded.value, f"{name}: verdict": graded.verdict}
+    for key in run.history[-1] if run.history else ():
+        if key not in {run.counter, "seconds", *run.settings}:
+            record[key] = run.final(key)
     for part, values in run.results.items():
         record |= {f"{part}.{key}": value for key, value in values.items()}
     return record | {"seconds": round(run.seconds, 3), "device": run.config.get("device")}

@@ -52,6 +52,7 @@ def test_csv_has_a_line_for_every_run(base, capsys):
     assert (vae0["epoch"], gan["batch"], gan["finished"]) == ("100", "187500", "False")
     assert vae0["test.neg_elbo_nats"] == "99.5" and gan["test.neg_elbo_nats"] == ""
     assert (vae0["seconds"], vae0["device"]) == ("100.0", "an abacus")
+    assert vae0["val_neg_elbo_nats"] == "99.0"  # at the end
     assert vae0["dataset"] == "mnist"  # whether or not runs differ in it
     assert not {"zdim", "latent_dim"} & vae0.keys()  # the same in all runs
     assert "out" not in vae0  # no setting of the training
