@@ -26,7 +26,7 @@ TOLERANCES = {
 
 
 def adam(
-    parameters: nn.Module | list[dict], lr: float, weight_decay: float = 0.0
+    parameters: nn.Module | list[dict], lr: float, weight_decay: float = 0.0, eps: float = 1e-8
 ) -> torch.optim.Adam:
     """Fused Adam (Kingma & Ba, ICLR 2015), with the weight decay of AdamW.
 
@@ -41,6 +41,7 @@ def adam(
             `lr`.
         lr: the learning rate of the others.
         weight_decay: per step and unit of learning rate.
+        eps: added to the root of a gradient's mean square, by which its mean is divided.
     """
     if isinstance(parameters, nn.Module):
         parameters = [{"params": list(parameters.parameters())}]
@@ -50,7 +51,9 @@ def adam(
     for group in parameters:
         rate = group.get("lr", lr)
         groups.append(group | {"lr": torch.tensor(rate, device=device) if captures else rate})
-    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True, capturable=captures)
+    return torch.optim.AdamW(
+        groups, eps=eps, weight_decay=weight_decay, fused=True, capturable=captures
+    )
 
 
 def captured(step: Callable, *arguments: Any) -> Callable[[torch.Tensor], torch.Tensor]:

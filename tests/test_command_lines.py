@@ -325,7 +325,19 @@ def without_bounds(tree):
 
 
 # What the preset changes of a run, beside `protocol` itself.
-PRESETS = {VAE: {"ema_decay": 0.0}, NF: {"ema_decay": 0.0}, GAN: {"fake_label": 0.1}}
+PRESETS = {
+    VAE: {"weight_decay": 0.0, "ema_decay": 0.0},
+    NF: {
+        "lr": 1e-3,
+        "first_lr_factor": 1.0,
+        "warmup": 0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "adam_eps": 1e-8,
+        "ema_decay": 0.0,
+    },
+    GAN: {"fake_label": 0.1},
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
