@@ -252,7 +252,8 @@ def bits_per_dimension(log_px_nats, n_dimensions):
 # --- Training
 def parameter_groups(model, lr, first_lr_factor=1.0):
     """All weights for an optimiser; the first coupling's hidden layers have a rate of their own."""
-    first = dict.fromkeys(model.flow.layers[0].nn[:-1].parameters())
+    *hidden, _ = (m for m in model.flow.layers[0].nn.modules() if isinstance(m, nn.Linear))
+    first = dict.fromkeys(parameter for layer in hidden for parameter in layer.parameters())
     others = [parameter for parameter in model.parameters() if parameter not in first]
     return [{"params": others}, {"params": list(first), "lr": lr * first_lr_factor}]
 
