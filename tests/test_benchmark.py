@@ -16,6 +16,8 @@ from datasets import mnist, random_shift
 from figures.runs import stored_run
 from tests import benchmark, plain, products
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def images():

@@ -23,6 +23,7 @@ def copy(tmp_path):
     return tmp_path / classifier.WEIGHTS.name
 
 
+@pytest.mark.thorough
 def test_the_shipped_weights_have_the_recorded_accuracy(arrays):
     model = classifier.load_classifier()
     images = images_of(arrays, "x_test", None)

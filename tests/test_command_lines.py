@@ -161,6 +161,7 @@ def test_a_gan_run_has_these_files_and_numbers(finished):
     assert result_of(folder)["samples"].keys() == keys
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
     seeds = {"first": 0, "again": 0, "other": 1}
     commands = [(VAE, *FEW[VAE], "--seed", s, "--out", tmp_path / n) for n, s in seeds.items()]
@@ -220,6 +221,7 @@ def test_load_model_refuses_a_run_of_another_script(finished):
         vae.load_model(finished[GAN][1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluating_again_gives_what_the_end_of_the_run_gave(tmp_path, script):
     """And changes nothing else. Weights that an older run lacks are written again."""
@@ -354,6 +356,7 @@ def test_the_report_s_protocol_sets_its_preset(script):
             parse(["--protocol", "report", f"--{name}", other])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_run_under_the_report_s_protocol_resumes_and_has_no_second_bound(tmp_path, script):
     folder = tmp_path / "run"

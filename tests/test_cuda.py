@@ -68,6 +68,7 @@ def test_a_captured_step_gives_the_losses_of_the_eager_one(name, monkeypatch):
     assert torch.allclose(*losses, rtol=TOLERANCE, atol=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tolerance_allows_rounding(name):
     losses = []
@@ -80,6 +81,7 @@ def test_the_tolerance_allows_rounding(name):
     assert torch.allclose(*losses, rtol=TOLERANCE / 2, atol=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, mistake",
     [

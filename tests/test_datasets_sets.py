@@ -219,6 +219,7 @@ def test_a_download_that_fails_ends_in_one_line(tmp_path, few, mirror, monkeypat
     assert "expected the IDX files" in line and "Connection refused" in line
 
 
+@pytest.mark.thorough
 def test_without_a_download_torchvision_is_not_imported():
     """It takes a second or more."""
     code = "import sys, a3_vae_template as vae; vae.bmnist(); print('torchvision' in sys.modules)"

@@ -71,6 +71,7 @@ def test_the_device_of_a_module_is_that_of_its_parameters():
     assert device_of(torch.nn.Linear(1, 1, device="meta")) == torch.device("meta")
 
 
+@pytest.mark.thorough
 def test_a_cpu_takes_denormal_numbers_for_zero_in_all_its_threads():
     lines = (
         "import torch, harness.devices",

@@ -16,6 +16,8 @@ from figures.explorer.__main__ import main, parse
 from figures.runs import find_runs
 from tests.explorer_runs import write_runs
 
+pytestmark = pytest.mark.thorough
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys, ActionChains = webdriver.Keys, webdriver.ActionChains
 

@@ -12,6 +12,8 @@ from harness.errors import UsageError
 from harness.references import difference
 from tests.processes import GAN, NF, VAE, run
 
+pytestmark = pytest.mark.thorough
+
 MODULES = {VAE: vae, NF: nf, GAN: gan}
 FLAGS = {
     VAE: "--epochs 1 --hidden_dim 8 --batch_size 200 --importance_samples 2",

@@ -17,6 +17,8 @@ from harness.errors import UserError
 from tests.conftest import ROOT
 from tests.fake_runs import fake_run, unwrapped
 
+pytestmark = pytest.mark.thorough
+
 submitit = pytest.importorskip("submitit")
 
 

@@ -82,6 +82,7 @@ def written(base):
     return {path: os.stat(path).st_mtime_ns for path in base.rglob("metrics.jsonl")}
 
 
+@pytest.mark.thorough
 def test_the_quick_report_trains_what_is_missing_and_draws_every_figure(
     tmp_path, quick_runs, monkeypatch
 ):

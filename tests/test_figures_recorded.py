@@ -123,6 +123,7 @@ def test_a_damaged_config_is_not_recorded(recorded):
         figures("export", path, "--runs", base)
 
 
+@pytest.mark.thorough
 def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
     base, path = tmp_path / "runs", tmp_path / "runs.jsonl"
     fake_run(tmp_path / "old" / "flow0", "nf", "--seed", "0")
@@ -142,6 +143,7 @@ def test_curves_are_of_all_runs_and_pictures_of_one_with_a_folder(tmp_path):
     assert shown == (base / "flow1" / "samples_100.png").read_bytes()
 
 
+@pytest.mark.thorough
 def test_recorded_runs_alone_draw_curves_and_tables(tmp_path, capsys):
     fake_runs(tmp_path / "runs", *NEEDED)
     path, out = tmp_path / "runs.jsonl", tmp_path / "out"

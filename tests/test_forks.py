@@ -21,6 +21,8 @@ from tests.conftest import ROOT
 from tests.processes import GAN, NF, VAE, Process, run, wait_for
 from tests.run_states import assert_same, final_state
 
+pytestmark = pytest.mark.thorough
+
 FLAGS = {
     VAE: "--epochs 3 --zdim 3 --hidden_dim 16 --batch_size 100 --importance_samples 4",
     NF: "--epochs 3 --n_flows 1 --n_hidden 16 --batch_size 100 --importance_samples 1"

@@ -181,6 +181,7 @@ def test_noise_is_new_in_every_step(networks, images):
     assert len(torch.cat(seen).unique()) == 2 * 16 * 100
 
 
+@pytest.mark.thorough
 def test_lines_and_pictures_are_of_exactly_the_batches_they_name(tmp_path, monkeypatch, images):
     grey = (images + 1).mul(127.5).byte().repeat(8, 1)  # 10 batches of 12, and 8 images over
     splits = [Namespace(images=rows) for rows in (grey[:64], grey[64:], grey)]

@@ -182,6 +182,7 @@ def test_drawing_leaves_the_random_numbers_alone(tmp_path, always):
     assert (run.folder / "loss.png").exists() and states[0] == states[1] == states[2]
 
 
+@pytest.mark.thorough
 def test_the_open_page_shows_the_curve_moving(tmp_path, always, monkeypatch, new_browser):
     """Nobody touches the browser between the looks: the page reloads itself, until the end."""
     reloading = pytest.importorskip("selenium.common.exceptions").WebDriverException

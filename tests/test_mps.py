@@ -41,6 +41,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gan, "N_DIVERSITY", 50)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", FLAGS, ids=lambda script: script.__name__)
 def test_a_short_run_passes_on_a_device_without_float64(script, small, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{script.__name__}.py"])

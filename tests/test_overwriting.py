@@ -84,6 +84,7 @@ def test_a_folder_of_somebody_else_with_a_name_of_ours_is_not_drawn_into(tmp_pat
             assert theirs.read_text() == THEIRS
 
 
+@pytest.mark.thorough
 def test_what_a_command_wrote_it_replaces(tmp_path):
     runs = write_runs(tmp_path / "runs")
     out = tmp_path / "page.html"

@@ -192,6 +192,7 @@ def test_shifts_keep_what_stays_inside_whatever_the_shape():
     assert seen == {window.astype(np.uint8).tobytes() for window in windows}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", FLAGS, ids=lambda script: script.__name__)
 def test_a_script_trains_loads_and_resumes_on_odd_images(tmp_path, script, capsys):
     data, folder = tmp_path / "odd.npy", tmp_path / "run"

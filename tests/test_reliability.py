@@ -88,6 +88,7 @@ def stop_and_compare(tmp_path, script, finished, stops, seed):
         shutil.rmtree(work)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "script, stop", [(VAE, killed), (NF, killed), (GAN, killed), (VAE, stopped_twice)]
 )
@@ -101,6 +102,7 @@ def test_stopped_twenty_times(tmp_path, script, finished):
     stop_and_compare(tmp_path, script, finished, [killed, stopped_twice] * 10, seed=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", [VAE, NF])
 def test_a_run_stopped_at_every_checkpoint_goes_on_exactly(tmp_path, script, finished):
     """Each process continues from the checkpoint of the last, and is killed after its next line."""
@@ -117,6 +119,7 @@ def test_a_run_stopped_at_every_checkpoint_goes_on_exactly(tmp_path, script, fin
     assert len(json.loads((folder / "config.json").read_text())["resumed"]) >= 1
 
 
+@pytest.mark.thorough
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, finished):
     script = VAE
     for flags in (
@@ -130,6 +133,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, finished):
     assert config["settings"]["epochs"] == 6 and config["resumed"][0]["from"] == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "script, signum, status",
     [*((script, signal.SIGTERM, 143) for script in SCRIPTS), (VAE, signal.SIGINT, 130)],
@@ -149,6 +153,7 @@ def test_signals_stop_a_run_in_order(tmp_path, script, signum, status):
     torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(tmp_path, finished):
     script = VAE
     # Room for the first checkpoint, which has no moments of Adam yet, but not for the next.
@@ -163,6 +168,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(tmp_path, fi
     assert_same(final_state(folder), final_state(finished[script][0]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_folder_removed_during_the_run(tmp_path, script):
     folder = tmp_path / "run"
@@ -176,6 +182,7 @@ def test_a_folder_removed_during_the_run(tmp_path, script):
     torch.load(tmp_path / "gone" / "checkpoint.pt", weights_only=True)
 
 
+@pytest.mark.thorough
 def test_a_refused_resume_changes_nothing(tmp_path, finished):
     folder, _ = finished[VAE]
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -249,6 +249,7 @@ def test_half_of_the_validation_images_are_the_samples_of_the_parzen_floor(grey)
     assert floors["parzen_floor_nats"] == expected
 
 
+@pytest.mark.thorough
 def test_the_recorded_frechet_floor_is_that_of_real_images(grey):
     model = classifier.load_classifier()
     validation, test = (classifier.features_and_classes(model, images)[0] for images in grey)

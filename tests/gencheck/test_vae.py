@@ -83,6 +83,7 @@ RETURNED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RETURNED)
 def test_the_loss_is_found_among_returned_values(x, name):
     model = TinyVAE()
@@ -186,6 +187,7 @@ def test_sixteen_images_are_enough_to_accuse(x):
         check_vae(loss=model, encode=model.encode, decode=model.decoder, x=x[:16])
 
 
+@pytest.mark.thorough
 def test_wrong_kl_is_found_beside_returned_values(x):
     model = TinyVAE(lambda m, v: 0.5 * (v.exp() + m**2 - v - 1).mean(1))
     for name in ("loss and z", "loss and kl"):

@@ -69,6 +69,7 @@ def epoch_iter(optimizer, data, model):
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", OUTSIDE)
 def test_a_loss_outside_forward_is_found_and_judged(sandbox, tmp_path, where):
     path = tmp_path / "a3_vae_template.py"
@@ -147,6 +148,7 @@ def test_an_epsilon_in_a_logarithm_is_no_other_kl(sandbox, tmp_path):
     assert (found["kl"], found["gradient"]) == (PASS, PASS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("patches", [NESTED_COUPLINGS, UNIT_INTERVAL], ids=["nested", "unit"])
 def test_flow_built_another_way(sandbox, project, patches):
     source = (ROOT / "a3_nf_template.py").read_text()

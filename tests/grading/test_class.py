@@ -12,6 +12,8 @@ from grading import __main__ as command
 from grading.results import checks_of
 from tests.grading.conftest import METHODS_VAE
 
+pytestmark = pytest.mark.thorough
+
 FLOW = """
 import torch
 import torch.nn as nn

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 CODE = """
@@ -26,6 +28,7 @@ print("right")
 """
 
 
+@pytest.mark.thorough
 def test_an_optimiser_needs_no_dynamo_and_others_get_it():
     words = [sys.executable, "-c", CODE]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

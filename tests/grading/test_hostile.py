@@ -86,12 +86,14 @@ def test_there_are_forty_attacks():
     assert len(attacks.ESCAPES | attacks.ENDS) >= 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", attacks.ESCAPES)
 def test_nothing_outside_is_reached(sandbox, tmp_path, outside, name):
     result = run(sandbox, tmp_path / "attacker", attacks.ESCAPES[name], outside)
     assert "contained: " in result.output, result.reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if n in attacks.LASTING else n for n in attacks.ENDS],
@@ -173,6 +175,7 @@ def test_folders_above_the_script_and_google_colab(sandbox, tmp_path):
     assert result.is_judged, result.reason
 
 
+@pytest.mark.thorough
 def test_one_attacker_and_two_others_who_are_graded(sandbox, tmp_path, monkeypatch):
     for name in ("ann", "bob", "eve"):
         (tmp_path / name).mkdir()

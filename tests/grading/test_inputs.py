@@ -293,6 +293,7 @@ def test_a_damaged_archive_is_unpacked_in_part_or_unreadable(archives, data):
     assert all(note.isprintable() and str(folder) not in note for note in notes)
 
 
+@pytest.mark.thorough
 def test_a_hundred_thousand_entries_are_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "ann.zip", "w") as archive:
         archive.writestr("a3_vae_template.py", VAE)

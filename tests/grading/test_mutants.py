@@ -21,6 +21,7 @@ def test_there_are_mutants_enough_and_their_patches_fit(tmp_path):
         mutant.write(tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", MODELS)
 def test_our_script_passes(sandbox, model):
     result = judge_file(sandbox, model, ROOT / f"a3_{model}_template.py", training=False)
@@ -39,11 +40,13 @@ def assert_found(mutant, sandbox, project):
     assert accusations(result).keys() <= {mutant.check, *mutant.also}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.name in QUICK], ids=lambda m: m.name)
 def test_fault_is_found_by_its_check_and_no_other(sandbox, project, mutant):
     assert_found(mutant, sandbox, project)
 
 
+@pytest.mark.thorough
 def test_an_exit_in_sample_leaves_the_other_checks(sandbox, project):
     first = "z = torch.randn(n_samples, self.z_dim"
     mutant = Mutant("vae", "exit", first, f"raise SystemExit\n        {first}", "sample")

@@ -284,6 +284,7 @@ def test_reports_are_tried_before_the_work(tmp_path):
 SLOW_STREAMS = (">&-", "2>&-", "2> /dev/full")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "redirection",
     [

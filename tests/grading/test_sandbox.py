@@ -44,11 +44,13 @@ def assert_refused(done, words, tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
+@pytest.mark.thorough
 def test_without_bubblewrap_nothing_runs(submission, tmp_path):
     done = grading(submission, PATH=str(tmp_path))
     assert_refused(done, "install the packages bubblewrap", tmp_path)
 
 
+@pytest.mark.thorough
 def test_without_user_namespaces_nothing_runs(submission, tmp_path):
     """The number of namespaces is limited in one of its own: it takes no rights outside."""
     line = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
@@ -93,12 +95,14 @@ def test_a_bubblewrap_that_is_forbidden_gives_its_reason(tmp_path, monkeypatch, 
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_where_bubblewrap_is_forbidden_nothing_runs(submission, tmp_path):
     words, source = next(iter(FORBIDDEN.items()))
     done = grading(submission, PATH=fake_bubblewrap(tmp_path / "bin", source))
     assert_refused(done, words, tmp_path)
 
 
+@pytest.mark.thorough
 def test_the_probe_finds_every_open_door():
     """Without a sandbox all are open: this is the server that `--unsafe` runs."""
     words = "does not hold: a submission could "
@@ -186,6 +190,7 @@ def test_a_deep_and_closed_folder_is_emptied(tmp_path):
     assert os.listdir(tmp_path) == [] and ROOT.exists()
 
 
+@pytest.mark.thorough
 def test_the_class_folder_is_not_on_the_search_path(tmp_path):
     """A class with modules named as those that the grader imports."""
     for name in ("torch", "numpy", "csv", "harness", "datasets"):
