@@ -283,9 +283,9 @@ PLACES = st.sampled_from(
 )
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=300)
 @given(place=PLACES, value=VALUES | st.just("remove"))
-@pytest.mark.thorough
 def test_a_changed_checkpoint_is_refused_in_one_line_or_trains_on(tmp_path_factory, place, value):
     folder = tmp_path_factory.getbasetemp() / "changed_checkpoint"
     folder.mkdir(exist_ok=True)
