@@ -328,7 +328,7 @@ def without_bounds(tree):
 
 # What the preset changes of a run, beside `protocol` itself.
 PRESETS = {
-    VAE: {"weight_decay": 0.0, "ema_decay": 0.0},
+    VAE: {"ema_decay": 0.0},
     NF: {
         "lr": 1e-3,
         "first_lr_factor": 1.0,
