@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -221,6 +222,54 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
     assert exit.value.code == expected
     assert tmp_path.name in capsys.readouterr().out
     assert (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    "files, expected, counts",
+    [
+        ({"ann/a3.py": VAE, "bob/a3.py": VAE}, 0, "2 files: 0 wrong, 0 not judged"),
+        (
+            {"ann/a3.py": VAE, "bob/a3.pdf": ""},
+            1,
+            "1 file: 0 wrong, 0 not judged, 1 person",
+        ),
+        ({"ann/a.pdf": "", "bob/b.pdf": ""}, 1, "0 files: 0 wrong, 0 not judged, 2 people"),
+        ({"ann/a3.py": VAE, "bob/a3.py": VAE, "x": None}, 1, "2 files: 0 wrong, 0 not judged"),
+    ],
+    ids=["all judged", "one without files", "two without files", "something is not read"],
+)
+def test_exit_status_of_a_class(tmp_path, monkeypatch, capsys, files, expected, counts):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name) if text is None else (tmp_path / name).write_text(text)
+    judged = FileResult("vae", "file", [found("kl", "weak", central=True)])
+    monkeypatch.setattr("grading.grader.judge_file", lambda *args: judged)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    with pytest.raises(SystemExit) as exit:
+        command.main(command.parse([str(tmp_path), "--fresh"]))
+    assert exit.value.code == expected
+    assert f"2 people, {counts}" in capsys.readouterr().out
+
+
+def test_people_are_printed_in_their_order(tmp_path, monkeypatch, capsys):
+    """Bob is judged after Cem, and Ann and Dan have nothing to judge."""
+    is_judged = threading.Event()
+
+    def judge(box, model, path, *options):
+        assert path.parent.name == "cem" or is_judged.wait(60)
+        is_judged.set()
+        return FileResult(model, str(path), [found("kl", "pass", central=True)])
+
+    for name, text in {"ann": "", "bob": VAE, "cem": f"{VAE}    x = 1\n", "dan": ""}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3.py").write_text(text)
+    monkeypatch.setattr("grading.grader.judge_file", judge)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    with pytest.raises(SystemExit):
+        command.main(command.parse([str(tmp_path), "--fresh", "--jobs", "2"]))
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names == ["ann", "bob", "cem", "dan", "4"]
 
 
 VILE = "\x1b[2J\u202eevil\n<script>alert(1)</script>" + "x" * 10_000
