@@ -35,7 +35,8 @@ class Command:
     hints: Literal[*report.HINTS] = report.HINTS[0]  # how much reports say about a finding
     verbose: bool = False  # list what passes, too
     jobs: int = os.cpu_count() or 1  # people judged at the same time
-    time_limit: float = 120.0  # seconds for a file
+    # seconds of processor time for a file; it is also stopped after 5 times as many of any time
+    time_limit: float = 120.0
     seed: int = 0  # seed of the measurements
     fresh: bool = False  # neither read nor keep results of other gradings
     # where results are kept, so that an interrupted grading resumes
@@ -101,6 +102,8 @@ def main(args: Command) -> None:
         nothing = f", {who} without a file of the assignment" if without else ""
         counts = f"{files}: {wrong} wrong, {unjudged} not judged{nothing}"
         print(f"{len(everyone)} people, {counts}")
+        if left := report.by_hand(people, rubric):
+            print(left)
     sys.exit(1 if wrong or unjudged or without or unread else 0)
 
 

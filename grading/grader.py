@@ -148,7 +148,7 @@ def judge_file(
         box: the person's sandbox.
         model: one of MODELS.
         path: the file.
-        seconds: the limit.
+        seconds: the limit of processor time.
         training: whether to run the short trainings.
         seed: of the measurements.
         files: what `gather` found, if that is known.
