@@ -231,7 +231,9 @@ def _smoothing(gan):
         raise CannotJudge("the discriminator's loss is stated")
     _refuse_unexplained(gan, "d")
     if _is_wrong(_discriminator_loss, gan):
-        raise CannotJudge("the discriminator's loss is wrong, so its labels are no smoothed ones")
+        raise CannotJudge(
+            "the discriminator's loss is wrong, so its labels say nothing of smoothing"
+        )
     labels = _labels(gan)
     real, fake, residual, _, random, errors = labels
     if any(errors):
