@@ -16,7 +16,16 @@ from torch.utils.data import DataLoader
 import datasets
 from datasets.batches import bernoulli_draw
 from gencheck import gan_checks, vae_checks
-from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
+from gencheck.outcomes import (
+    NOTE,
+    OLD,
+    PASS,
+    UNJUDGED,
+    WRONG,
+    one_line,
+    run_checks,
+    seed_everything,
+)
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.checks import MAX_TEXT
@@ -153,8 +162,12 @@ def _judge(request, scratch, results, running):
         return is_theirs(error, folder)
 
     def check(subject, table):
+        """Add the findings of a table to the results; returns the checks that found a fault."""
+        wrong = set()
         for one in run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"]):
             _add(results, one.check, one.status, one.measured, one.expected)
+            wrong |= {one.check} if one.status == WRONG else set()
+        return wrong
 
     subject, steps = _check_all(model, submission, check, pictures, request["training"])
     with contextlib.suppress(Exception, SystemExit):  # the page then has no picture
@@ -184,7 +197,8 @@ def _check_all(model, submission, check, pictures, training):
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        check(subject, couplings.CHECKS)
+        wrong = check(subject, couplings.CHECKS)
+        subject.wrong_logdet = bool(wrong & {"coupling_logdet", "flow_logdet"})
         check(subject, (*flow_model.CHECKS, *OTHER_SETTINGS["nf"]))
         if subject.model is None:
             return subject, 0
