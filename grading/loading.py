@@ -24,6 +24,7 @@ import torch
 import torch.nn as nn
 
 from gencheck.outcomes import TooLong, one_line
+from grading.arguments import usual_value
 from grading.running import Running
 from grading.sources import NoSource
 from grading.stand_ins import Stub
@@ -276,7 +277,7 @@ class Submission:
         return None
 
     def _defaults(self) -> dict:
-        """The literal defaults of all `add_argument` calls."""
+        """The literal defaults of all `add_argument` calls, usual values where one is required."""
         defaults = {}
         for node in ast.walk(self.tree):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")):
@@ -289,6 +290,10 @@ class Submission:
                 default = False if action == "store_true" else None
                 if "default" in options:
                     default = ast.literal_eval(options["default"])
+                elif "required" in options or not flags[0].startswith("-"):
+                    kind = ast.unparse(options.get("type", ast.Name("str")))
+                    kind = {"int": int, "float": float}.get(kind, str)
+                    default = kind(usual_value(name, kind))
                 defaults[name] = default
         return defaults
 

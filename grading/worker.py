@@ -19,6 +19,7 @@ from gencheck import gan_checks, vae_checks
 from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
+from grading.arguments import fill_in_arguments
 from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
@@ -149,6 +150,7 @@ def _judge(request, scratch, results, running):
     _replace_modules(code, on_picture, running.missing)
     on_cpu.install()
     stand_in_for_weights(running)
+    fill_in_arguments()
     seed_everything(request["seed"])
     submission = Submission(code / request["name"], adaptation.attempt, running)
     submission_made.append(submission)
