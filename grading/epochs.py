@@ -91,9 +91,11 @@ class EpochSubject:
         def attempt(option):
             self.format = option
             value = self.submission.attempt(self.epoch, self.images[:BATCH], training=False)
+            if self.submission.find("epoch_iter") is None:
+                return  # `run_epoch` may return nothing
             if value is None:
                 raise NotImplementedError
-            return numbers(value)
+            numbers(value)
 
         try:
             first_that_works(options, attempt, "the epoch's function")
@@ -110,23 +112,32 @@ class EpochSubject:
         return kind(self.module.parameters(), lr=lr)
 
     def epoch(self, images, training, lr=0.0, size=BATCH, on_batch=lambda: None):
-        """What `epoch_iter` returns for these images; `on_batch` is called before each batch."""
+        """What `epoch_iter` returns for these images; `on_batch` is called before each batch.
+
+        Without one, what `run_epoch` returns that trains or validates on them.
+        """
         function = self.submission.find("epoch_iter")
-        if function is None:
-            raise CannotJudge("there is no epoch_iter")
         self.module.train(training)
         loader, optimizer = self.loader(images, size), self.optimizer(lr)
         loader.on_batch = on_batch
+        if function is None:
+            other = self.loader(images[:size], size)
+            return self.run_epoch(*((loader, other) if training else (other, loader)), optimizer)
         extra = required(function, self.extra)
         with self.limit(EPOCH_SECONDS):
             roles = {"model": self.module, "data": loader, "optimizer": optimizer}
             return self.submission.call_by_role(function, roles, **extra)
 
+    def averages_of(self, images) -> list[float]:
+        """What the value of these images may be in what the epoch's function returns for them."""
+        value = self.epoch(images, training=False)
+        return numbers(value) if self.submission.find("epoch_iter") else validation_values(value)
+
     def run_epoch(self, train, val, optimizer, seconds=EPOCH_SECONDS):
         """What `run_epoch` returns for these loaders."""
         function = self.submission.find("run_epoch")
         if function is None:
-            raise CannotJudge("there is no run_epoch")
+            raise CannotJudge("there is no epoch_iter or run_epoch")
         extra = required(function, self.extra)
         with self.limit(seconds):
             roles = {"model": self.module, "data": (train, val), "optimizer": optimizer}
@@ -162,6 +173,20 @@ def numbers(value) -> list[float]:
         parts = [numbers(part)[0] for part in value]
         return [parts[0]] + ([parts[0] + parts[1]] if len(parts) > 1 else [])
     return [float(torch.as_tensor(value).detach().double().mean())]
+
+
+def validation_values(value) -> list[float]:
+    """What the validation's value may be in what `run_epoch` returns.
+
+    The second value: (train, val, ...). Or a half: the terms of train, then those of val. Of a
+    dictionary, the values in this order.
+    """
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if not isinstance(value, tuple | list) or len(value) < 2:
+        raise CannotJudge("run_epoch doesn't return a value for each data set")
+    half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]
+    return numbers(value[1]) + [numbers(half[0])[0], sum(numbers(part)[0] for part in half)]
 
 
 def vae_value(vae: VAESubject) -> Callable:
