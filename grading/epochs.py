@@ -128,11 +128,6 @@ class EpochSubject:
             roles = {"model": self.module, "data": loader, "optimizer": optimizer}
             return self.submission.call_by_role(function, roles, **extra)
 
-    def averages_of(self, images) -> list[float]:
-        """What the value of these images may be in what the epoch's function returns for them."""
-        value = self.epoch(images, training=False)
-        return numbers(value) if self.submission.find("epoch_iter") else validation_values(value)
-
     def run_epoch(self, train, val, optimizer, seconds=EPOCH_SECONDS):
         """What `run_epoch` returns for these loaders."""
         function = self.submission.find("run_epoch")
@@ -173,20 +168,6 @@ def numbers(value) -> list[float]:
         parts = [numbers(part)[0] for part in value]
         return [parts[0]] + ([parts[0] + parts[1]] if len(parts) > 1 else [])
     return [float(torch.as_tensor(value).detach().double().mean())]
-
-
-def validation_values(value) -> list[float]:
-    """What the validation's value may be in what `run_epoch` returns.
-
-    The second value: (train, val, ...). Or a half: the terms of train, then those of val. Of a
-    dictionary, the values in this order.
-    """
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if not isinstance(value, tuple | list) or len(value) < 2:
-        raise CannotJudge("run_epoch doesn't return a value for each data set")
-    half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]
-    return numbers(value[1]) + [numbers(half[0])[0], sum(numbers(part)[0] for part in half)]
 
 
 def vae_value(vae: VAESubject) -> Callable:

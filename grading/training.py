@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from gencheck.modules import changed_weights, perturb, replaced
 from gencheck.outcomes import NOTE, PASS, WEAK, WRONG, CannotJudge, Check, Outcome
 from grading.checks import OF_FLOWS, load_checks
-from grading.epochs import BATCH, NATS_PER_BIT, validation_values
+from grading.epochs import BATCH, NATS_PER_BIT, numbers
 
 LAST = 8  # images in the short last batch: unusual ones
 FEW = 8  # images in a batch where their number doesn't matter
@@ -64,7 +64,8 @@ def _explain_average(epochs, images):
     spread = means.std(dim=0).mean().item()  # of one value of a batch, from its noise
     losses, sizes = means.mean(dim=0), torch.tensor([len(b) for b in batches]).double()
     averages, units = _averages(losses, sizes), _units(epochs.model)
-    values = epochs.averages_of(images)
+    value = epochs.epoch(images, training=False)
+    values = numbers(value) if epochs.submission.find("epoch_iter") else _validation_values(value)
     tolerance = 1e-3 + 5 * spread / abs(losses.mean().item())
     likely = [value for _, value in list(averages.items())[:2]]
     if abs(likely[0] / likely[1] - 1) < 2 * tolerance:
@@ -322,7 +323,7 @@ def _short_training(epochs):
         value = epochs.run_epoch(*loaders, optimizer, TRAINING_SECONDS)
     seconds = time.process_time() - started
     module.eval()
-    after, reported, own = epochs.exact(val), validation_values(value), []
+    after, reported, own = epochs.exact(val), _validation_values(value), []
     if min(abs(abs(r) / after - 1) for r in reported) > 0.02:
         own = [epochs.true_value(b).double().mean().item() for b in val.split(size)]
     epochs.trained[epochs.seed] = {
@@ -331,6 +332,20 @@ def _short_training(epochs):
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
     return epochs.trained[epochs.seed]
+
+
+def _validation_values(value):
+    """What the validation's value may be in what `run_epoch` returns.
+
+    The second value: (train, val, ...). Or a half: the terms of train, then those of val. Of a
+    dictionary, the values in this order.
+    """
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if not isinstance(value, tuple | list) or len(value) < 2:
+        raise CannotJudge("run_epoch doesn't return a value for each data set")
+    half = value[len(value) // 2 :] if len(value) % 2 == 0 else value[1:2]
+    return numbers(value[1]) + [numbers(half[0])[0], sum(numbers(part)[0] for part in half)]
 
 
 def _learns(epochs):

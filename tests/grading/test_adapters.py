@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from gencheck.outcomes import ACCUSING, PASS
 from grading import adapters
-from grading.epochs import validation_values
 from grading.grader import judge_file
 from grading.loading import CannotLoad, Submission
 from grading.shims import SHIMS
+from grading.training import _validation_values
 from tests.conftest import ROOT
 from tests.grading.conftest import METHODS_VAE
 
@@ -322,8 +322,8 @@ def test_settings_of_a_script_without_a_parser(monkeypatch, tmp_path, source, ba
     ],
 )
 def test_where_the_validations_value_may_be(returned, values):
-    assert {*validation_values(returned)} >= values
-    assert 3.0 not in validation_values(returned)
+    assert {*_validation_values(returned)} >= values
+    assert 3.0 not in _validation_values(returned)
 
 
 @pytest.mark.parametrize(
