@@ -92,9 +92,11 @@ class EpochSubject:
         def attempt(option):
             self.format = option
             value = self.submission.attempt(self.epoch, self.images[:BATCH], training=False)
+            if self.submission.find("epoch_iter") is None:
+                return  # `run_epoch` may return nothing
             if value is None:
                 raise NotImplementedError
-            return numbers(value)
+            numbers(value)
 
         try:
             first_that_works(options, attempt, "the epoch's function")
@@ -111,13 +113,17 @@ class EpochSubject:
         return kind(self.module.parameters(), lr=lr)
 
     def epoch(self, images, training, lr=0.0, size=BATCH, on_batch=lambda: None):
-        """What `epoch_iter` returns for these images; `on_batch` is called before each batch."""
+        """What `epoch_iter` returns for these images; `on_batch` is called before each batch.
+
+        Without one, what `run_epoch` returns that trains or validates on them.
+        """
         function = self.submission.find("epoch_iter")
-        if function is None:
-            raise CannotJudge("there is no epoch_iter")
         self.module.train(training)
         loader, optimizer = self.loader(images, size), self.optimizer(lr)
         loader.on_batch = on_batch
+        if function is None:
+            other = self.loader(images[:size], size)
+            return self.run_epoch(*((loader, other) if training else (other, loader)), optimizer)
         extra = required(function, self.extra)
         with self.limit(EPOCH_SECONDS):
             roles = {"model": self.module, "data": loader, "optimizer": optimizer}
@@ -127,7 +133,7 @@ class EpochSubject:
         """What `run_epoch` returns for these loaders."""
         function = self.submission.find("run_epoch")
         if function is None:
-            raise CannotJudge("there is no run_epoch")
+            raise CannotJudge("there is no epoch_iter or run_epoch")
         extra = required(function, self.extra)
         with self.limit(seconds):
             roles = {"model": self.module, "data": (train, val), "optimizer": optimizer}

@@ -64,7 +64,8 @@ def _explain_average(epochs, images):
     spread = means.std(dim=0).mean().item()  # of one value of a batch, from its noise
     losses, sizes = means.mean(dim=0), torch.tensor([len(b) for b in batches]).double()
     averages, units = _averages(losses, sizes), _units(epochs.model)
-    values = numbers(epochs.epoch(images, training=False))
+    value = epochs.epoch(images, training=False)
+    values = numbers(value) if epochs.submission.find("epoch_iter") else _validation_values(value)
     tolerance = 1e-3 + 5 * spread / abs(losses.mean().item())
     likely = [value for _, value in list(averages.items())[:2]]
     if abs(likely[0] / likely[1] - 1) < 2 * tolerance:

@@ -28,6 +28,7 @@ from gencheck.outcomes import (
 )
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
+from grading.arguments import fill_in_arguments
 from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
@@ -43,6 +44,7 @@ from grading.stand_ins import (
     Images,
     StubModule,
     course_modules,
+    progress_modules,
     torchvision_modules,
 )
 from grading.training import TRAINING_CHECKS, epoch_checks
@@ -108,7 +110,7 @@ def judge(request: dict, scratch: Path) -> str:
         reason = _reason(error, running, request["name"]).replace(f"{code}{os.sep}", "")
         results["reason"] = reason[:MAX_TEXT]
     runs = running.outcome()
-    if runs.status != PASS or not results["reason"]:
+    if runs.status not in (PASS, NOTE) or not results["reason"]:
         _add(results, "runs", runs.status, runs.measured, runs.expected)
     return json.dumps(results)
 
@@ -151,6 +153,7 @@ def _judge(request, scratch, results, running):
     _replace_modules(code, pictures.on_picture, running.missing)
     on_cpu.install()
     stand_in_for_weights(running)
+    fill_in_arguments()
     seed_everything(request["seed"])
     submission = Submission(code / request["name"], adaptation.attempt, running)
     if request["model"] == "gan":
@@ -218,7 +221,7 @@ def _replace_modules(code, on_picture, not_found):
             del sys.modules[name]
     sys.path[:] = [str(code)] + [p for p in sys.path if p not in ("", root, os.getcwd())]
     modules = course_modules(BINARY, GREY, LABELS)
-    modules |= torchvision_modules(GREY, LABELS, on_picture)
+    modules |= torchvision_modules(GREY, LABELS, on_picture) | progress_modules()
     if not (code / "datasets").is_dir():
         modules["datasets"] = StubModule("datasets")
         for name in ("bmnist", "mnist"):
