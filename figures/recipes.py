@@ -24,9 +24,9 @@ With Adam at a constant rate of 1e-3 nearly all units of the flow's worst hidden
 after one epoch: no image makes them fire, so they get no gradient and stay dead. Adam moves each
 weight by about the learning rate, however small its gradient, so the input of a unit moves by up to
 that rate times the sum of the sizes of what it reads, and a unit that fires for few images soon
-fires for none. A lower rate with warm-up and a cosine keeps more units alive, a tenth of it those
-of the first coupling, which reads logits near -6; weight decay helps, and so does a larger eps of
-Adam, which shortens the steps of weights with small gradients."""
+fires for none. A lower rate with warm-up and a cosine keeps more units alive. The first coupling
+reads logits near -6, so its hidden layers need a much smaller rate still. Weight decay helps, and
+so does a larger eps of Adam, which shortens the steps of weights with small gradients."""
 OF_THE_VAE = """\
 The VAE keeps its recipe. Weight decay 0.05 lowers its negative ELBO on validation images from 98.11
 to 97.66 nats, but raises -log p(x) of the test images from 91.04 to 91.72: q(z|x) comes nearer to

@@ -1,7 +1,6 @@
 """Right code that is built another way than ours is found, measured and accused of nothing."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from gencheck.outcomes import ACCUSING, PASS
 from grading import adapters
 from grading.grader import judge_file
-from grading.loading import CannotLoad, Submission
+from grading.loading import CannotLoad
 from grading.shims import SHIMS
 from grading.training import _validation_values
 from tests.conftest import ROOT
@@ -301,13 +300,9 @@ def test_a_coupling_is_known_by_what_it_is_derived_from(base, is_one):
          "@dataclass\nclass Config:\n    batch_size: int = 9", 7),
     ],
 )  # fmt: skip
-def test_settings_of_a_script_without_a_parser(monkeypatch, tmp_path, source, batch_size):
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setitem(sys.modules, "settings_of_a_test", None)  # is put back
-    path = tmp_path / "settings_of_a_test.py"
-    path.write_text(f"from dataclasses import dataclass\n{source}\n")
-    submission = Submission(path, lambda function, *args: function(*args))
-    assert getattr(submission.settings, "batch_size", None) == batch_size
+def test_settings_of_a_script_without_a_parser(settings_of, source, batch_size):
+    settings = settings_of(f"from dataclasses import dataclass\n{source}\n")
+    assert getattr(settings, "batch_size", None) == batch_size
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """A submission that requires command-line arguments is judged as if they had been typed."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import pytest
 
 from grading import arguments
 from grading.grader import judge_file
-from grading.loading import Submission
 from tests.grading.conftest import METHODS_VAE
 from tests.grading.test_running import GAN
 
@@ -78,13 +76,9 @@ def test_required_commands_and_groups(parser):
 
 
 @pytest.mark.parametrize("required, value", [("True", 20), ("False", None)])
-def test_a_parser_that_only_main_makes(monkeypatch, tmp_path, required, value):
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setitem(sys.modules, "arguments_of_a_test", None)  # is put back
-    path = tmp_path / "arguments_of_a_test.py"
-    path.write_text(f"def main():\n    p.add_argument('--zdim', type=int, required={required})\n")
-    submission = Submission(path, lambda function, *args: function(*args))
-    assert submission.settings.zdim == value
+def test_a_parser_that_only_main_makes(settings_of, required, value):
+    source = f"def main():\n    p.add_argument('--zdim', type=int, required={required})\n"
+    assert settings_of(source).zdim == value
 
 
 def test_what_is_typed_is_not_changed(parser):
