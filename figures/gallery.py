@@ -120,6 +120,7 @@ def write_page(
         blocks += [
             ["## Why a constant learning rate kills the flow"],
             [recipes.WHY],
+            [recipes.OF_THE_VAE],
             [recipes.WHAT],
         ]
         blocks += [[f"![Recipes tried for the flow](report/{recipes.PICTURE})"]]

@@ -74,6 +74,13 @@ class FlowSubject:
 
         return self._remembered("added", bijection, measure)
 
+    def log_abs_det(self, bijection: Bijection, z: torch.Tensor) -> torch.Tensor:
+        """log |det| of the forward map at the first rows of z [n, ...], all or fewer, by autodiff.
+
+        Nothing of what the map says of its log-determinant enters.
+        """
+        return log_abs_det(points_of(bijection), z)
+
     def _remembered(self, name, bijection, measure):
         """Checks of one setting share results."""
         return measure()
@@ -250,6 +257,11 @@ def pair(returned) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         raise CannotJudge("the flow returns no pair (z, log-determinant)")
     return returned
+
+
+def points_of(bijection: Bijection) -> Callable:
+    """The forward map without its log-determinant: z [n, ...] -> z."""
+    return lambda z: pair(bijection.forward(z, z.new_zeros(len(z))))[0]
 
 
 @torch.no_grad()

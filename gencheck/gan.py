@@ -36,7 +36,8 @@ def check_gan(
     Args:
         step: takes a batch and makes the steps of `torch.optim` optimisers.
         generator, discriminator: modules. They may take more arguments, such as labels: z and
-            images are the first of floating point. D returns one number for each image.
+            images are the first of floating point. D returns one number for each image, or the
+            scores of two classes: logits, log-probabilities or probabilities.
         batches: what `step` takes, at least 10 with 16 images or more: real images, or a tuple
             with them in it.
         d_loss: of the discriminator: "bce", "lsgan", "hinge", "wgan", or a function (D(x),

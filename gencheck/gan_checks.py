@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from gencheck.gan_explain import EXACT, STATED
+from gencheck.gan_losses import OF_LOGITS
 from gencheck.gan_observer import Observer
 from gencheck.gan_step import EXPLAINED, Pulls
 from gencheck.layers import layers_outcome
@@ -67,7 +68,7 @@ class Labels(NamedTuple):
     def in_words(self) -> str:
         """Both labels, with twice the error of an average."""
         parts = [
-            f"{label:.2f}" + (f" \u00b1 {2 * error:.2f}" if error else "")
+            f"{label:z.2f}" + (f" \u00b1 {2 * error:.2f}" if error else "")
             for label, error in zip((self.real, self.fake), self.errors)
         ]
         return f"labels {parts[0]} for real and {parts[1]} for generated images"
@@ -130,6 +131,11 @@ def _stated(gan, which, expected):
     flipped = loss == "wgan" and _is_flipped(gan.seen)  # D is low for real images: as good
     if flipped:
         terms = [-c for c in terms]
+    if residual > STATED and gan.seen.width == 2 and loss in OF_LOGITS:
+        raise CannotJudge(
+            "the discriminator returns 2 numbers for an image, and a loss's name does not say "
+            f"which class is real: leave {which}_loss out, or pass a function"
+        )
     if residual > STATED:
         others = {step.looks_like for step in steps} - {""}
         words = f", but that of {others.pop()}" if others else ""
@@ -158,6 +164,11 @@ def _refuse_unexplained(gan, which):
         raise CannotJudge(f"{words}: pass {which}_loss='{names[0]}'")
     if residual <= EXPLAINED or Pulls.of_steps(steps) is not None:
         return
+    if gan.seen.width > 1:
+        raise CannotJudge(
+            f"the discriminator returns {gan.seen.width} numbers for an image, and no "
+            f"cross-entropy of two classes explains the gradient; state {which}_loss="
+        )
     raise CannotJudge(
         f"no cross-entropy: {residual:.0%} of the gradient is unexplained; state the loss: "
         f"{which}_loss= a name or a function of D's outputs"
@@ -181,7 +192,8 @@ def _discriminator_loss(gan):
         return _stated(gan, "d", "the gradient of the stated loss")
     expected = "the cross-entropy of D(x) with a label near 1 and of D(G(z)) with one near 0"
     if _one_sigmoid_too_many(gan):
-        words = "a cross-entropy that takes D's probabilities for logits: a sigmoid too many"
+        layer = "softmax" if gan.seen.width == 2 else "sigmoid"
+        words = f"a cross-entropy that takes D's probabilities for logits: a {layer} too many"
         return Outcome(WRONG, words, expected)
     _refuse_unexplained(gan, "d")
     labels = _labels(gan)
@@ -201,21 +213,33 @@ def _discriminator_loss(gan):
         return Outcome(WRONG, measured, expected)
     noisy = ", random ones" if random else ""
     words = f", generated images weigh {weight:.2g}" if abs(weight - 1) > 0.1 else ""
-    swapped = "; D is the probability of a generated image" if real < fake else ""
+    is_swapped = real < fake and gan.seen.width != 2  # either of two classes may be the real one
+    swapped = "; D is the probability of a generated image" if is_swapped else ""
     status = NOTE if noisy or words or swapped else PASS
     return Outcome(status, measured + noisy + words + swapped, expected)
+
+
+def _is_wrong(measure, gan):
+    try:
+        return measure(gan).status == WRONG
+    except CannotJudge:
+        return False
 
 
 def _smoothing(gan):
     if gan.seen.stated["d"] is not None:
         raise CannotJudge("the discriminator's loss is stated")
     _refuse_unexplained(gan, "d")
+    if _is_wrong(_discriminator_loss, gan):
+        raise CannotJudge(
+            "the discriminator's loss is wrong, so its labels say nothing of smoothing"
+        )
     labels = _labels(gan)
     real, fake, residual, _, random, errors = labels
     if any(errors):
         words = f"labels that differ between images; on average: {labels.in_words()}"
         return Outcome(NOTE, words, "fixed labels")
-    if residual > RANDOM_LABELS or _one_sigmoid_too_many(gan):
+    if residual > RANDOM_LABELS:
         raise CannotJudge("the discriminator's loss is no cross-entropy of its probabilities")
     top, bottom = max(real, fake), min(real, fake)
     if residual > EXPLAINED:
@@ -264,20 +288,28 @@ def _generator_loss(gan):
     if real < fake - 0.2:
         up, down = down, up
     size = max(abs(up), abs(down))
+    up, down = (c if abs(c) >= 0.02 * size else 0.0 for c in (up, down))  # no rounding errors
     label = up / (up + down) if abs(up + down) > 1e-3 * size else math.nan
-    terms = f"the gradient of {up:+.2g} log D(G(z)) {down:+.2g} log(1 - D(G(z)))"
-    if abs(up) < 0.02 * size and down > 0 and real > fake:
+    names = {"log D(G(z))": up, "log(1 - D(G(z)))": down}
+    terms = "the gradient of " + " ".join(f"{c:+.2g} {name}" for name, c in names.items() if c)
+    if up == 0 < down and real > fake:
         return Outcome(NOTE, "saturating: it minimises log(1 - D(G(z)))", expected)
-    if -up > 0 and (abs(down) < 0.02 * size or label > 0.5):
-        words = "" if abs(down) < 0.02 * size else f" with label {label:.2f}"
+    if up < 0 and (down == 0 or label > 0.5):
+        words = f" with label {label:.2f}" if down else ""
         return Outcome(NOTE if words else PASS, f"non-saturating: -log D(G(z)){words}", expected)
-    if up > -0.02 * size and down > 0:
+    if up >= 0 and down > 0:
         return Outcome(NOTE, f"saturating, mixed: {terms}", expected)
     if up < 0 < down:
         measured = f"no cross-entropy: {terms}, and D(G(z)) grows"
         return Outcome(NOTE, measured, expected)
-    measured = f"it makes D(G(z)) smaller: {terms}"
-    return Outcome(WRONG, measured, expected)
+    of_fake = fake if real > fake else 1 - fake
+    if up + down < 0 and abs(label - of_fake) < 0.05:
+        measured = (
+            f"the generator is trained with the label for fake images ({round(fake, 2) + 0:g}), "
+            "so it learns to be rejected"
+        )
+        return Outcome(WRONG, measured, expected)
+    return Outcome(WRONG, f"it makes D(G(z)) smaller: {terms}", expected)
 
 
 def _stray(gan):
@@ -286,10 +318,10 @@ def _stray(gan):
     leaks = [name for name in steps if any(step.leftover for step in steps[name])]
     if not leaks:
         return Outcome(PASS, "every step uses the gradient of its own loss alone")
+    whose = f"the {leaks[0]}'s step includes" if len(leaks) == 1 else "both networks' steps include"
     return Outcome(
         WRONG,
-        f"the {' and the '.join(leaks)}'s step adds its gradient to one left over from another "
-        "backward pass",
+        f"{whose} a gradient left over from another backward pass",
         "gradients set to zero before each backward pass",
     )
 
@@ -314,7 +346,7 @@ def _generator_range(gan):
     low, high = _range(gan)
     bottom, top = gan.image_range
     slack = (top - bottom) / 2
-    measured = f"images from {low:.2f} to {high:.2f}, with large weights"
+    measured = f"images from {low:z.2f} to {high:z.2f}, with large weights"
     expected = "-1 to 1, from tanh" if gan.image_range == (-1.0, 1.0) else f"{bottom:g} to {top:g}"
     if high > top + 0.001 * slack or low < bottom - 0.001 * slack:
         return Outcome(WRONG, measured, expected)
@@ -340,14 +372,18 @@ def _image_scale(gan):
     if low > high:
         raise CannotJudge("no real images were seen")
     g_low, g_high = _range(gan)
-    measured = f"real images {low:.2f} to {high:.2f}, generated ones {g_low:.2f} to {g_high:.2f}"
+    measured = f"real images {low:z.2f} to {high:z.2f}, generated {g_low:z.2f} to {g_high:z.2f}"
     right = abs(low - g_low) < 0.15 and abs(high - g_high) < 0.15
     return Outcome(PASS if right else WEAK, measured, "the same range")
 
 
 def _discriminator_range(gan):
     if gan.seen.logits:
-        return Outcome(NOTE, "the discriminator returns logits", "probabilities in [0, 1]")
+        width = gan.seen.width
+        words = "the discriminator returns logits"
+        if width > 1:
+            words = f"{width} numbers for an image, such as logits or log-probabilities of classes"
+        return Outcome(NOTE, words, "probabilities in [0, 1]")
     if not gan.seen.rescaled:
         raise CannotJudge("no step of the discriminator was seen")
     return Outcome(PASS, "probabilities in [0, 1]")
@@ -365,7 +401,7 @@ def _latents(gan):
     if any((z == z[:1]).all() for z in latents):
         problems.append("the same noise for all images of a batch")
     if z.min() >= 0 or abs(z.mean()) > 0.05 + 6 / math.sqrt(len(z)) or abs(z.var() - 1) > 0.1:
-        measured = f"the latents have mean {z.mean():.2f} and variance {z.var():.2f}"
+        measured = f"the latents have mean {z.mean():z.2f} and variance {z.var():.2f}"
         return Outcome(WRONG if problems else NOTE, "; ".join([measured, *problems]), "N(0, 1)")
     expected = "N(0, 1), new for every batch"
     return Outcome(WRONG if problems else PASS, "; ".join(problems) or expected, expected)

@@ -44,6 +44,7 @@ class Explainer:
         self.real_sums: set[float] = set()  # of rows of the batches that the training is given
         self.fakes: set[float] = set()  # of rows that the generator made
         self.paused, self.rescaled, self.logits = False, False, False
+        self.width = 1  # numbers that the discriminator returns for an image; 2: of two classes
         self.backward = contextlib.nullcontext  # in which gradients are calculated
 
     @contextlib.contextmanager
@@ -58,12 +59,16 @@ class Explainer:
             self.paused = paused
 
     def _outputs(self, call, images=None):
-        """What the discriminator returns, [batch]."""
-        return call.again(self.d.module, images).reshape(len(call.main), -1).mean(dim=1)
+        """What the discriminator returns, [batch]; of two classes, the second less the first."""
+        output = call.again(self.d.module, images).reshape(len(call.main), -1)
+        return output[:, 1] - output[:, 0] if self.width == 2 else output.mean(dim=1)
 
     def _log_odds(self, call, images=None):
         """The discriminator's logits, [batch]."""
-        return self._to_logits(self._outputs(call, images))
+        outputs = self._outputs(call, images)
+        if self.width == 2 and not self.logits:  # of probabilities that sum to 1
+            outputs = (1 + outputs) / 2
+        return self._to_logits(outputs)
 
     def _to_logits(self, output):
         if self.logits:
@@ -120,6 +125,7 @@ class Explainer:
         if residual > EXACT and not of_probabilities:
             step.looks_like = self._looks_like(net, gradient, residual)
         is_partly = residual > EXACT or (net is self.d and not all(step.sides))
+        is_partly &= self.width <= 2  # of more classes no number for an image is the logit
         few = len(net.steps) < MAX_PULLS["d" if net is self.d else "g"]
         if is_partly and few and not (of_probabilities or step.looks_like):
             step.pulls = self._pulls(net, candidates[0], gradient)

@@ -195,15 +195,16 @@ class Observer(Explainer):
         *_, last = (p for p in self.d.module.parameters() if p.dim() > 1)
         *_, bias = self.d.module.parameters()
         with self._unseen():
-            raw = torch.cat([call.again(self.d.module).reshape(-1) for call in calls])
             last.data.mul_(LARGE)
             scaled = torch.cat([call.again(self.d.module).reshape(-1) for call in calls])
             last.data.div_(LARGE)
-        self.logits = bool(scaled.min() < 0 or scaled.max() > 1)
-        logits = raw if self.logits else torch.logit(raw, eps=1e-7)
+            self.logits = bool(scaled.min() < 0 or scaled.max() > 1)
+            self.width = len(scaled) // sum(len(call.main) for call in calls)
+            logits = torch.cat([self._log_odds(call) for call in calls])
         factor = (LOGIT_STD / logits.std().clamp(min=1e-4)).item()
         last.data.mul_(factor)
-        if bias.shape == (1,):
-            bias.data.copy_(-factor * (logits.mean() - bias))
+        shares = {1: [1.0], 2: [-0.5, 0.5]}.get(self.width)  # of each output in the logit
+        if shares and bias.shape == (self.width,):
+            bias.data.copy_(factor * (bias - logits.mean() * torch.tensor(shares)))
         self.d.start = [p.detach().clone() for p in self.d.module.parameters()]
         self.rescaled = True

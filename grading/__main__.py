@@ -35,7 +35,8 @@ class Command:
     hints: Literal[*report.HINTS] = report.HINTS[0]  # how much reports say about a finding
     verbose: bool = False  # list what passes, too
     jobs: int = os.cpu_count() or 1  # people judged at the same time
-    time_limit: float = 120.0  # seconds for a file
+    # seconds of processor time for a file; it is also stopped after 5 times as many of any time
+    time_limit: float = 120.0
     seed: int = 0  # seed of the measurements
     fresh: bool = False  # neither read nor keep results of other gradings
     # where results are kept, so that an interrupted grading resumes
@@ -68,7 +69,7 @@ def parse(words: list[str] | None = None) -> Command:
 
 
 def main(args: Command) -> None:
-    """Grade what is in args.path and write the reports; exits with 0 if all is judged and right."""
+    """Grade what is in args.path and write the reports; README lists the exit statuses."""
     if args.print_rubric:
         print(default_rubric(), end="")
         return
@@ -94,18 +95,20 @@ def main(args: Command) -> None:
     wrong = sum(result.is_wrong for result in results)
     unjudged = sum(not result.is_judged for result in results)
     without = sum(not person.files for person in everyone)
+    unread = sum(bool(person.notes) for person in people if not person.is_person)
     if len(everyone) > 1:
-        nothing = f", {without} people without a file of the assignment" if without else ""
-        counts = f"{len(results)} files: {wrong} wrong, {unjudged} not judged{nothing}"
+        files = "1 file" if len(results) == 1 else f"{len(results)} files"
+        who = "1 person" if without == 1 else f"{without} people"
+        nothing = f", {who} without a file of the assignment" if without else ""
+        counts = f"{files}: {wrong} wrong, {unjudged} not judged{nothing}"
         print(f"{len(everyone)} people, {counts}")
-    sys.exit(1 if wrong or unjudged or without else 0)
+        if left := report.by_hand(people, rubric):
+            print(left)
+    sys.exit(1 if wrong or unjudged or without or unread else 0)
 
 
 def _grade(args):
-    """(people with their results, rubric); prints each person as soon as all files are judged.
-
-    People stand in the order of their folders.
-    """
+    """(people with their results, rubric); prints people in the order of their folders."""
     path = Path(os.path.realpath(args.path))
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder")

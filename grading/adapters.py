@@ -4,7 +4,8 @@ import contextlib
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -93,15 +94,64 @@ def _parts(model, *names, methods=()):
     return found
 
 
+@contextlib.contextmanager
+def _calls_of_children(model):
+    """A list of (child, its first input, what it returns), filled inside the block."""
+    calls = []
+
+    def record(child, args, returned):
+        calls.append((child, args[0] if args else None, returned))
+
+    handles = [child.register_forward_hook(record) for child in nn.Module.children(model)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _role(model, calls, fits, name, short, method) -> tuple[list, bool]:
+    """The candidates for a role by their names, or by what they map to what; whether by names.
+
+    Raises:
+        CannotLoad: there are none.
+    """
+    try:
+        return _parts(model, name, short, methods=[method]), True
+    except CannotLoad:
+        found = [child for child, given, returned in calls if fits(given, returned)]
+        if not found:
+            raise
+        return list(dict.fromkeys(found)), False
+
+
+def _is_of_images(value) -> bool:
+    is_batch = isinstance(value, torch.Tensor) and value.dim() > 1
+    return is_batch and value[0].numel() == 784
+
+
+def _encodes(given, returned) -> bool:
+    """Images become two heads."""
+    heads = returned.values() if isinstance(returned, dict) else returned
+    return _is_of_images(given) and isinstance(returned, tuple | list | dict) and len(heads) == 2
+
+
+def _decodes(given, returned) -> bool:
+    """Vectors become images."""
+    is_vector = isinstance(given, torch.Tensor) and given.dim() == 2 and given.shape[1] != 784
+    return is_vector and _is_of_images(returned)
+
+
 def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubject, dict]:
     """The VAE of a submission, and the arguments its `main` gives to the epoch's function."""
     kind = submission.find_class("VAE", "VariationalAutoencoder", "autoencoder")
     if kind is None:
         raise CannotLoad("there is no class VAE")
     model, caught = build(submission, kind)
-    encoders = _parts(model, "encoder", "enc", methods=["encode"])
-    decoders = _parts(model, "decoder", "dec", methods=["decode"])
-    loss, shape = _loss_of_vae(submission, model, binary)
+    with _calls_of_children(model) as calls:
+        loss, shape = _loss_of_vae(submission, model, binary)
+    encoders, known = _role(model, calls, _encodes, "encoder", "enc", "encode")
+    decoders, also_known = _role(model, calls, _decodes, "decoder", "dec", "decode")
     images = binary[:64].float().view(-1, *shape)
 
     def try_parts(parts):
@@ -129,6 +179,8 @@ def vae_subject(submission: Submission, binary: torch.Tensor) -> tuple[VAESubjec
     try:
         _, subject = first_that_works(options, try_parts_that_fit, "the encoder")
     except CannotLoad:
+        if not (known and also_known):  # other layers fit a role as little
+            raise
         _, subject = first_that_works(options, try_parts, "the encoder")
     subject.stops_early = subject.decodes_at_once
     method = _sampler(submission, model)
@@ -275,15 +327,77 @@ def required(function, known):
     return {name: value for name, value in known.items() if name in demanded}
 
 
+def _takes_log_det(kind: type) -> bool:
+    """Whether a module maps z and a log-determinant, as couplings and chains of them do."""
+    second = list(inspect.signature(kind.forward).parameters.values())[2:3]
+    return any(
+        p.kind is p.POSITIONAL_OR_KEYWORD
+        and (p.default is p.empty or re.search(r"ldj|det|jac", p.name.lower()))
+        for p in second
+    )
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return {*code.co_names}.union(*map(_names_in, inner))
+
+
+def _flow_class(submission) -> type:
+    """The class of the whole model, from images to log p(x); without one, that of the flow.
+
+    The same names are given to both: a whole model takes no log-determinant, and makes the flow.
+
+    Raises:
+        CannotLoad: there is none.
+    """
+    named = submission.find_classes("Model", "RealNVP", "NormalizingFlow", "Flow")
+    whole = [kind for kind in named if not _takes_log_det(kind)]
+    for flow in named:
+        for kind in submission.kinds().values():
+            start = inspect.unwrap(kind.__init__)
+            if inspect.isfunction(start) and flow.__name__ in _names_in(start.__code__):
+                whole += [] if _takes_log_det(kind) else [kind]
+    if not named:
+        raise CannotLoad("there is no class Model or Flow")
+    return (whole or named)[0]
+
+
+def _flow_of(model) -> nn.Module:
+    """The flow in a model, by its name or as the only part that maps log-determinants; or itself.
+
+    Raises:
+        CannotLoad: there is none.
+    """
+    if _takes_log_det(type(model)) and not isinstance(getattr(model, "flow", None), nn.Module):
+        return model
+    try:
+        return _parts(model, "flow")[0]
+    except CannotLoad:
+        maps = list(_outermost(model))
+        if len(maps) != 1:
+            raise
+        return maps[0]
+
+
+def _outermost(module) -> Iterator[nn.Module]:
+    """The parts that map log-determinants and lie in no other such part."""
+    for child in nn.Module.children(module):
+        if _takes_log_det(type(child)):
+            yield child
+        else:
+            yield from _outermost(child)
+
+
+def _is_coupling(kind: type) -> bool:
+    """By its class's name, or that of a class that it is derived from."""
+    return any("coupling" in base.__name__.lower() for base in kind.__mro__)
+
+
 def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubject, dict]:
     """The flow of a submission, and the arguments its `main` gives to the epoch's function."""
-    kind = submission.find_class("Model", "RealNVP", "NormalizingFlow")
-    flow_kind = submission.find_class("Flow")
-    if kind is None and flow_kind is None:
-        raise CannotLoad("there is no class Model or Flow")
-    model, caught = build(submission, kind or flow_kind, [784])
-    (flow,) = [model] if kind is None else _parts(model, "flow")
-    named = [m for m in nn.Module.modules(flow) if "coupling" in type(m).__name__.lower()]
+    model, caught = build(submission, _flow_class(submission), [784])
+    flow = _flow_of(model)
+    named = [m for m in nn.Module.modules(flow) if _is_coupling(type(m))]
     named = [m for m in named if m is not flow]
     inner = {part for m in named for part in nn.Module.modules(m) if part is not m}
     couplings = [m for m in named if m not in inner]
@@ -308,7 +422,7 @@ def flow_subject(submission: Submission, grey: torch.Tensor) -> tuple[FlowSubjec
         [bijection(layer) for layer in couplings],
         flow,
         784,
-        model if kind is not None else None,
+        None if model is flow else model,
         submission.find("log_prior"),
         grey[:64].float(),
     )

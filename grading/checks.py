@@ -9,6 +9,7 @@ from gencheck import outcomes
 CHECKS_FILE = Path(__file__).parent / "checks.toml"
 OF_FLOWS = {"bits_per_dimension", "clipping"}  # checks of epochs that VAEs don't have
 MAX_TEXT = 500  # characters of what was measured, of what was expected, of a reason
+STOPPED = "stopped after"  # so begins the reason where a limit of time ended a file
 # In the default rubric, by section and check; 1 where none are stated.
 POINTS = {
     "vae": {"kl": 3.0, "seeded": 0.0},

@@ -19,6 +19,7 @@ from grading.inputs import (
     copy_flat,
     flat_name,
     inside,
+    moodle_name,
     read_regular,
     stem_of,
     unpack,
@@ -58,7 +59,11 @@ OF_WORK = re.compile(
     r"|notebooks?|old|parts?|previous|py|python|question|source|src|task|template|test|try|v|vaes?"
     r"|version"
 )
-OLDER = re.compile(r"old|back|bak|copy|draft|prev|final|test|try|v\d|version|attempt|archive|new")
+# A folder with such a word in its name, too; Harold and Newman are people.
+OLDER = re.compile(
+    r"(?<![a-z])(?:(?:old|back|bak|backup|copy|draft|prev|previous|final|test|try|version|attempt"
+    r"|archive|new)s?(?![a-z])|v\d)"
+)
 
 
 @dataclass
@@ -116,8 +121,12 @@ class _Code:
     @property
     def named(self):
         """The models in its name."""
-        stem = self.path.stem.lower()
-        return [model for model in MODELS if re.search(NAMES[model], stem)]
+        return [model for model in MODELS if re.search(NAMES[model], self.stem)]
+
+    @property
+    def stem(self):
+        """Its name without the ending, in lower case."""
+        return self.path.stem.lower()
 
     @property
     def models(self) -> list[str]:
@@ -126,7 +135,7 @@ class _Code:
         both = [model for model in self.named if model in found]
         if both or found:
             return both[:1] or found
-        return self.named[:1] if self.path.stem.startswith("a3") else []
+        return self.named[:1] if self.stem.startswith("a3") else []
 
 
 def _code(path: Path) -> _Code:
@@ -136,19 +145,19 @@ def _code(path: Path) -> _Code:
         return _Code(path, set(), set(), False, str(reason))
     names = (
         {name.decode() for name in pattern.findall(content)}
-        for pattern in (CLASS_LINE[path.suffix], IMPORT_LINE)
+        for pattern in (CLASS_LINE[path.suffix.lower()], IMPORT_LINE)
     )
     return _Code(path, *names, trains=bool(TRAINING.search(content)))
 
 
 def is_code(path: Path) -> bool:
     """Whether a file's name is that of Python code or of a notebook."""
-    return path.suffix in CLASS_LINE
+    return path.suffix.lower() in CLASS_LINE
 
 
 def size_limit(path: Path) -> int:
     """Bytes of a file of code that are read."""
-    return NOTEBOOK_BYTES if path.suffix == ".ipynb" else SOURCE_BYTES
+    return NOTEBOOK_BYTES if path.suffix.lower() == ".ipynb" else SOURCE_BYTES
 
 
 def _with_imported(codes: list[_Code]) -> None:
@@ -162,10 +171,10 @@ def _with_imported(codes: list[_Code]) -> None:
 
 def _rank(code):
     """Small for the file to judge: the course's own name, code that trains, near the top."""
-    distance = 1 if code.path.stem.startswith("a3") else 2
-    if code.path.stem in {f"a3_{model}_template" for model in MODELS}:
+    distance = 1 if code.stem.startswith("a3") else 2
+    if code.stem in {f"a3_{model}_template" for model in MODELS}:
         distance = 0
-    is_notebook = code.path.suffix == ".ipynb"
+    is_notebook = code.path.suffix.lower() == ".ipynb"
     return (
         code.reason != "", distance if distance == 0 else 1, not code.trains, is_notebook, distance,
         len(code.path.parts), str(code.path),
@@ -177,9 +186,10 @@ def discover(path: Path, scratch: Path) -> list[Person]:
     """The submissions in a file or folder, and an entry `NOBODY` for files that are nobody's.
 
     A folder with one of the assignment's files directly in it is one person's, unless the folders,
-    archives and flat downloads beside it hold the same models: then each of them is a person's, and
-    a file that still raises NotImplementedError is the course's hand-out. Folders that all hold
-    several people's folders are groups, and searched in the same way.
+    archives and flat downloads beside it hold the same models or are Moodle's: then each of them is
+    a person's, and a file that still raises NotImplementedError is the course's hand-out. Folders
+    that all hold several people's folders are groups, and searched in the same way. Whoever handed
+    in anything is there, whether it holds a file of the assignment or not.
 
     Args:
         path: a file, an archive, or a folder.
@@ -214,7 +224,10 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
         if entry.is_symlink() and path.is_dir():
             parts.append(Person(shown, notes=["a link to a folder: not followed"]))
         elif entry.is_dir(follow_symlinks=False):
-            parts.append(_part(shown, path, scratch))
+            if who := moodle_name(entry.name):
+                flat.setdefault(who, []).append((entry.name, path))
+            else:
+                parts.append(_part(shown, path, scratch))
         elif not entry.is_file(follow_symlinks=False):
             nobodys.notes.append(f"{prefix}{shown}: no regular file")
         elif flat_of := flat_name(entry.name):
@@ -229,18 +242,25 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
     parts = [p for p in parts if p not in not_people]
     nobodys.others += [f"{prefix}{p.name}/: no person's folder" for p in not_people]
     downloads = [_flat(who, files, scratch) for who, files in flat.items()]
-    if any(p.files for p in downloads) or not (own or any(p.files for p in parts)):
+    named = [path for files in flat.values() for _, path in files]
+    is_moodles = any(map(os.path.isdir, named))
+    is_class = is_moodles or own or len([p for p in parts if p.files]) != 1
+    if is_class or any(p.files or p.notes for p in downloads):
         parts += downloads
+    else:  # such as epoch_100_samples.png beside the one folder with code
+        words = "no file of the assignment"
+        nobodys.others += [f"{prefix}{printable(path.name)}: {words}" for path in named]
     name = name or printable(folder.name)
     with_files = [p for p in parts if p.files]
     if len(with_files) > 1 and not own and all(_is_of_work(p.name) for p in with_files):
         return [_part(f"{prefix}{name}", folder, scratch)]
-    if own and _is_one_persons(own, with_files):
+    if own and not is_moodles and _is_one_persons(own, with_files):
         return [_part(f"{prefix}{name}", folder, scratch)]
-    if with_files and not own and all(map(_is_group, with_files)):
+    if with_files and not own and all(p not in downloads and _is_group(p) for p in with_files):
         people = [p for p in parts if not p.files]
         for group in with_files:
-            people += _people(next(iter(group.roots)), f"{group.name}/", scratch)
+            root = next(iter(group.roots))
+            people += _people(root, f"{group.name}/", scratch, group.name)
             nobodys.notes += group.notes
     else:
         people = parts
@@ -260,13 +280,14 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
     return people + ([nobodys] if nobodys.others or nobodys.notes else [])
 
 
-def _part(name, folder, scratch):
-    """The person of a folder, with what archives in it hold."""
+def _part(name, folder, scratch, *more):
+    """The person of a folder or several, with what archives in them hold."""
+    roots = dict.fromkeys((folder, *more), "")
     try:
-        return _searched(Person(name, roots={folder: ""}), scratch)
+        return _searched(Person(name, roots=dict(roots)), scratch)
     except Exception as error:  # whatever it is, the others are not to blame
         words = getattr(error, "strerror", None) or one_line(error)
-        return Person(name, roots={folder: ""}, notes=[f"cannot be searched: {words}"])
+        return Person(name, roots=roots, notes=[f"cannot be searched: {words}"])
 
 
 def _archive(path, scratch):
@@ -281,9 +302,11 @@ def _archive(path, scratch):
 
 
 def _flat(who, files, scratch):
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    notes = copy_flat(files, folder)
-    person = _part(printable(who), folder, scratch)
+    """The person of files that begin with their name, and of Moodle's folders."""
+    folders = [path for _, path in files if os.path.isdir(path)]
+    copies = Path(tempfile.mkdtemp(dir=scratch))
+    notes = copy_flat([file for file in files if file[1] not in folders], copies)
+    person = _part(printable(who), copies, scratch, *folders)
     person.notes = shortened(notes + person.notes, "files")
     return person
 
@@ -309,7 +332,13 @@ def _is_handout(path) -> bool:
 
 
 def _is_group(person) -> bool:
-    """Whether a folder holds people's folders: two of them, or flat downloads, share a model."""
+    """Whether a folder holds people's folders: two of them, or flat downloads, share a model.
+
+    One of Moodle's is enough.
+    """
+    root = next(iter(person.roots))
+    if any(moodle_name(name) and os.path.isdir(root / name) for name in os.listdir(root)):
+        return True
     by_child: dict[str, set[str]] = {}
     for path in person.code:
         first, *below = Path(person.shown(path)).parts
@@ -440,7 +469,7 @@ def gather(file: Path, root: Path) -> dict[str, bytes]:
         target = inside(path, root) if reason.startswith("a link") else path
         taken = reason == "" or reason.startswith("a link")
         if taken and target is not None and target.is_file() and path != file:
-            found.append((path.suffix != ".py", target.stat().st_size, str(path), target))
+            found.append((path.suffix.lower() != ".py", target.stat().st_size, str(path), target))
     left, left_for_code = COPIED_BYTES, CODE_BYTES
     for is_data, size, path, target in sorted(found):
         at_most = left if is_data else min(left_for_code, SOURCE_BYTES)
@@ -487,7 +516,7 @@ def look_at(files: dict[str, bytes]) -> list[str]:
     """
     notes, any_of_them = [], re.compile("|".join(SUSPICIOUS.values()))
     for name, content in files.items():
-        if not name.endswith(".py") or _is_ours(name, content):
+        if not name.lower().endswith(".py") or _is_ours(name, content):
             continue
         lines = content.decode(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):

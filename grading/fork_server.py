@@ -4,6 +4,7 @@ It reads requests from stdin and writes answers to stdout, one JSON object a lin
 process has no descriptor of either, and can't look into this one.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from grading import confine, dynamo, worker
+from grading.checks import STOPPED
 from grading.scratch import clear
 
 OUTPUT_BYTES = 64 << 20  # printing more ends a submission
@@ -63,8 +65,9 @@ def _run(request, folders, streams):
     os.close(results_w), os.close(output_w)
     # The file systems in memory count their files; without a sandbox others make some, too.
     counted = folders if request["sandboxed"] else []
+    limits = request["seconds"], request["wall_seconds"]
     results, output, reason = _collect(
-        results_r, output_r, streams[0].fileno(), pid, request["seconds"], counted
+        results_r, output_r, streams[0].fileno(), pid, limits, counted
     )
     _, _, usage = os.wait4(pid, 0)
     return {
@@ -79,7 +82,7 @@ def _run(request, folders, streams):
 def _child(request, scratch, results):
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):  # ends with the server
         raise OSError("prctl failed")
-    confine.limit(int(request["seconds"]) + 5)
+    confine.limit(2 * int(request["seconds"]) + 5)  # if the server can't end it
     if request["sandboxed"]:
         confine.refuse_calls()
     if "outside" in request:
@@ -93,9 +96,10 @@ def _child(request, scratch, results):
     os._exit(0)
 
 
-def _collect(results_r, output_r, requests, pid, seconds, folders):
+def _collect(results_r, output_r, requests, pid, limits, folders):
     """(results, output, the reason why the process was ended or "") once it has ended."""
-    parts, reason, ends = {results_r: [], output_r: []}, "", time.monotonic() + seconds
+    seconds, wall_seconds = limits
+    parts, reason, ends = {results_r: [], output_r: []}, "", time.monotonic() + wall_seconds
     sizes = dict.fromkeys(parts, 0)
     before = _inodes(folders)
     with selectors.DefaultSelector() as selector:
@@ -120,8 +124,13 @@ def _collect(results_r, output_r, requests, pid, seconds, folders):
                 reason = f"its results are larger than {RESULT_BYTES >> 20} MB"
             elif _inodes(folders) > before + N_INODES:
                 reason = f"it made more than {N_INODES:,} files"
+            elif (used := processor_seconds(pid)) > seconds:
+                reason = f"{STOPPED} {seconds:g} s of processor time"
             elif time.monotonic() > ends:
-                reason = f"it took longer than {seconds:.0f} s"
+                reason = (
+                    f"{STOPPED} {wall_seconds:g} s ({used:.1f} s of processor time): "
+                    "it waits for something, or the machine is busy"
+                )
     for descriptor in parts:
         os.close(descriptor)
     # Its process group, since without a sandbox it may have started processes. It has not been
@@ -133,6 +142,18 @@ def _collect(results_r, output_r, requests, pid, seconds, folders):
 
 def _has_ended(pid):
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def processor_seconds(session: int) -> float:
+    """Processor time of the processes of a session, and of their children that have ended."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            # After the program's name, which may hold anything: see proc_pid_stat(5).
+            fields = file.read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == session:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _inodes(folders):

@@ -7,7 +7,7 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -148,7 +148,7 @@ def judge_file(
         box: the person's sandbox.
         model: one of MODELS.
         path: the file.
-        seconds: the limit.
+        seconds: the limit of processor time.
         training: whether to run the short trainings.
         seed: of the measurements.
         files: what `gather` found, if that is known.
@@ -192,7 +192,7 @@ def grade(
     on_result: Callable[[FileResult], None],
     unsafe: bool = False,
 ) -> Iterator[Person]:
-    """Judge all files, `jobs` people at a time; yields people as they are finished.
+    """Judge all files, `jobs` people at a time; yields people in their order.
 
     Raises:
         UsageError: no sandbox can be had, and there is something to judge; nothing has run.
@@ -203,7 +203,6 @@ def grade(
                 person.results[model] = result
                 on_result(result)
     open_people = [person for person in people if person.files.keys() - person.results.keys()]
-    done = [person for person in people if not person.files.keys() - person.results.keys()]
     boxes = [Sandbox(unsafe) for _ in open_people]
     if open_people:
         boxes[0] = sandbox.require(unsafe)
@@ -215,14 +214,15 @@ def grade(
                     result = _judge_any(box, memory, person, model, path, seconds, training, seed)
                     person.results[model] = result
                     on_result(result)
-        return person
 
     pool = ThreadPoolExecutor(jobs)
     try:
-        yield from done
-        futures = [pool.submit(judge, *work) for work in zip(open_people, boxes)]
-        for future in as_completed(futures):
-            yield future.result()
+        work = zip(open_people, boxes)
+        judged = {id(person): pool.submit(judge, person, box) for person, box in work}
+        for person in people:
+            if id(person) in judged:
+                judged[id(person)].result()
+            yield person
     finally:
         for box in boxes:
             box.close()

@@ -37,9 +37,12 @@ TAR = {
     ".tar.bz2": bz2.BZ2File,
     ".tar.xz": lzma.LZMAFile,
 }
+NOT_READ = (".rar", ".7z", ".zipx", ".tar.zst")
+# How Moodle names a person's folders, one for each kind of hand-in, and files without folders.
+MOODLE = r"(?P<who>.+?_\d+)_assignsubmission_[a-z]+(?:_(?P<rest>.*))?"
 # How Moodle, Blackboard and Canvas name files that they put into one folder, and how people do.
 FLAT = (
-    r"(?P<who>.+?_\d+)_assignsubmission_[a-z]+_(?P<rest>.+)",
+    MOODLE,
     r".+?_(?P<who>[^_]+)_attempt_\d{4}(?:-\d\d){5}(?:_(?P<rest>.+)|\.txt)",
     r"(?P<name>.+?)(?:_LATE)?(?P<id>_\d{3,})(?:_\d{3,})?_(?P<rest>\D.*)",
     r"(?P<who>.+?)[_-](?P<rest>a3_(?:vae|gan|nf)_template.*)",
@@ -133,11 +136,18 @@ def flat_name(name: str) -> tuple[str, str] | None:
     the same name apart.
     """
     for pattern in FLAT:
-        if match := re.fullmatch(pattern, name):
+        if match := re.fullmatch(pattern, name, re.IGNORECASE):
             parts = match.groupdict()
             who = parts.get("who") or parts["name"] + parts["id"]
-            return who, parts["rest"] or name
+            rest = parts["rest"] or name
+            return who, name if rest.startswith(".") else rest  # .zip alone would be hidden
     return None
+
+
+def moodle_name(folder: str) -> str | None:
+    """Whose folder of a download from Moodle it is, or None."""
+    match = re.fullmatch(MOODLE, folder, re.IGNORECASE)
+    return match and match["who"]
 
 
 def copy_flat(files: list[tuple[str, Path]], folder: Path) -> list[str]:
@@ -164,8 +174,8 @@ class _Member(NamedTuple):
 
 
 def stem_of(name: str) -> str | None:
-    """An archive's name without its ending; None if it is no archive."""
-    for ending in (".zip", *TAR):
+    """An archive's name without its ending, NOT_READ or not; None if it is no archive."""
+    for ending in (".zip", *TAR, *NOT_READ):
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return None
@@ -175,8 +185,10 @@ def unpack(archive: Path, scratch: Path) -> tuple[Path, list[str]]:
     """Unpack an archive: (a new folder in `scratch`, what of it is not read, a line each).
 
     Raises:
-        Unreadable: it is no archive, too large, encrypted or damaged from the start.
+        Unreadable: it is no archive, of another kind, too large, or damaged from the start.
     """
+    if archive.name.lower().endswith(NOT_READ):
+        raise Unreadable("archives of this kind are not read: unpack it by hand")
     folder, notes, left = Path(tempfile.mkdtemp(dir=scratch)), [], UNPACKED_BYTES
     with open_regular(archive) as file:
         if os.fstat(file.fileno()).st_size > ARCHIVE_BYTES:
@@ -187,8 +199,10 @@ def unpack(archive: Path, scratch: Path) -> tuple[Path, list[str]]:
                 if n > N_ENTRIES:
                     notes.append(f"more than {N_ENTRIES:,} files: the rest is not unpacked")
                     break
-                path, reason = _place(member)
-                if path is not None and not reason:
+                path, is_folder, reason = _place(member)
+                # Made for what is left out, too: it may be all that tells of a person.
+                reason = reason or _make_folder(folder / (path if is_folder else path.parent))
+                if not (reason or is_folder):
                     reason, size = _write(member, folder / path, left)
                     left -= size
                 if reason:
@@ -208,23 +222,38 @@ def _words(error):
     return printable(lines[0] if lines else type(error).__name__)[:200]
 
 
-def _place(member) -> tuple[PurePosixPath | None, str]:
-    """Where a member belongs, and why it is left out; None where that needs no words."""
+def _place(member) -> tuple[PurePosixPath, bool, str]:
+    """(where a member belongs, whether it is a folder, why it is left out).
+
+    What is hidden, or in NOT_PEOPLES, counts as the folder that it lies in.
+    """
     path = PurePosixPath(member.name.replace("\\", "/"))
-    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
-    if not path.parts or hidden or NOT_PEOPLES & {*path.parts}:
-        return None, ""
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        return path, "a path out of the archive"
-    if len(path.parts) > DEPTH or max(len(os.fsencode(part)) for part in path.parts) > 255:
-        return path, "its path is too long"
-    if member.kind == "folder":
-        return None, ""
-    return path, member.kind
+    seen = PurePosixPath(*itertools.takewhile(lambda part: not _is_skipped(part), path.parts))
+    is_folder = member.kind == "folder" or seen != path or not path.parts
+    if seen.is_absolute() or ".." in seen.parts or ":" in "".join(seen.parts[:1]):
+        return seen, is_folder, "a path out of the archive"
+    if len(seen.parts) > DEPTH or any(len(os.fsencode(part)) > 255 for part in seen.parts):
+        return seen, is_folder, "its path is too long"
+    return seen, is_folder, ""
+
+
+def _is_skipped(name):
+    return name.startswith(".") and name != ".." or name in NOT_PEOPLES
+
+
+def _make_folder(path) -> str:
+    """Make a folder; returns why it can't be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        return f"can't be unpacked: {_words(error)}"
+    return ""
 
 
 def _write(member, target, left) -> tuple[str, int]:
     """(why it is not unpacked or "", bytes written)."""
+    if member.kind:
+        return member.kind, 0
     at_most = min(MEMBER_BYTES, left)
     if member.size > at_most:
         return f"larger than the {at_most / 2**20:.0f} MB that are left", 0
@@ -235,7 +264,6 @@ def _write(member, target, left) -> tuple[str, int]:
     if len(content) > at_most:
         return "larger than the archive says", 0
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as file:
             file.write(content)
     except FileExistsError:

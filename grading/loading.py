@@ -24,6 +24,7 @@ import torch
 import torch.nn as nn
 
 from gencheck.outcomes import TooLong, one_line
+from grading.arguments import usual_value
 from grading.running import Running
 from grading.sources import NoSource
 from grading.stand_ins import Stub
@@ -88,6 +89,7 @@ class Submission:
             self.source, self.tree = self.running.source(str(path))
         except (SyntaxError, ValueError, RecursionError, MemoryError, NoSource) as error:
             raise CannotLoad(self.running.no_python(error)) from error
+        self.running.own_paths(str(path))
         self.future = _future_flags(self.tree)
         self.module = types.ModuleType(path.stem)
         self.module.__file__ = str(path)
@@ -126,7 +128,7 @@ class Submission:
                     return vars(module)[name]
         return None
 
-    def _kinds(self) -> dict[str, type]:
+    def kinds(self) -> dict[str, type]:
         """The submission's subclasses of nn.Module by name."""
         modules = self.modules
         names = {module.__name__ for module in modules}
@@ -141,15 +143,19 @@ class Submission:
 
     def find_class(self, *names: str) -> type | None:
         """The subclass of nn.Module of one of these names, or with one inside its name."""
-        classes = self._kinds()
-        for name in names:
-            if name in classes:
-                return classes[name]
-        for name in names:
-            for candidate, value in classes.items():
-                if name.lower() in candidate.lower():
-                    return value
-        return None
+        return next(iter(self.find_classes(*names)), None)
+
+    def find_classes(self, *names: str) -> list[type]:
+        """The subclasses of nn.Module of these names, then those with one inside their names."""
+        classes = self.kinds()
+        exact = [classes[name] for name in names if name in classes]
+        others = [
+            value
+            for name in names
+            for candidate, value in classes.items()
+            if name.lower() in candidate.lower()
+        ]
+        return list(dict.fromkeys(exact + others))
 
     # --- Executing
     def _execute(self, statements, guarded=False):
@@ -276,7 +282,7 @@ class Submission:
         return None
 
     def _defaults(self) -> dict:
-        """The literal defaults of all `add_argument` calls."""
+        """The literal defaults of all `add_argument` calls, usual values where one is required."""
         defaults = {}
         for node in ast.walk(self.tree):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("add_argument")):
@@ -289,12 +295,16 @@ class Submission:
                 default = False if action == "store_true" else None
                 if "default" in options:
                     default = ast.literal_eval(options["default"])
+                elif _is_true(options.get("required")) or not flags[0].startswith("-"):
+                    kind = ast.unparse(options.get("type", ast.Name("str")))
+                    kind = {"int": int, "float": float}.get(kind, str)
+                    default = kind(usual_value(name, kind))
                 defaults[name] = default
         return defaults
 
     def _track_instances(self):
         """Remember every module of the submission's classes that is made."""
-        for kind in set(self._kinds().values()):
+        for kind in set(self.kinds().values()):
             self._track(kind)
 
     def _track(self, kind):
@@ -426,6 +436,10 @@ def stand_in_for_weights(running: Running) -> None:
     load, torch.load = torch.load, loading
     for kind in (nn.Module, torch.optim.Optimizer):
         kind.load_state_dict = ignoring(kind.load_state_dict)
+
+
+def _is_true(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
 
 
 def _future_flags(tree: ast.Module) -> int:

@@ -45,8 +45,9 @@ def _numbers(returned, n, size=1) -> str | None:
     sizes = [part.numel() for part in tensors(returned)]
     if sizes and n * size not in sizes:
         most = max(sizes)
-        whole = f"{most // size} of them, not {n}"
-        return f"returns {f'{most:,} numbers, not {n * size:,}' if most % size else whole}"
+        if size == 784 and most % size == 0:
+            return f"returns {most // size} of them, not {n}"
+        return f"returns {most:,} numbers, not {n * size:,}"
     return None
 
 
@@ -102,7 +103,7 @@ def of_gan(gan) -> Outcome:
     g, d = gan.seen.g, gan.seen.d
     calls = {
         "the generator with one latent vector": (g, gan.seen.last_of_generator, 784),
-        "the discriminator with one image": (d, (d.calls or d.older or [None])[-1], 1),
+        "the discriminator with one image": (d, (d.calls or d.older or [None])[-1], gan.seen.width),
     }
     tries = {
         words: lambda net=net, call=call, size=size: _numbers(

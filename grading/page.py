@@ -3,6 +3,8 @@
 import hashlib
 import html
 import re
+import sys
+import unicodedata
 
 from gencheck.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG
 from grading.discovery import MODELS, TITLES, Person
@@ -61,7 +63,11 @@ def to_pages(people: list[Person], rubric: Rubric, hints: str) -> dict[str, str]
 
 def file_name(name: str) -> str:
     """A file name for a person's page: safe, and another one for each name."""
-    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:60].strip("._") or "person"
+    encoding = sys.getfilesystemencoding()  # the locale may lack some of the letters
+    text = unicodedata.normalize("NFC", name).encode(encoding, "replace").decode(encoding)
+    # Letters, their marks, and digits of any script
+    kept = (c if c in ".-" or unicodedata.category(c)[0] in "LMN" else "_" for c in text)
+    plain = re.sub("_+", "_", "".join(kept))[:60].strip("._") or "person"
     return f"{plain}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}.html"
 
 

@@ -1,11 +1,39 @@
 """Samples of a submission, and the check of how it draws its own."""
 
+import functools
+
 import torch
 
 from gencheck.outcomes import NOTE, PASS, Outcome
 from grading.checks import load_checks
 
 N_SIDE = 4  # images along a side of the grid that a page shows
+
+
+class Pictures(list):
+    """Of each picture that is saved, whether the generator was in training mode as it last drew."""
+
+    def __init__(self):
+        super().__init__()
+        self._drawn_in_training = None
+
+    def watch(self, kind: type | None) -> None:
+        """Watch all instances of a class of generators, whichever way their `forward` is called."""
+        if kind is None:
+            return
+        forward = kind.forward
+
+        @functools.wraps(forward)
+        def watched(module, *args, **options):
+            self._drawn_in_training = module.training
+            return forward(module, *args, **options)
+
+        kind.forward = watched
+
+    def on_picture(self) -> None:
+        """Note the mode; none before the generator has drawn."""
+        if self._drawn_in_training is not None:
+            self.append(self._drawn_in_training)
 
 
 def _pictures(gan):

@@ -20,24 +20,31 @@ from gencheck.outcomes import (
     WRONG,
     Finding,
 )
+from grading.checks import STOPPED
 from grading.discovery import MODELS, TITLES, Person
 from grading.results import FileResult, as_json
 from grading.rubric import Rubric
 from harness.escape import csv_cell, words
 
 HINTS = ("full", "short", "none")
+# Why something is left to look at by hand
+OWN = "the submission: missing, unfinished, or it does not run"
+GRADER = "the grader can't judge it"
+TIME = "the time limit: grade again with a larger --time_limit, or on an idle machine"
+CAUSES = (OWN, GRADER, TIME)
 # How our own reports begin, which may be overwritten.
-CSV_START = "name,points,possible,percent,unjudged,"
+CSV_START = "name,points,possible,percent,"
 JSON_START = r'\[\n {\n  "name": '
 GRADESCOPE_START = r'{\n "score": '
 
 
 def explain(found: Finding, hints: str) -> str:
-    """What a report says about a finding: all of it, a hint, or nothing."""
+    """What a report says about a finding: all of it, a hint or why it is unjudged, or nothing."""
     if hints == "none":
         return ""
     if hints == "short":
-        return found.hint if found.status in ACCUSING else ""
+        hint = found.hint if found.status in ACCUSING else ""
+        return found.measured if found.status == UNJUDGED else hint
     is_news = found.status != PASS and found.expected and found.expected != found.measured
     return f"{found.measured}; expected {found.expected}" if is_news else found.measured
 
@@ -101,6 +108,47 @@ def terminal(person: Person, rubric: Rubric, hints: str, verbose: bool) -> str:
     return "\n".join([*lines, *(f"  {words(line)}" for line in remarks(person, rubric))])
 
 
+def by_hand(people: list[Person], rubric: Rubric) -> str:
+    """Who and what a person has to look at, with the reason, by cause; "" if there is nothing."""
+    lines = {cause: [] for cause in CAUSES}
+    for person in people:
+        if missing := not_handed_in(person, rubric):
+            reason = f" ({person.reason()})" if person.reason() else ""
+            lines[OWN].append((person.name, f"not handed in: {', '.join(missing)}{reason}"))
+        for model, result in person.results.items():
+            if reason := _left_open(model, result, rubric):
+                lines[_cause(result)].append((person.name, f"{TITLES[model]}  {reason}"))
+    text = ["To look at by hand:"]
+    for cause in CAUSES:
+        if lines[cause]:
+            text.append(f"  {cause}")
+            text += [f"    {words(name)}  {words(line, 120)}" for name, line in lines[cause]]
+    return "\n".join(text) if any(lines.values()) else ""
+
+
+def _left_open(model, result, rubric) -> str:
+    """Why points of a file are open, or ""."""
+    points = rubric.of_checks(model, result)
+    checks = [check for check in points if points[check].unjudged]
+    if result.reason:
+        return result.reason if checks else ""
+    reasons, by_reason = {found.check: found.measured for found in result.findings}, {}
+    for check in checks:
+        by_reason.setdefault(reasons.get(check, "not run"), []).append(check)
+    parts = []
+    for reason, same in by_reason.items():
+        names = ", ".join(same) if len(same) < 4 else f"{len(same)} checks"
+        parts.append(f"{names}: {reason}")
+    return "; ".join(parts)
+
+
+def _cause(result):
+    if result.reason.startswith(STOPPED):
+        return TIME
+    does_not_run = any(f.check == "runs" and f.status == WRONG for f in result.findings)
+    return OWN if does_not_run or result.reason.startswith("not implemented") else GRADER
+
+
 def to_json(people: list[Person], rubric: Rubric) -> str:
     """Everything, as JSON."""
     return json.dumps([_person_as_json(person, rubric) for person in people], indent=1)
@@ -111,7 +159,8 @@ def _person_as_json(person, rubric):
     if person.is_person:
         points = rubric.of_person(person)
         content |= {"points": points.earned, "possible": points.total, "percent": points.percent}
-        content |= {"unjudged": points.unjudged, "not_handed_in": not_handed_in(person, rubric)}
+        content |= {"at_most": points.at_most, "unjudged": points.unjudged}
+        content |= {"not_handed_in": not_handed_in(person, rubric)}
         content["reason"] = person.reason()
     files = {}
     for model, result in person.results.items():
@@ -123,8 +172,8 @@ def _person_as_json(person, rubric):
 
 def to_csv(people: list[Person], rubric: Rubric) -> str:
     """One row per person; the last columns are the points of each check, empty where unjudged."""
-    columns = ["name", "points", "possible", "percent", "unjudged", "not_handed_in", "not_read",
-               "not_judged"]  # fmt: skip
+    columns = ["name", "points", "possible", "percent", "at_most", "unjudged", "not_handed_in",
+               "not_read", "not_judged"]  # fmt: skip
     statuses = (WRONG, WEAK, OLD, UNJUDGED, NOTE)
     for model in MODELS:
         columns += [f"{model}_{name}" for name in ("file", "judged", *statuses, "look_at_it")]
@@ -141,7 +190,8 @@ def to_csv(people: list[Person], rubric: Rubric) -> str:
         if person.is_person:
             points = rubric.of_person(person)
             numbers = {"points": points.earned, "possible": points.total}
-            numbers |= {"percent": points.percent, "unjudged": points.unjudged}
+            numbers |= {"percent": points.percent, "at_most": points.at_most}
+            numbers["unjudged"] = points.unjudged
         for model, result in person.results.items():
             judged = "yes" if result.is_judged else "in part"
             row[f"{model}_file"] = result.path

@@ -22,13 +22,24 @@ class Points(NamedTuple):
     unjudged: float  # part of the total that nobody has judged
 
     def __str__(self):
-        rest = f", {self.unjudged:g} not judged" if self.unjudged else ""
+        rest = ""
+        if self.unjudged:
+            rest = f", {self.unjudged:g} not judged ({self.percent:g}% to {self.at_most:g}%)"
         return f"{self.earned:g} of {self.total:g} points{rest}"
 
     @property
     def percent(self) -> float:
         """100 times what is earned over the total, to a tenth; 0 where there is nothing to earn."""
-        return round(100 * self.earned / self.total, 1) if self.total else 0.0
+        return _percent(self.earned, self.total)
+
+    @property
+    def at_most(self) -> float:
+        """`percent` if all that is unjudged turned out right."""
+        return _percent(self.earned + self.unjudged, self.total)
+
+
+def _percent(earned: float, total: float) -> float:
+    return round(100 * earned / total, 1) if total else 0.0
 
 
 def default_points(model: str) -> dict[str, float]:

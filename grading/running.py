@@ -15,7 +15,7 @@ import symtable
 import sys
 from pathlib import Path
 
-from gencheck.outcomes import OLD, PASS, WRONG, Outcome, one_line
+from gencheck.outcomes import NOTE, OLD, PASS, WRONG, Outcome, one_line
 from grading.sources import NoSource, Source, read_source
 from grading.stand_ins import ALWAYS_STUBS, Missing, Stub, StubModule
 
@@ -32,6 +32,7 @@ KNOWN = {
 }  # fmt: skip
 PYTHON_2 = {"cPickle", "urllib2", "Queue", "ConfigParser", "StringIO", "cStringIO", "Tkinter"}
 DATA = re.compile(r"data|mnist|\.(npz?|gz|mat|amat|idx.*|ubyte)$", re.IGNORECASE)
+OWN_PATH = re.compile(r"/(home|Users|content/drive)/|[A-Za-z]:[\\/]+Users\b")
 EXPECTED = "no exception before the first steps"
 HELPED = "what follows was judged with a stand-in for it"
 
@@ -47,7 +48,7 @@ class Running:
     def __init__(self, folder: Path, left_out: list[str] = ()):
         self.folder = folder
         self.left_out = {Path(name).name for name in left_out}
-        self.faults: dict[str, str] = {}  # WRONG or OLD, by what happens where
+        self.faults: dict[str, str] = {}  # WRONG, OLD or NOTE, by what happens where
         self.missing: list[Missing] = []  # modules, filled by the finder of stand-ins
         self._sources: dict[str, tuple[Source, ast.Module]] = {}
         self._names: dict[str, set[str] | None] = {}  # global ones by file; None is unknown
@@ -134,10 +135,24 @@ class Running:
         """Remember that a file which the submission opens isn't there; whether that is a fault."""
         name = os.fsdecode(path) if isinstance(path, str | bytes | Path) else ""
         is_elsewhere = ".." in Path(name).parts or Path(name).name in self.left_out
-        if not name or DATA.search(name) or is_elsewhere or self._is_guarded(file, line):
+        if not name or is_elsewhere or self._is_guarded(file, line):
+            return False
+        if DATA.search(name):
+            if Path(name).is_absolute() and not Path(name).is_relative_to(Path.home()):
+                self._own_path(name, file, line)
             return False
         self.add(f"{self._words(file, line)}: the file {name} is not there")
         return True
+
+    def own_paths(self, file: str) -> None:
+        """Note the string literals of a file that are paths into a home folder."""
+        _, tree = self.source(file)
+        nodes = list(ast.walk(tree))
+        unused = {node.value for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+        for node in nodes:
+            path = node.value if isinstance(node, ast.Constant) and node not in unused else None
+            if isinstance(path, str) and OWN_PATH.match(path):
+                self._own_path(path, file, node.lineno)
 
     def caller(self) -> tuple[str, int] | None:
         """File and line of the submission's code that is running, or None."""
@@ -158,13 +173,19 @@ class Running:
             self.add(words, OLD if top in PYTHON_2 else WRONG)
         if not self.faults:
             return Outcome(PASS, "it can be imported, and nothing that it needs is missing")
-        wrong = [words for words, status in self.faults.items() if status == WRONG]
-        words = (wrong or list(self.faults))[:3]
+        worst = next(s for s in (WRONG, OLD, NOTE) if s in self.faults.values())
+        words = [words for words, status in self.faults.items() if status == worst][:3]
+        if worst == NOTE:
+            return Outcome(NOTE, "; ".join(words), "relative paths, or paths from arguments")
         helped = "" if words[0].startswith("no Python") else f"; {HELPED}"
-        return Outcome(WRONG if wrong else OLD, "; ".join(words) + helped, EXPECTED)
+        return Outcome(worst, "; ".join(words) + helped, EXPECTED)
 
     def _fault(self, error, status):
         self.add(f"{self._words(*self._place(error))}: {one_line(error)}", status)
+
+    def _own_path(self, path, file, line):
+        words = f"{path!r} is a path of the author's own machine"
+        self.add(f"{self._words(file, line)}: {words}", NOTE)
 
     def _is_ours(self, file):
         return file.startswith(str(self.folder) + os.sep)

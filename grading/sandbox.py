@@ -29,8 +29,9 @@ PACKAGES = ("datasets", "gencheck", "grading")  # what judging needs of this pro
 SCRATCH, SHARED = "/scratch", "/dev/shm"
 SCRATCH_BYTES, SHARED_BYTES = 512 << 20, 16 << 20  # both in memory
 NOBODY = "65534"
-GRACE_SECONDS = 120.0  # beyond a request's own, for the fork server to start and to clear up
-PROBE_SECONDS = 20.0
+WAITING = 5  # a request takes at most so many times its limit of processor time
+GRACE_SECONDS = 120.0  # beyond that, for the fork server to start and to clear up
+PROBE_SECONDS = 20.0  # of processor time
 ANSWER_BYTES = 8 << 20
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -120,7 +121,9 @@ class Sandbox:
             raise SandboxError(f"the sandbox does not hold: a submission could {', '.join(doors)}")
 
     def ask(self, request: dict, seconds: float) -> dict:
-        """The fork server's answer to a request, which may take `seconds`.
+        """The fork server's answer to a request, which may take `seconds` of processor time.
+
+        It may take WAITING times as much of any time: what waits uses no processor time.
 
         Returns:
             `results` and `output`, texts; `reason`, why the process was ended, or ""; `seconds` of
@@ -135,8 +138,10 @@ class Sandbox:
 
     def _ask(self, request, seconds):
         process = self.process
-        content = request | {"seconds": seconds, "sandboxed": not self.unsafe}
-        timer = threading.Timer(seconds + GRACE_SECONDS, _kill, [process])
+        wall_seconds = WAITING * seconds
+        content = request | {"seconds": seconds, "wall_seconds": wall_seconds}
+        content["sandboxed"] = not self.unsafe
+        timer = threading.Timer(wall_seconds + GRACE_SECONDS, _kill, [process])
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):  # the answer is missing, too

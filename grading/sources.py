@@ -47,7 +47,7 @@ def read_source(path: Path) -> Source:
         NoSource: it is no notebook, though it is called so.
         SyntaxError, ValueError: it is no text.
     """
-    if path.suffix != ".ipynb":
+    if path.suffix.lower() != ".ipynb":
         with tokenize.open(path) as file:
             return Source(path.name, file.read())
     try:

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm, trange
 
 ALWAYS_STUBS = ("matplotlib", "pandas", "seaborn", "sacred", "tensorboardX", "tensorboard", "wandb",
                 "IPython", "imageio", "cv2", "plotly", "visdom", "mpl_toolkits", "pylab",
-                "torchsummary", "torchviz", "tensorflow", "skimage", "sklearn")  # fmt: skip
+                "torchsummary", "torchviz", "tensorflow", "skimage", "sklearn",
+                "ipywidgets")  # fmt: skip
 
 
 BATCHES = types.SimpleNamespace(limit=None)  # images in a batch of a DataLoader, at most
@@ -216,6 +218,13 @@ def course_modules(binary, grey, labels) -> dict:
         "datasets.bmnist": _module("datasets.bmnist", CallableModule, bmnist=bmnist),
         "datasets.mnist": _module("datasets.mnist", CallableModule, mnist=mnist),
     }
+
+
+def progress_modules() -> dict:
+    """tqdm's bars for notebooks, which need widgets, are its bars for terminals."""
+    bars = {"tqdm": tqdm, "tqdm_notebook": tqdm, "trange": trange, "tnrange": trange}
+    names = ("tqdm.notebook", "tqdm.auto", "tqdm.autonotebook")
+    return {name: _module(name, **bars) for name in names}
 
 
 class Compose:

@@ -16,16 +16,26 @@ from torch.utils.data import DataLoader
 import datasets
 from datasets.batches import bernoulli_draw
 from gencheck import gan_checks, vae_checks
-from gencheck.outcomes import NOTE, OLD, PASS, UNJUDGED, one_line, run_checks, seed_everything
+from gencheck.outcomes import (
+    NOTE,
+    OLD,
+    PASS,
+    UNJUDGED,
+    WRONG,
+    one_line,
+    run_checks,
+    seed_everything,
+)
 from grading import couplings, flow_model, interpolation
 from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
+from grading.arguments import fill_in_arguments
 from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
 from grading.other_settings import CHECKS as OTHER_SETTINGS
 from grading.pictures import CHECKS as PICTURE_CHECKS
-from grading.pictures import samples
+from grading.pictures import Pictures, samples
 from grading.running import Running
 from grading.shims import Adaptation
 from grading.stand_ins import (
@@ -34,6 +44,7 @@ from grading.stand_ins import (
     Images,
     StubModule,
     course_modules,
+    progress_modules,
     torchvision_modules,
 )
 from grading.training import TRAINING_CHECKS, epoch_checks
@@ -99,7 +110,7 @@ def judge(request: dict, scratch: Path) -> str:
         reason = _reason(error, running, request["name"]).replace(f"{code}{os.sep}", "")
         results["reason"] = reason[:MAX_TEXT]
     runs = running.outcome()
-    if runs.status != PASS or not results["reason"]:
+    if runs.status not in (PASS, NOTE) or not results["reason"]:
         _add(results, "runs", runs.status, runs.measured, runs.expected)
     return json.dumps(results)
 
@@ -138,20 +149,15 @@ def _judge(request, scratch, results, running):
     os.environ.clear()
     os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), PATH="/usr/bin:/bin", LANG="C.UTF-8")
     torch.set_num_threads(1)
-    pictures, adaptation, on_cpu = [], Adaptation(), OnCPU()
-    submission_made = []
-
-    def on_picture():
-        names = ("Generator", "generator")
-        made = submission_made[0].instances if submission_made else []
-        pictures.extend([m.training for m in made if type(m).__name__ in names][-1:])
-
-    _replace_modules(code, on_picture, running.missing)
+    pictures, adaptation, on_cpu = Pictures(), Adaptation(), OnCPU()
+    _replace_modules(code, pictures.on_picture, running.missing)
     on_cpu.install()
     stand_in_for_weights(running)
+    fill_in_arguments()
     seed_everything(request["seed"])
     submission = Submission(code / request["name"], adaptation.attempt, running)
-    submission_made.append(submission)
+    if request["model"] == "gan":
+        pictures.watch(submission.find_class("Generator", "Gen"))
     model, folder = request["model"], str(Path.cwd())
 
     def theirs(error):
@@ -159,8 +165,12 @@ def _judge(request, scratch, results, running):
         return is_theirs(error, folder)
 
     def check(subject, table):
+        """Add the findings of a table to the results; returns the checks that found a fault."""
+        wrong = set()
         for one in run_checks(model, subject, table, adaptation.adapt, theirs, request["seed"]):
             _add(results, one.check, one.status, one.measured, one.expected)
+            wrong |= {one.check} if one.status == WRONG else set()
+        return wrong
 
     subject, steps = _check_all(model, submission, check, pictures, request["training"])
     with contextlib.suppress(Exception, SystemExit):  # the page then has no picture
@@ -190,7 +200,8 @@ def _check_all(model, submission, check, pictures, training):
         images = BINARY
     else:
         subject, caught = flow_subject(submission, GREY)
-        check(subject, couplings.CHECKS)
+        wrong = check(subject, couplings.CHECKS)
+        subject.wrong_logdet = bool(wrong & {"coupling_logdet", "flow_logdet"})
         check(subject, (*flow_model.CHECKS, *OTHER_SETTINGS["nf"]))
         if subject.model is None:
             return subject, 0
@@ -210,7 +221,7 @@ def _replace_modules(code, on_picture, not_found):
             del sys.modules[name]
     sys.path[:] = [str(code)] + [p for p in sys.path if p not in ("", root, os.getcwd())]
     modules = course_modules(BINARY, GREY, LABELS)
-    modules |= torchvision_modules(GREY, LABELS, on_picture)
+    modules |= torchvision_modules(GREY, LABELS, on_picture) | progress_modules()
     if not (code / "datasets").is_dir():
         modules["datasets"] = StubModule("datasets")
         for name in ("bmnist", "mnist"):

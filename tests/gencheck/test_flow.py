@@ -110,6 +110,37 @@ def test_module_with_forward_and_inverse_needs_no_adapter():
     assert check_flow(flow.forward, flow.inverse, shape=(4,))["flow_logdet"].status == PASS
 
 
+class Deep(nn.Module):
+    """Eight couplings with alternating masks; the `wrong` one subtracts its log-determinant."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.layers = nn.ModuleList(Coupling() for _ in range(8))
+        for coupling in self.layers[::2]:
+            coupling.mask.data = 1 - coupling.mask.data
+        self.layers[wrong].logdet = lambda log_scale: -log_scale.sum(1)
+
+    def forward(self, z):
+        return self._through(z, self.layers, "forward")
+
+    def inverse(self, z):
+        return self._through(z, reversed(self.layers), "inverse")
+
+    def _through(self, z, layers, way):
+        total = 0
+        for coupling in layers:
+            z, ldj = getattr(coupling, way)(z)
+            total = total + ldj
+        return z, total
+
+
+@pytest.mark.parametrize("wrong", range(8))
+def test_a_wrong_sign_in_any_layer_of_a_new_flow_is_found(wrong):
+    with pytest.raises(CheckFailure) as failure:
+        check_flow(Deep(wrong), shape=4)
+    assert [f.check for f in failure.value.result.failures] == ["flow_logdet"]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_absolute_value_of_the_log_determinant_is_found_with_every_seed(seed):
     flow = with_(Coupling(), logdet=lambda log_scale: log_scale.sum(1).abs())

@@ -8,7 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gencheck import CheckFailure, NotJudged, check_gan
-from gencheck.outcomes import NOTE, PASS
+from gencheck.gan_checks import Labels
+from gencheck.outcomes import NOTE, PASS, UNJUDGED, WRONG
 
 
 class TinyDiscriminator(nn.Module):
@@ -28,12 +29,19 @@ class Probabilities(TinyDiscriminator):
 
 
 def gan_checks(
-    g_loss, d_loss, order="DG", n_batches=24, kind=TinyDiscriminator, stated=(), **options
+    g_loss,
+    d_loss,
+    order="DG",
+    n_batches=24,
+    kind=TinyDiscriminator,
+    stated=(),
+    cleared="DG",
+    **options,
 ):
     """`check_gan` of a small GAN with these losses of the discriminator's outputs.
 
     In order "GDDG" the generator's backward pass comes first, its step last; "DDDDDG" makes five
-    discriminator steps, with a batch each.
+    discriminator steps, with a batch each. Gradients are set to zero before the steps in `cleared`.
     """
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 784), nn.Tanh())
@@ -53,13 +61,15 @@ def gan_checks(
 
     def step(real):
         fake = generator(torch.randn(len(real), 8))
-        d_optimizer.zero_grad()
+        if "D" in cleared:
+            d_optimizer.zero_grad()
         d_loss(discriminator(real), discriminator(fake.detach())).mean().backward()
         d_optimizer.step()
         n_steps[0] += 1
         if n_steps[0] % order.count("D"):
             return
-        g_optimizer.zero_grad()
+        if "G" in cleared:
+            g_optimizer.zero_grad()
         g_loss(discriminator(fake)).mean().backward()
         g_optimizer.step()
 
@@ -101,7 +111,7 @@ def test_backward_pass_of_the_generator_may_come_first():
 
 
 def test_ten_batches_are_enough_to_accuse():
-    with pytest.raises(CheckFailure, match="D\\(G\\(z\\)\\) smaller"):
+    with pytest.raises(CheckFailure, match="learns to be rejected"):
         gan_checks(lambda fake: F.softplus(fake), cross_entropy, order="DDDDDG", n_batches=10)
 
 
@@ -171,7 +181,7 @@ def test_a_sigmoid_before_a_loss_of_logits_is_wrong():
 
 
 def test_generator_that_helps_the_discriminator_is_accused():
-    with pytest.raises(CheckFailure, match="D\\(G\\(z\\)\\) smaller"):
+    with pytest.raises(CheckFailure, match="learns to be rejected"):
         gan_checks(lambda fake: F.softplus(fake), cross_entropy)
 
 
@@ -302,3 +312,139 @@ def test_discriminator_that_returns_several_values_is_refused_with_the_reason():
 
     with pytest.raises(NotJudged, match="returns tuple, not one number for each image"):
         gan_checks(lambda fake: fake[0], lambda real, fake: real[0] - fake[0], kind=Pair)
+
+
+class Classes(TinyDiscriminator):
+    """Scores of the classes of generated (0) and real (1) images."""
+
+    n_classes, last_layer = 2, nn.Identity()
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(32, self.n_classes)
+
+    def forward(self, x):
+        return self.last_layer(super().forward(x))
+
+
+class LogSoftmax(Classes):
+    last_layer = nn.LogSoftmax(1)
+
+
+class Softmax(Classes):
+    last_layer = nn.Softmax(1)
+
+
+class ElevenClasses(LogSoftmax):
+    n_classes = 11
+
+
+def likelihood(scores, label):
+    """The negative log-likelihood of a class, of log-probabilities."""
+    return F.nll_loss(scores, torch.full((len(scores),), label))
+
+
+LIKELIHOODS = {
+    "logits": (Classes, lambda scores, label: likelihood(scores.log_softmax(1), label)),
+    "log-probabilities": (LogSoftmax, likelihood),
+    "probabilities": (Softmax, lambda scores, label: likelihood(scores.log(), label)),
+}
+
+
+@pytest.mark.parametrize("real_class", (1, 0))
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_discriminator_with_two_classes_is_judged_by_their_difference(name, real_class):
+    kind, loss = LIKELIHOODS[name]
+
+    def d_loss(real, fake):
+        return loss(real, real_class) + loss(fake, 1 - real_class)
+
+    found = gan_checks(lambda fake: loss(fake, real_class), d_loss, kind=kind)
+    labels = f"labels {real_class}.00 for real and {1 - real_class}.00 for generated images"
+    outcome = found["discriminator_loss"]
+    assert (outcome.status, outcome.measured) == (PASS, labels)
+    assert found["generator_loss"].measured == "non-saturating: -log D(G(z))"
+    assert "no label smoothing" in found["smoothing"].measured
+    output = found["discriminator_range"]
+    assert output.status == (PASS if name == "probabilities" else NOTE)
+    assert output.status == PASS or output.measured.startswith("2 numbers for an image")
+    with pytest.raises(CheckFailure, match="rejected"):
+        gan_checks(lambda fake: loss(fake, 1 - real_class), d_loss, kind=kind)
+
+
+def test_a_name_of_a_stated_loss_does_not_say_which_of_two_classes_is_real():
+    with pytest.raises(NotJudged, match="2 numbers for an image"):
+        gan_checks(
+            lambda fake: likelihood(fake, 0),
+            lambda real, fake: likelihood(real, 0) + likelihood(fake, 1),
+            kind=LogSoftmax,
+            stated=("bce", "nonsaturating"),
+        )
+
+
+def test_softmax_before_a_loss_of_logits_is_wrong():
+    def loss(scores, label):
+        return likelihood(scores.log_softmax(1), label)
+
+    with pytest.raises(CheckFailure, match="probabilities for logits"):
+        gan_checks(
+            lambda fake: loss(fake, 1),
+            lambda real, fake: loss(real, 1) + loss(fake, 0),
+            kind=Softmax,
+        )
+
+
+def test_more_classes_are_unjudged_with_the_reason():
+    with pytest.raises(NotJudged, match="returns 11 numbers for an image") as refused:
+        gan_checks(
+            lambda fake: likelihood(fake, 3),
+            lambda real, fake: likelihood(real, 3) + likelihood(fake, 10),
+            kind=ElevenClasses,
+        )
+    assert "differ between images" not in str(refused.value)
+
+
+@pytest.mark.parametrize("label", (0.0, 0.1))
+def test_generator_with_the_label_for_fake_is_told_so(label):
+    def d_loss(real, fake):
+        return F.softplus(-real) + F.softplus(fake) - label * fake
+
+    with pytest.raises(CheckFailure) as failure:
+        gan_checks(lambda fake: F.softplus(fake) - label * fake, d_loss)
+    (found,) = failure.value.result.failures
+    assert found.measured == (
+        f"the generator is trained with the label for fake images ({label:g}), "
+        "so it learns to be rejected"
+    )
+
+
+def test_coefficients_of_rounding_noise_are_not_printed():
+    with pytest.raises(CheckFailure) as failure:
+        gan_checks(lambda fake: -F.softplus(-fake), cross_entropy)
+    (found,) = failure.value.result.failures
+    assert found.measured.endswith("D(G(z)) smaller: the gradient of +1 log D(G(z))")
+
+
+def test_labels_have_no_negative_zeros():
+    assert "-0.00" not in Labels(1.0, -1e-9, 0.0, 1.0, False).in_words()
+    assert Labels(1.0, -0.2, 0.0, 1.0, False).in_words().count("-0.20") == 1
+
+
+def test_wrong_labels_are_not_called_smoothing():
+    with pytest.raises(CheckFailure) as failure:
+        gan_checks(
+            lambda fake: F.softplus(-fake), lambda real, fake: F.softplus(-real) + F.softplus(-fake)
+        )
+    found = {f.check: f for f in failure.value.result.findings}
+    assert found["discriminator_loss"].status == WRONG
+    assert found["smoothing"].status == UNJUDGED
+    assert "discriminator's loss is wrong" in found["smoothing"].measured
+
+
+@pytest.mark.parametrize(
+    "cleared, whose", [("D", "the generator's step includes"), ("", "both networks' steps include")]
+)
+def test_gradients_left_over_are_found(cleared, whose):
+    words = f"{whose} a gradient left over from another backward pass"
+    with pytest.raises(CheckFailure, match=words):
+        gan_checks(lambda fake: F.softplus(-fake), cross_entropy, cleared=cleared)

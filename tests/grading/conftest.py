@@ -1,11 +1,13 @@
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from grading.discovery import discover
+from grading.loading import Submission
 from grading.sandbox import require
 from harness.errors import UsageError
 from tests.conftest import ROOT
@@ -78,3 +80,17 @@ def project(tmp_path):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, tmp_path / package, ignore=ignore)
     return tmp_path
+
+
+@pytest.fixture
+def settings_of(monkeypatch, tmp_path):
+    """A function: the settings that a submission of this source, without a parser, is given."""
+
+    def read(source):
+        monkeypatch.setattr("sys.argv", [])
+        monkeypatch.setitem(sys.modules, "settings_of_a_test", None)  # is put back
+        path = tmp_path / "settings_of_a_test.py"
+        path.write_text(source)
+        return Submission(path, lambda function, *args: function(*args)).settings
+
+    return read

@@ -57,6 +57,15 @@ NEVER_CLEARED = """torch.optim.Optimizer.zero_grad = lambda *arguments: None
 
 def train_step("""
 REVERSE = ("flow_reverse_logdet",)
+FIFTH = """
+        class WrongCoupling(Coupling):
+            def forward(self, z, ldj, reverse=False):
+                z, after = super().forward(z, ldj, reverse)
+                return z, 2 * ldj - after
+
+        couplings[4].__class__ = WrongCoupling
+        self.layers = nn.ModuleList(couplings)
+"""
 HEADS = """
         self.log_std = nn.Linear(hidden_dim, z_dim)
 
@@ -154,7 +163,9 @@ VAE = [
 NF = [
     ("doubled log-determinant", "ldj + log_scale.sum(dim=1)",
      "ldj + 2 * log_scale.sum(dim=1)", "coupling_logdet", "wrong", "doubled",
-     REVERSE),
+     ("log_px", *REVERSE)),
+    ("sign of the fifth log-determinant", "        self.layers = nn.ModuleList(couplings)\n", FIFTH,
+     "coupling_logdet", "wrong", "layer 5 of 8", ("log_px",)),
     ("no inverse", "* torch.exp(-log_scale)", "* torch.exp(log_scale)", "coupling_inverse", "wrong",
      "", ("flow_inverse", *REVERSE)),
     ("reverse returns zero", "ldj - log_scale.sum(dim=1)", "torch.zeros_like(ldj)",
@@ -206,7 +217,7 @@ GAN = [
      "discriminator(images).squeeze(1).chunk(2)", "discriminator_loss", "wrong",
      "a sigmoid too many"),
     ("generator helps the discriminator", "F.softplus(-logits_fake)", "F.softplus(logits_fake)",
-     "generator_loss", "wrong", "smaller"),
+     "generator_loss", "wrong", "learns to be rejected"),
     ("saturating loss", "F.softplus(-logits_fake)", "-F.softplus(logits_fake)", "generator_loss",
      "note", "saturating"),
     ("gradients never cleared", "def train_step(", NEVER_CLEARED, "stray_gradient"),

@@ -1,7 +1,6 @@
 """Right code that is built another way than ours is found, measured and accused of nothing."""
 
 import re
-import sys
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gencheck.outcomes import ACCUSING, PASS
+from grading import adapters
 from grading.grader import judge_file
-from grading.loading import Submission
+from grading.loading import CannotLoad
 from grading.shims import SHIMS
 from grading.training import _validation_values
 from tests.conftest import ROOT
@@ -126,6 +126,72 @@ def test_vae_with_methods_for_parts(sandbox, tmp_path):
     assert {found[check] for check in expected} == {PASS}
 
 
+ROLES_BY_STRUCTURE = """
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class InferenceNet(nn.Module):
+    def __init__(self, z_dim):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(784, 64), nn.ReLU())
+        self.mean, self.log_var = nn.Linear(64, z_dim), nn.Linear(64, z_dim)
+
+    def forward(self, x):
+        h = self.net(x)
+        return self.mean(h), self.log_var(h)
+
+
+class VAE(nn.Module):
+    def __init__(self, z_dim=6):
+        super().__init__()
+        self.z_dim = z_dim
+        self.p = nn.Sequential(nn.Linear(z_dim, 64), nn.ReLU(), nn.Linear(64, 784))
+        self.q = InferenceNet(z_dim)
+
+    def forward(self, x):
+        mean, log_var = self.q(x)
+        logits = self.p(mean + (log_var / 2).exp() * torch.randn_like(mean))
+        recon = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
+        return (recon + 0.5 * (log_var.exp() + mean ** 2 - 1 - log_var).sum(1)).mean()
+
+    def sample(self, n):
+        with torch.no_grad():
+            means = self.p(torch.randn(n, self.z_dim)).sigmoid()
+        return torch.bernoulli(means), means
+
+
+def run_epoch(model, data, optimizer):
+    values = []
+    for is_training, loader in zip((True, False), data):
+        model.train(is_training)
+        total, n = 0, 0
+        for x in loader:
+            x = x.view(-1, 784)
+            loss = model(x)
+            if is_training:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            total, n = total + float(loss.detach()) * len(x), n + len(x)
+        values.append(total / n)
+    return values
+"""
+
+
+def test_a_vaes_parts_of_any_name_and_an_epoch_without_epoch_iter(sandbox, tmp_path):
+    path = tmp_path / "a3_vae_template.py"
+    path.write_text(ROLES_BY_STRUCTURE)
+    found = statuses(judge_file(sandbox, "vae", path, training=False))
+    expected = ("loss", "kl", "likelihood", "sample", "epoch_average", "validation")
+    assert {found[check] for check in (*expected, "validation_memory")} == {PASS}
+    summed = ROLES_BY_STRUCTURE.replace("total / n", "total")
+    path.write_text(summed)
+    result = judge_file(sandbox, "vae", path, training=False)
+    assert {f.check for f in result.findings if f.status == "wrong"} == {"epoch_average"}
+
+
 WITH_EPSILON = [  # with two latents it is seen where deviations are large and the decoder saturates
     ('F.binary_cross_entropy(p, x, reduction="none")',
      "-(x * (p + 1e-5).log() + (1 - x) * (1 - p).log())"),
@@ -161,6 +227,69 @@ def test_flow_built_another_way(sandbox, project, patches):
     assert set(found.values()) == {PASS}
 
 
+FLOW_NAMES = [  # of the layers' chain and of the whole model
+    ("RealNVP", "NormalizingFlow"),
+    ("NormalizingFlow", "RealNVP"),
+    ("Flow", "Density"),
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("chain, whole", FLOW_NAMES)
+def test_the_whole_model_is_what_contains_the_flow(sandbox, project, chain, whole):
+    source = (ROOT / "a3_nf_template.py").read_text()
+    names = {"Flow": chain, "Model": whole}
+    source = re.sub(r"\b(Flow|Model)\b", lambda match: names[match[0]], source)
+    assert f"self.flow = {chain}(" in source and f"class {whole}(" in source
+    path = project / "a3_nf_template.py"
+    path.write_text(source)
+    found = statuses(judge_file(sandbox, "nf", path, training=False))
+    assert set(found.values()) == {PASS}
+
+
+class Layer(nn.Module):
+    """A flow's layer."""
+
+    def forward(self, z, ldj, reverse=False):
+        return z, ldj
+
+
+class Chain(Layer):
+    """Layers one after the other."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(n))
+
+
+class Whole(nn.Module):
+    """A whole model that takes images."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x, reverse=False):
+        return x
+
+
+@pytest.mark.parametrize("name", ["flow", "net", "transform"])
+def test_a_flow_is_found_whatever_its_attribute(name):
+    chain = Chain(2)
+    assert adapters._flow_of(Whole(**{name: chain, "head": nn.Linear(2, 2)})) is chain
+    assert adapters._flow_of(chain) is chain
+    with pytest.raises(CannotLoad, match="has no flow"):
+        adapters._flow_of(Whole(parts=nn.ModuleList([Layer(), Layer()])))
+
+
+@pytest.mark.parametrize("base, is_one", [("Coupling", True), ("AffineCouplingLayer", True),
+                                          ("Permutation", False)])  # fmt: skip
+def test_a_coupling_is_known_by_what_it_is_derived_from(base, is_one):
+    kind = type("Last", (type(base, (Layer,), {}),), {})
+    assert adapters._is_coupling(kind) == is_one
+
+
 @pytest.mark.parametrize(
     "source, batch_size",
     [
@@ -171,13 +300,9 @@ def test_flow_built_another_way(sandbox, project, patches):
          "@dataclass\nclass Config:\n    batch_size: int = 9", 7),
     ],
 )  # fmt: skip
-def test_settings_of_a_script_without_a_parser(monkeypatch, tmp_path, source, batch_size):
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setitem(sys.modules, "settings_of_a_test", None)  # is put back
-    path = tmp_path / "settings_of_a_test.py"
-    path.write_text(f"from dataclasses import dataclass\n{source}\n")
-    submission = Submission(path, lambda function, *args: function(*args))
-    assert getattr(submission.settings, "batch_size", None) == batch_size
+def test_settings_of_a_script_without_a_parser(settings_of, source, batch_size):
+    settings = settings_of(f"from dataclasses import dataclass\n{source}\n")
+    assert getattr(settings, "batch_size", None) == batch_size
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from gencheck.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
+from gencheck.outcomes import NOTE, PASS, UNJUDGED, WEAK, WRONG, run_checks
 from grading import epochs
 from grading.training import EPOCH_CHECKS, TRAINING_CHECKS
 
@@ -52,6 +52,29 @@ def test_an_accusation_trains_again_from_the_same_weights_on_other_images(error,
         assert len(train) == 12 * 64 - 28 and len(val) == 250 and not train & val
     if status == WRONG:
         assert not seen[0][2] & seen[1][2]
+
+
+# 3.6 to 6.07 is what right flows reached; more than the 10 at the start is no learning.
+@pytest.mark.parametrize(
+    "after, status",
+    [(-0.885, WRONG), (0.5, WRONG), (3.6, PASS), (6.07, PASS), (9.0, NOTE), (17.5, WRONG)],
+)
+def test_bits_per_dimension_that_no_density_has_are_wrong(after, status):
+    def run_epoch(model, data, optimizer):
+        model.bias.data.fill_(after - 10.0)
+        return after, after
+
+    learns, reported = run_checks("nf", subject_of(run_epoch), TRAINING_CHECKS)
+    assert learns.status == status
+    assert reported.status == (UNJUDGED if after < 1 else PASS)
+
+
+def test_no_number_is_compared_where_the_log_determinant_is_wrong():
+    subject = subject_of(lambda model, data, optimizer: (3.0, 3.0))
+    subject.wrong_logdet = True
+    reported = list(run_checks("nf", subject, TRAINING_CHECKS))[1]
+    assert reported.status == UNJUDGED
+    assert reported.measured == "not compared: the log-determinant is wrong"
 
 
 @pytest.mark.parametrize("order", [("train", "val"), ("val", "train"), ("val", "train", "val")])

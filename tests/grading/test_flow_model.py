@@ -8,10 +8,11 @@ import torch
 import torch.nn as nn
 
 from gencheck.flow_maps import Bijection
+from gencheck.flow_subject import log_abs_det, points_of
 from gencheck.outcomes import PASS, UNJUDGED, WEAK, WRONG, run_checks
 from grading import couplings, flow_model
 from grading.epochs import true_bpd
-from grading.flow_subject import FlowSubject
+from grading.flow_subject import FlowSubject, affine_log_abs_det
 
 DIM = 784
 
@@ -108,10 +109,135 @@ def test_only_pixels_that_never_change_are_wrong_masks(masks, status, words):
 
 
 class Flip(nn.Module):
-    """Reverses the order of the pixels."""
+    """Reverses the order of the pixels; `added` to the log-determinant is a fault."""
+
+    def __init__(self, added=0.0):
+        super().__init__()
+        self.added = added
 
     def forward(self, z, ldj, reverse=False):
-        return z.flip(1), ldj
+        return z.flip(1), ldj + (-self.added if reverse else self.added)
+
+
+def test_what_lies_between_couplings_is_judged_with_the_whole_flow():
+    whole = TinyFlow(CHECKERBOARDS)
+    layers = [Bijection(m, partial(m, reverse=True)) for m in whole.layers]
+    whole.layers.append(Flip(added=1.0))
+    bijection = Bijection(whole, partial(whole, reverse=True))
+    subject = FlowSubject(bijection, layers, whole, DIM)
+    found = {f.check: f.status for f in run_checks("flow", subject, couplings.CHECKS)}
+    assert (found["coupling_logdet"], found["flow_logdet"]) == (PASS, WRONG)
+
+
+class WrongSign(Layer):
+    """Subtracts its log-determinant forwards and adds it backwards."""
+
+    def forward(self, z, ldj, reverse=False):
+        z, after = super().forward(z, ldj, reverse)
+        return z, 2 * ldj - after
+
+
+class Rotated(Layer):
+    """Affine, yet each changed pixel gets some of the next one: no diagonal Jacobian."""
+
+    def forward(self, z, ldj, reverse=False):
+        changed = torch.where(self.changed, z.roll(2, 1), 0.0) * self.changed.roll(2)
+        if reverse:
+            return super().forward(z, ldj, reverse)
+        return super().forward(z + 0.5 * changed, ldj)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_wrong_sign_in_any_coupling_is_found_and_log_px_is_wrong_with_it(x, place):
+    model = Model(1e-5)
+    model.flow = TinyFlow(4 * CHECKERBOARDS)
+    model.flow.layers[place] = WrongSign(CHECKERBOARDS[place % 2])
+    for layer in model.flow.layers:
+        nn.init.constant_(layer.scale, 0.05)
+    subject = subject_of(model.flow, model, x)
+    checks = (*couplings.CHECKS, *flow_model.CHECKS)
+    found = {f.check: f for f in run_checks("flow", subject, checks)}
+    wrong = found["coupling_logdet"]
+    assert wrong.status == WRONG and "the sign is wrong" in wrong.measured
+    assert f"layer {place + 1} of 8" in wrong.measured
+    assert found["flow_logdet"].status == PASS  # the sum of what its layers say
+    assert found["log_px"].status == WRONG
+
+
+class Undefined(Layer):
+    """Its log-determinant is no number."""
+
+    def forward(self, z, ldj, reverse=False):
+        z, after = super().forward(z, ldj, reverse)
+        return z, after * math.nan
+
+
+@pytest.mark.parametrize(
+    "kind, places, words",
+    [
+        (Undefined, (2,), "layer 3 of 4: log |det| = nan"),
+        (WrongSign, (1,), "layer 2 of 4: log |det|"),
+        (WrongSign, (0, 1, 3), "3 layers, such as layer "),
+    ],
+)
+def test_all_wrong_couplings_are_counted_whatever_their_log_determinants(kind, places, words):
+    flow = TinyFlow(2 * CHECKERBOARDS)
+    for place in places:
+        flow.layers[place] = kind(CHECKERBOARDS[place % 2])
+    checks = [check for check in couplings.CHECKS if check.name == "coupling_logdet"]
+    (found,) = run_checks("flow", subject_of(flow), checks)
+    assert found.status == WRONG and found.measured.startswith(words), found.measured
+
+
+class RotatedWrongSign(Rotated):
+    """The same with the wrong sign of its log-determinant."""
+
+    def forward(self, z, ldj, reverse=False):
+        z, after = super().forward(z, ldj, reverse)
+        return z, 2 * ldj - after
+
+
+@pytest.mark.parametrize("place", (0, 2, 3))
+def test_a_wrong_coupling_that_is_not_affine_is_found_and_log_px_does_not_pass(x, place):
+    model = Model(1e-5)
+    kinds = [RotatedWrongSign if i == place else Rotated for i in range(4)]
+    model.flow.layers = nn.ModuleList(kind(mask) for kind, mask in zip(kinds, 2 * CHECKERBOARDS))
+    subject = subject_of(model.flow, model, x)
+    checks = [check for check in couplings.CHECKS if check.name == "coupling_logdet"]
+    (found,) = run_checks("flow", subject, checks)
+    assert found.status == WRONG and f"layer {place + 1} of 4" in found.measured
+    subject.wrong_logdet = True
+    checks = [check for check in flow_model.CHECKS if check.name == "log_px"]
+    (found,) = run_checks("flow", subject, checks)
+    assert found.status == UNJUDGED and "log-determinant is wrong" in found.measured
+
+
+@pytest.mark.parametrize("kind, is_affine", [(Layer, True), (Rotated, False), (WrongSign, True)])
+def test_the_quick_log_determinant_of_affine_couplings_is_autodiffs(kind, is_affine):
+    layer = kind(BOARD)
+    for part in layer.parameters():
+        nn.init.normal_(part)
+    z = 3 * torch.randn(2, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    function = points_of(Bijection(layer.double(), None))
+    quick = affine_log_abs_det(function, z)
+    assert (quick is not None) == is_affine
+    if is_affine:
+        assert torch.allclose(quick, log_abs_det(function, z), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", (1, -1))
+def test_bits_per_dimension_do_not_follow_a_log_determinant_that_was_found_wrong(x, sign):
+    right, wrong = Model(1e-5), Model(1e-5)
+    wrong.flow.layers[1] = WrongSign(~BOARD)
+    nn.init.constant_(right.flow.layers[1].scale, sign)
+    wrong.flow.load_state_dict(right.flow.state_dict())
+    subjects = [subject_of(model.flow, model, x) for model in (right, wrong)]
+    subjects[1].wrong_logdet = True
+    values = []
+    for subject in subjects:
+        torch.manual_seed(0)
+        values.append(true_bpd(subject)(x))
+    assert torch.allclose(*values, rtol=1e-5)
 
 
 def test_masks_of_couplings_with_permutations_between_them_are_not_judged():
@@ -121,7 +247,7 @@ def test_masks_of_couplings_with_permutations_between_them_are_not_judged():
     bijection = Bijection(whole, partial(whole, reverse=True))
     subject = FlowSubject(bijection, layers, whole, DIM)
     found = {f.check: f.status for f in run_checks("flow", subject, couplings.CHECKS)}
-    assert (found.pop("masks"), found.pop("flow_logdet")) == (UNJUDGED, UNJUDGED)
+    assert found.pop("masks") == UNJUDGED
     assert set(found.values()) == {PASS}
 
 

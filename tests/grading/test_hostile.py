@@ -98,15 +98,29 @@ def test_nothing_outside_is_reached(sandbox, tmp_path, outside, name):
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if n in attacks.LASTING else n for n in attacks.ENDS],
 )
-def test_it_ends_as_one_line_and_the_next_file_is_judged(sandbox, tmp_path, outside, name):
+def test_it_ends_as_one_line_and_the_next_file_is_judged(
+    sandbox, tmp_path, outside, name, monkeypatch
+):
     body, words = attacks.ENDS[name]
-    seconds = 2 if "longer than" in words else 20
+    if words == attacks.LOOPED:
+        monkeypatch.setattr("grading.sandbox.WAITING", 300)  # this machine may be busy
+    seconds = attacks.SECONDS if "stopped after" in words else 20
     assert words in run(sandbox, tmp_path / "attacker", body, outside, seconds).reason
     process = sandbox.process
     left = "raise OSError([*os.listdir(os.environ['HOME']), *os.listdir('/dev/shm')])"
     after = run(sandbox, tmp_path / "next", left, outside)
     assert after.output == "contained: OSError ['1']\n"  # the folder of its own
     assert sandbox.process is process
+
+
+@pytest.mark.thorough
+def test_waiting_costs_no_processor_time(sandbox, tmp_path, outside, monkeypatch):
+    """On a busy machine a right submission waits for the processor."""
+    monkeypatch.setattr("grading.sandbox.WAITING", 300)
+    body = f"time.sleep({attacks.SECONDS + 0.5})\nraise RuntimeError"
+    result = run(sandbox, tmp_path / "waiting", body, outside, attacks.SECONDS)
+    assert attacks.WENT_ON in result.reason
+    assert result.seconds < attacks.SECONDS
 
 
 def judge_source(box, folder, source):

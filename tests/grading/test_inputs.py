@@ -38,6 +38,10 @@ def names(people):
         ("lee_123_a3_vae_template.py", ("lee_123", "a3_vae_template.py")),
         ("leeann_LATE_4711_99120_all.ipynb", ("leeann_4711", "all.ipynb")),
         ("Ann Lee_77_assignsubmission_file_vae.py", ("Ann Lee_77", "vae.py")),
+        ("Ann Lee_77_assignsubmission_file_.zip", ("Ann Lee_77", None)),
+        ("Ann Lee_77_assignsubmission_file", ("Ann Lee_77", None)),
+        ("lee_123_.zip", ("lee_123", None)),
+        ("ann_lee_A3_GAN_TEMPLATE.PY", ("ann_lee", "A3_GAN_TEMPLATE.PY")),
         ("A3_s123_attempt_2021-03-01-12-00-00_a3.zip", ("s123", "a3.zip")),
         ("ann_lee_a3_gan_template.py", ("ann_lee", "a3_gan_template.py")),
         ("a3_vae_template.py", None),
@@ -46,7 +50,8 @@ def names(people):
     ],
 )
 def test_whose_a_file_of_a_download_is(name, expected):
-    assert flat_name(name) == expected
+    """None in the place of a file's own name is the whole name: no file gets a hidden one."""
+    assert flat_name(name) == (expected and (expected[0], expected[1] or name))
 
 
 def test_people_of_a_download_are_not_mixed(tmp_path):

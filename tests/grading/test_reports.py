@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,7 +21,7 @@ from grading.grader import Memory
 from grading.loading import CannotLoad, Submission
 from grading.results import SECTIONS, FileResult
 from grading.rubric import Rubric, default_points, read_rubric
-from grading.sandbox import Sandbox
+from grading.sandbox import WAITING, Sandbox
 from harness import cli
 from harness.errors import UserError
 from harness.escape import csv_cell
@@ -41,7 +43,9 @@ def people():
     result = FileResult("vae", "a/a3_vae_template.py", picture="iVBO")
     result.findings = [found("shapes", "pass"), found("kl", "wrong", True), found("stable", "weak")]
     person = Person("=ann", {}, {"vae": result})
-    unjudged = FileResult("gan", "b/a3_gan_template.py", reason="it took longer than 120 s")
+    unjudged = FileResult(
+        "gan", "b/a3_gan_template.py", reason="stopped after 120 s of processor time"
+    )
     return [person, Person("bob", {}, {"gan": unjudged})]
 
 
@@ -129,6 +133,101 @@ def test_the_printed_rubric_is_the_default_one(tmp_path, capsys):
     assert read_rubric(tmp_path / "r.toml") == Rubric()
 
 
+def test_what_is_not_judged_may_earn_up_to_its_points(people):
+    """A grade book that takes an empty cell for 0 shows it beside what is certain."""
+    total = sum(sum(default_points(model).values()) for model in MODELS)
+    bob = people[1]
+    assert Rubric().of_person(bob).percent == 0
+    at_most = round(100 * sum(default_points("gan").values()) / total, 1)
+    assert Rubric().of_person(bob).at_most == at_most
+    assert f"not judged (0% to {at_most:g}%)" in report.terminal(bob, Rubric(), "full", False)
+    (row,) = csv.DictReader(io.StringIO(report.to_csv([bob], Rubric())))
+    (content,) = json.loads(report.to_json([bob], Rubric()))
+    assert float(row["at_most"]) == content["at_most"] == at_most
+    judged = Person("cem", results={"gan": FileResult("gan", "c", judged_all("gan"))})
+    points = Rubric().of_person(judged)
+    assert points.at_most == points.percent and "%" not in str(points)
+
+
+def judged_all(model):
+    return [replace(found(check, "pass"), model=model) for check in default_points(model)]
+
+
+def test_the_end_lists_who_needs_a_look_by_hand_and_why():
+    def person(name, *findings, reason="", model="vae"):
+        result = FileResult(model, f"{name}.py", [*findings], reason)
+        if not reason:
+            judged = {one.check for one in findings}
+            result.findings += [one for one in judged_all(model) if one.check not in judged]
+        return Person(name, {model: None}, {model: result})
+
+    rubric = Rubric(models=("vae",))
+    in_time = "stopped after 600 s (3.0 s of processor time): it waits"
+    people = [
+        person("right"),
+        person("wrong", found("kl", "wrong")),
+        person("syntax", found("runs", "wrong"), reason="no Python 3"),
+        person("empty", reason="not implemented: VAE.forward"),
+        person("odd", found("kl", "unjudged", central=True)),
+        person("note", found("seeded", "unjudged")),  # worth no points
+        person("slow", reason=in_time),
+        person("gan", reason="unknown", model="gan"),  # which is not asked for
+        Person("absent", notes=["a.py: no regular file"]),
+        Person("(nobody)", is_person=False, others=["x.py: the hand-out"]),
+    ]
+    lines = report.by_hand(people, rubric).splitlines()
+    assert lines[0] == "To look at by hand:"
+    names = [line.split()[0] for line in lines[1:] if line.startswith("    ")]
+    assert names == ["syntax", "empty", "gan", "absent", "odd", "slow"]
+    groups = [i for i, line in enumerate(lines[1:], 1) if not line.startswith("    ")]
+    assert [i - groups[0] for i in groups] == [0, 5, 7] and len(lines) == 10
+    assert lines[groups[1] + 1].split(maxsplit=3) == ["odd", "VAE", "kl:", "9 <nats>"]
+    assert in_time in lines[-1] and "--time_limit" in lines[-2]
+    assert "absent  not handed in: VAE (a.py: no regular file)" in "\n".join(lines)
+    assert report.by_hand(people[:2], rubric) == ""
+    (vile,) = report.by_hand([person("\x1b", reason="\x1b[2J\n")], rubric).splitlines()[2:]
+    assert vile.isprintable()
+
+
+def test_a_hint_never_leaves_out_why_nothing_is_judged():
+    finding = found("gradient", "unjudged")
+    assert report.explain(finding, "short") == finding.measured
+    assert report.explain(finding, "none") == ""
+
+
+@pytest.mark.parametrize(
+    "name, start",
+    [
+        ("Özdemir", "Özdemir-"),
+        ("O\u0308zdemir", "Özdemir-"),  # as macOS writes it
+        ("李明", "李明-"),
+        ("हिन्दी", "हिन्दी-"),
+        ('../a b\x1b\u202e"<c>', "a_b_c-"),
+        ("M\udcfcller", "M_ller-"),
+        ("🎓", "person-"),
+    ],
+)
+def test_names_of_pages_keep_letters_and_are_safe(name, start, tmp_path):
+    file = page.file_name(name)
+    assert file.startswith(start) and file.isprintable() and not set(file) & set(" /\\\"<>&'")
+    (tmp_path / file).touch()
+    assert page.file_name(f"{name}.") != file
+    (tmp_path / page.file_name(100 * name)).touch()  # not too long
+
+
+def test_the_manual_states_the_total_and_a_rubric_that_is_read(tmp_path):
+    manual = (ROOT / "grading" / "README.md").read_text()
+    without = Rubric()
+    without.without_training()
+    totals = [sum(sum(p.values()) for p in r.points.values()) for r in (Rubric(), without)]
+    assert {float(n) for n in re.findall(r"of (\d+) points", manual)} == {totals[0]}
+    assert f"{totals[0]:g} points, {totals[1]:g} without" in manual
+    assert f"stopped after {WAITING} times as many" in manual
+    (example,) = re.findall(r"```toml\n(.*?)```", manual, re.DOTALL)
+    (tmp_path / "r.toml").write_text(example)
+    assert read_rubric(tmp_path / "r.toml") != Rubric()
+
+
 def test_pages_of_a_folder_name_everyone_and_overwrite_no_others(people, tmp_path):
     pages = page.to_pages([*people, Person("=ann/..")], Rubric(), "full")
     assert len(pages) == 4 and all("/" not in name for name in pages)
@@ -175,7 +274,7 @@ def test_csv_has_one_row_per_person_and_no_formulas(people):
     rows = list(csv.DictReader(io.StringIO(report.to_csv(people, Rubric()))))
     assert [row["name"] for row in rows] == ["'=ann", "bob"]
     assert rows[0]["vae_wrong"] == "kl"
-    assert rows[1]["gan_judged"].startswith("no: it took")
+    assert rows[1]["gan_judged"].startswith("no: stopped after 120 s")
 
 
 def test_reports_put_failures_first_and_say_no_more_than_asked(people):
@@ -221,6 +320,54 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, reason, expected):
     assert exit.value.code == expected
     assert tmp_path.name in capsys.readouterr().out
     assert (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    "files, expected, counts",
+    [
+        ({"ann/a3.py": VAE, "bob/a3.py": VAE}, 0, "2 files: 0 wrong, 0 not judged"),
+        (
+            {"ann/a3.py": VAE, "bob/a3.pdf": ""},
+            1,
+            "1 file: 0 wrong, 0 not judged, 1 person",
+        ),
+        ({"ann/a.pdf": "", "bob/b.pdf": ""}, 1, "0 files: 0 wrong, 0 not judged, 2 people"),
+        ({"ann/a3.py": VAE, "bob/a3.py": VAE, "x": None}, 1, "2 files: 0 wrong, 0 not judged"),
+    ],
+    ids=["all judged", "one without files", "two without files", "something is not read"],
+)
+def test_exit_status_of_a_class(tmp_path, monkeypatch, capsys, files, expected, counts):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name) if text is None else (tmp_path / name).write_text(text)
+    judged = FileResult("vae", "file", [found("kl", "weak", central=True)])
+    monkeypatch.setattr("grading.grader.judge_file", lambda *args: judged)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    with pytest.raises(SystemExit) as exit:
+        command.main(command.parse([str(tmp_path), "--fresh"]))
+    assert exit.value.code == expected
+    assert f"2 people, {counts}" in capsys.readouterr().out
+
+
+def test_people_are_printed_in_their_order(tmp_path, monkeypatch, capsys):
+    """Bob is judged after Cem, and Ann and Dan have nothing to judge."""
+    is_judged = threading.Event()
+
+    def judge(box, model, path, *options):
+        assert path.parent.name == "cem" or is_judged.wait(60)
+        is_judged.set()
+        return FileResult(model, str(path), [found("kl", "pass", central=True)])
+
+    for name, text in {"ann": "", "bob": VAE, "cem": f"{VAE}    x = 1\n", "dan": ""}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a3.py").write_text(text)
+    monkeypatch.setattr("grading.grader.judge_file", judge)
+    monkeypatch.setattr("grading.sandbox.require", Sandbox)
+    with pytest.raises(SystemExit):
+        command.main(command.parse([str(tmp_path), "--fresh", "--jobs", "2"]))
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names[:5] == ["ann", "bob", "cem", "dan", "4"]
 
 
 VILE = "\x1b[2J\u202eevil\n<script>alert(1)</script>" + "x" * 10_000

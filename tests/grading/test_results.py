@@ -170,7 +170,7 @@ def test_interrupted_grading_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_what_could_not_be_judged_is_judged_again(tmp_path):
     memory = Memory(tmp_path / "memory.jsonl")
-    memory.put("slow", FileResult("vae", "file", reason="it took longer than 120 s"))
+    memory.put("slow", FileResult("vae", "file", reason="stopped after 120 s of processor time"))
     memory.put("open", FileResult("vae", "file", [found("kl", "unjudged", central=True)]))
     memory.put("judged", FileResult("vae", "file", complete()))
     memory = Memory(tmp_path / "memory.jsonl")

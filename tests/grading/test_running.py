@@ -1,8 +1,12 @@
 """Code that does not run as handed in is accused of that, with its line, and of nothing else."""
 
+import sys
+
 import pytest
 
+from gencheck.outcomes import NOTE, PASS
 from grading.grader import judge_file
+from grading.loading import Submission
 from tests.grading.conftest import METHODS_VAE
 
 PLAIN = METHODS_VAE.replace("from __future__ import annotations\n", "").replace(
@@ -26,10 +30,35 @@ RIGHT = [
     "try:\n    import helper_of_mine\nexcept ImportError:\n    helper_of_mine = None",
     "import wandb, tensorboardX, scipy.io, tqdm, matplotlib.pyplot as plt",
     "import numpy as np\ntry:\n    x = open('notes.txt')\nexcept OSError:\n    x = 1",
+    "from tqdm.notebook import tqdm, trange\nx = [*tqdm([1])][0] + sum(trange(3))",
+    "from tqdm.auto import tqdm as bar\nfor i in bar([1]):\n    pass",
+    "import tqdm.autonotebook as bars\nwith bars.tqdm(total=3) as b:\n    b.update(1)",
+    "from tqdm import tqdm_notebook\nx = [*tqdm_notebook([1], desc='a')][0] + 1",
+    "import ipywidgets as widgets\nslider = widgets.IntSlider(min=0)",
     "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nwidth = 3 + ax.x",
     "import torch\ntrain = torch.load('data/mnist.pt')",
     "for i in range(3):\n    seen = i\ndef main():\n    return seen, ARGS.lr",
     "if __name__ == '__main__':\n    ARGS = None",
+]
+OWN_PATHS = [  # what is said of a line, where anything is
+    (
+        "import numpy as np\nx = np.load('/home/ann/dl/mnist_train.npy')",
+        "line 2: '/home/ann/dl/mnist_train.npy'",
+    ),
+    ("import sys\nsys.path.append('/Users/ann/dl')", "line 2: '/Users/ann/dl'"),
+    (
+        "def main():\n    plt.savefig(r'C:\\Users\\ann\\elbo.pdf')",
+        r"line 2: 'C:\\Users\\ann\\elbo.pdf'",
+    ),
+    (
+        "def main():\n    torch.save(1, f'/content/drive/MyDrive/{2}.pt')",
+        "line 2: '/content/drive/MyDrive/'",
+    ),
+    ("import numpy as np\nx = np.load('/scratch/mnist.npy')", "line 2: '/scratch/mnist.npy'"),
+    ("import torch\nx = torch.load('data/mnist.pt')", ""),
+    ("import os, numpy as np\nx = np.load(os.path.expanduser('~/data/mnist.npy'))", ""),
+    ("'From /home/ann/a.'\ndef main():\n    '/home/ann/b'  # /home/ann/c", ""),
+    ("print('saved in /home/ann/elbo.pdf')\nURL = 'https://a.b/home/c'", ""),
 ]
 OLD = ["from torch._six import string_classes", "import cPickle"]
 GAN = """
@@ -120,6 +149,19 @@ def test_what_does_not_run_is_said_with_its_line(sandbox, tmp_path, faults):
     for text, line, words in faults:
         assert f"line {before + line}: {words}" in found["runs"].measured
         before += text.count("\n") + 1
+
+
+@pytest.mark.parametrize("text, words", OWN_PATHS)
+def test_paths_of_ones_own_machine_are_noted(monkeypatch, tmp_path, text, words):
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setitem(sys.modules, "paths_of_a_test", None)  # is put back
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "paths_of_a_test.py"
+    path.write_text(f"{text}\n")
+    submission = Submission(path, lambda function, *args: function(*args))
+    outcome = submission.running.outcome()
+    assert outcome.status == (NOTE if words else PASS), outcome.measured
+    assert words in outcome.measured
 
 
 @pytest.mark.parametrize("lines, status", [(RIGHT, "pass"), (OLD[:1], "old"), (OLD[1:], "old")])

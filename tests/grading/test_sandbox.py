@@ -1,12 +1,14 @@
 """Without a sandbox that holds, nothing runs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from grading import fork_server
 from grading.sandbox import Sandbox, SandboxError, require
 from grading.scratch import clear
 from harness.errors import UsageError
@@ -152,6 +154,26 @@ def comes_true(condition, seconds=20):
     while not (done := condition()) and time.monotonic() < ends:
         time.sleep(0.1)
     return done
+
+
+BUSY_CHILD = """
+import os
+pid = os.fork()
+while pid == 0:
+    pass
+os.wait()
+"""
+
+
+def test_the_processor_time_of_children_counts():
+    """Without a sandbox a submission may start some."""
+    words = [sys.executable, "-I", "-S", "-c", BUSY_CHILD]
+    with subprocess.Popen(words, start_new_session=True) as process:
+        try:
+            assert comes_true(lambda: fork_server.processor_seconds(process.pid) > 0.5, 60)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert comes_true(lambda: fork_server.processor_seconds(process.pid) == 0, 60)
 
 
 @pytest.mark.slow
