@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from gencheck.flow_subject import AnyFlow, FlowSubject, estimated, pair
+from gencheck.flow_subject import STRONG, AnyFlow, FlowSubject, estimated, pair
 from gencheck.outcomes import NOTE, PASS, WRONG, CannotJudge, Outcome, load_checks, one_line
 from gencheck.result import NotJudged, Result, judge
 
 SATURATED = 5.0  # nats of a log-determinant for each dimension
-FAR = 1e5  # values this much larger than the input amplify rounding as much
+FAR = 1e5  # maps that enlarge values or small changes this much do so with rounding errors
+REDUCTIONS = (1, 4, 16, 64)  # of weak noise, until the map is well conditioned
 NOTHING = 1e-6  # a point that moves less has not moved
 ALONE = (1, 2, 0)  # examples of a batch that are also mapped alone, divided among settings
 SMALL = 1e-3  # part of a flow's movement that an iterative inverse may be off by, unstated
@@ -21,18 +22,19 @@ SMALL = 1e-3  # part of a flow's movement that an iterative inverse may be off b
 def over_settings(
     flow: FlowSubject, measure: Callable, precise: bool = True, stds: tuple[float, ...] = ()
 ) -> Outcome:
-    """The worst outcome of `measure` over the settings of the weights that leave values in range.
+    """The worst outcome of `measure` over several settings of the weights.
 
-    Settings are the subject's, and noise of these standard deviations. In a deep, wide flow noise
-    on the weights can make values so large that their rounding is seen: that setting is left out.
+    Settings are the subject's, and noise of these standard deviations. Noise can make a deep flow
+    ill-conditioned, so that its rounding errors would be taken for wrong: then weak noise is
+    reduced. A setting that stays ill-conditioned is left out.
     """
     outcomes = []
     for std in (*flow.stds, *stds):
-        with flow.perturbed(precise=precise, std=std):
-            z, _, z1, _ = flow.there(flow.flow)
-            size = z1.abs().max() / (1 + z.abs().max())  # nan and inf are below no number
-            if size < (FAR if std else math.inf):
-                outcomes.append(measure())
+        for reduction in REDUCTIONS if 0 < abs(std) < STRONG else (1,):
+            with flow.perturbed(precise=precise, std=std / reduction):
+                if _well_conditioned(flow, std):
+                    outcomes.append(measure())
+                    break
     if not outcomes:
         raise CannotJudge(
             f"the output is not finite, or over {FAR:,.0f} times as large as the input: pass "
@@ -40,6 +42,17 @@ def over_settings(
         )
     worst = min(outcomes, key=lambda outcome: (WRONG, NOTE, PASS).index(outcome.status))
     return outcomes[-1] if worst.status == PASS else worst  # the weights as they are come first
+
+
+def _well_conditioned(flow, std) -> bool:
+    """Whether values, and where there is noise small differences too, stay in range."""
+    z, _, z1, _ = flow.there(flow.flow)
+    size = z1.abs().max() / (1 + z.abs().max())  # nan and inf are below no number
+    if not std:
+        return bool(size < math.inf)
+    nearby, nearby1 = flow.nearby(flow.flow)
+    change = (nearby1 - z1).abs().max() / (nearby - z).abs().max()
+    return bool(size < FAR and change < FAR)
 
 
 def inverse_outcome(flow: FlowSubject, bijections: Callable) -> Outcome:

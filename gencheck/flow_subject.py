@@ -15,6 +15,7 @@ from gencheck.outcomes import CannotJudge
 STD = 0.03  # noise added to all weights: log-scales of about 0.5, where new couplings have 0
 PROBES = 2048  # rows of a Jacobian by one backward pass
 STRONG = 1.0  # noise of this deviation is divided by the root of a weight's inputs
+NEARBY = 1e-6  # part of the way from one example to the next
 N_DRAWS = 128  # of a log-determinant that is estimated
 
 
@@ -54,6 +55,17 @@ class FlowSubject:
                 return z, ldj, *pair(bijection.forward(z.clone(), ldj.clone()))
 
         return self._remembered("there", bijection, measure)
+
+    def nearby(self, bijection: Bijection) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points very near the inputs, in the domain as it is convex, and their images: (z, z1)."""
+
+        def measure():
+            z, ldj = self.inputs(self.n_rows)
+            z = z + NEARBY * (z.roll(1, dims=0) - z)
+            with torch.no_grad():
+                return z, pair(bijection.forward(z.clone(), ldj))[0]
+
+        return self._remembered("nearby", bijection, measure)
 
     def back(self, bijection: Bijection) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the inverse makes of the forward map's results: (z2, ldj2)."""
@@ -134,8 +146,9 @@ class AnyFlow(FlowSubject):
         self.has_weights = False
         self.setting = None  # seed and standard deviation
         self._copies, self._results = {}, {}
-        first = next((p for m in modules_of(flow, inverse) for p in m.parameters()), None)
-        self.device = self.device if first is None else first.device
+        weights = (p for m in modules_of(flow, inverse) for p in m.parameters())
+        first = next((p for p in weights if p.is_floating_point()), torch.empty(0))
+        self.device, self.own_dtype = first.device, first.dtype
 
     @contextlib.contextmanager
     def perturbed(self, precise: bool = True, std: float = STD) -> Iterator[None]:
@@ -153,7 +166,7 @@ class AnyFlow(FlowSubject):
         with contextlib.ExitStack() as stack:
             if not is_copy:
                 stack.enter_context(restored(modules))
-            self.dtype = torch.float32
+            self.dtype = self.own_dtype
             self.flow = bijection_of(*parts, self.inverse_logdet)
             with torch.no_grad():
                 self.flow.forward(*self.inputs(self.n_rows))
@@ -209,7 +222,7 @@ class AnyFlow(FlowSubject):
 
     def forget(self) -> None:
         """Forget results of this setting."""
-        for name in ("there", "back", "added"):
+        for name in ("there", "nearby", "back", "added"):
             self._results.pop((self.setting, name), None)
 
     def _weights(self) -> list[torch.Tensor]:

@@ -110,6 +110,26 @@ def test_module_with_forward_and_inverse_needs_no_adapter():
     assert check_flow(flow.forward, flow.inverse, shape=(4,))["flow_logdet"].status == PASS
 
 
+class Unmasked(Coupling):
+    """A coupling that halves its input, so that nothing changes the input's type."""
+
+    def __init__(self):
+        super().__init__()
+        self.network[0] = nn.Linear(2, 16)
+        self.network[2] = nn.Linear(16, 4)
+
+    def _parts(self, z):
+        log_scale, shift = self.network(z[:, :2]).chunk(2, dim=1)
+        return nn.functional.pad(log_scale, (2, 0)), nn.functional.pad(shift, (2, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_flow_of_any_floating_type_is_judged_in_float64(dtype):
+    flow = Unmasked().to(dtype)
+    check_flow(flow, shape=4)
+    assert {weight.dtype for weight in flow.parameters()} == {dtype}
+
+
 class Deep(nn.Module):
     """Eight couplings with alternating masks; the `wrong` one subtracts its log-determinant."""
 
@@ -206,7 +226,7 @@ def test_nothing_is_measured_twice():
         return forward(z, ldj, reverse)
 
     check_flow(counted, inverse=partial(counted, reverse=True), dim=6, atol=1e-6)
-    assert calls.count(False) <= 37 and calls.count(True) <= 4
+    assert calls.count(False) <= 39 and calls.count(True) <= 4
 
 
 def test_inverse_that_crashes_when_it_is_called_again_is_found():
@@ -382,3 +402,34 @@ def test_a_deep_wide_flow_is_right_where_noise_on_its_weights_makes_values_huge(
     torch.manual_seed(0)
     flow = nf.Flow([4], n_flows=8, n_hidden=1024, mask=torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
     check_flow(flow, shape=4)
+
+
+class WideCoupling(Coupling):
+    """A coupling of a network with two hidden layers, whose log-scales are bounded."""
+
+    def __init__(self):
+        super().__init__(dim=32)
+        hidden = (nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+        self.network = nn.Sequential(*hidden, nn.Linear(256, 64))
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def _parts(self, z):
+        log_scale, shift = super()._parts(z)
+        return 4 * torch.tanh(log_scale), shift
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_new_deep_flow_is_judged_with_as_much_noise_as_it_bears(factor):
+    """Noise makes it chaotic: a change of the input grows over a million times."""
+    torch.manual_seed(0)
+    flow = Deep(wrong=-1)
+    flow.layers = nn.ModuleList(WideCoupling() for _ in range(32))
+    for coupling in flow.layers[::2]:
+        coupling.mask.data = 1 - coupling.mask.data
+    flow.layers[-1].logdet = lambda log_scale: factor * log_scale.sum(1)
+    if factor == 1:
+        check_flow(flow, shape=32)
+    else:
+        with pytest.raises(CheckFailure, match="flow_logdet"):
+            check_flow(flow, shape=32)
