@@ -228,7 +228,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def sample(self, n_samples, temperature=1.0):
-        """Draw integer images [n_samples, n_pixels]; `temperature` is the prior's deviation."""
+        """Draw integer images [n_samples, n_pixels]; the prior has deviation `temperature`."""
         z = temperature * sample_prior(
             (n_samples, *self.flow.z_shape), next(self.parameters()).device
         )

@@ -120,6 +120,7 @@ def write_page(
         blocks += [
             ["## Why a constant learning rate kills the flow"],
             [recipes.WHY],
+            [recipes.CURE],
             [recipes.OF_THE_VAE],
             [recipes.WHAT],
         ]
