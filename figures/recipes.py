@@ -1,10 +1,10 @@
-"""The recipes that were tried for the flow and the VAE, as a figure and tables of the gallery.
+"""The recipes that were tried for the three models, as a figure and tables of the gallery.
 
 `measured/recipes.jsonl` holds an object per trial: `model` and `recipe`; `epochs`, a list; `val`,
-the validation metric at these; perhaps `dead`, the share of dead units at these, a pair of the
-worst first and the worst second hidden layer, or before the last epoch only the worst of all;
-perhaps `frechet` of the samples or `neg_log_px_nats` of the test images at the end, and the `label`
-of its curves in the figure.
+the validation metric at these, of a GAN its Parzen log-likelihood; perhaps `dead`, the share of
+dead units at these, a pair of the worst first and the worst second hidden layer, or before the last
+epoch only the worst of all; perhaps `frechet` of the samples or `neg_log_px_nats` of the test
+images at the end, and the `label` of its curves in the figure.
 """
 
 import json
@@ -18,6 +18,7 @@ from harness import plots
 
 FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
 PICTURE = "recipes.png"
+UNITS = {"flow": (3, "bits/dim"), "VAE": (2, "nats"), "GAN": (1, "nats, Parzen windows")}
 WHY = """\
 With Adam at a constant rate of 1e-3 nearly all units of the flow's worst hidden layer are dead
 after one epoch: no image makes them fire, so they get no gradient and stay dead. Adam moves each
@@ -84,7 +85,7 @@ def recipe_table() -> list[str]:
     header = ("model", "recipe", "epochs", "validation", dead, "Fréchet distance")
     rows = []
     for trial in read_trials():
-        digits, unit = {"flow": (3, "bits/dim"), "VAE": (2, "nats")}[trial["model"]]
+        digits, unit = UNITS[trial["model"]]
         value = f"{trial['val'][-1]:.{digits}f} {unit}"
         dead_units = ", ".join(f"{share:.0%}" for share in trial.get("dead", [[]])[-1]) or "-"
         frechet = f"{trial['frechet']:.0f}" if "frechet" in trial else "-"
