@@ -118,7 +118,7 @@ def write_page(
         blocks += [["## The three models' samples"], compared]
     if not quick:
         blocks += [
-            ["## Why a constant learning rate kills the flow"],
+            [f"## {recipes.HEADING}"],
             [recipes.WHY],
             [recipes.CURE],
             [recipes.OF_THE_VAE],
