@@ -57,7 +57,7 @@ def test_a_recorded_run_is_the_same_without_its_folder(recorded, tmp_path):
     assert again.read_text() == text
     names = [json.loads(line)["run"] for line in text.splitlines()]
     assert names == ["vae1", "flow"]  # the finished ones, oldest first
-    assert "ada" not in text and str(tmp_path) not in text and '"from": 9' in text
+    assert "home" not in text and str(tmp_path) not in text and '"from": 9' in text
     finished = [run for run in find_runs(base)[0] if run.finished]
     assert contents(read_recorded(path)) == contents(finished)
 
