@@ -55,15 +55,17 @@ def _settings(script: str, *options: str) -> dict[str, Any]:
 
 
 KINDS = {
-    "vae": Kind("VAE, 20 latent dimensions", VAE, "--zdim 20", 6),
-    "manifold": Kind("VAE, 2 latent dimensions", VAE, "--zdim 2", 5),
-    "vae_report": Kind("VAE, the report's computation", VAE, "--zdim 20 --protocol report", 6),
+    "vae": Kind("VAE, 20 latent dimensions", VAE, "--zdim 20", 10),
+    "manifold": Kind("VAE, 2 latent dimensions", VAE, "--zdim 2", 9),
+    "vae_report": Kind("VAE, the report's computation", VAE, "--zdim 20 --protocol report", 10),
     "larochelle": Kind(
-        "VAE, Larochelle's bits", VAE, "--zdim 20 --binarize larochelle", 6, optional=True
+        "VAE, Larochelle's bits", VAE, "--zdim 20 --binarize larochelle", 10, optional=True
     ),
-    "gan": Kind("GAN", GAN, "", 40),
-    "gan_report": Kind("GAN, the report's computation", GAN, "--protocol report", 40),
-    "nf": Kind("flow (RealNVP)", NF, "", 85),
-    "nf_report": Kind("flow, the report's computation", NF, "--protocol report", 85, optional=True),
+    "gan": Kind("GAN", GAN, "", 90),
+    "gan_report": Kind("GAN, the report's computation", GAN, "--protocol report", 90),
+    "nf": Kind("flow (RealNVP)", NF, "", 150),
+    "nf_report": Kind(
+        "flow, the report's computation", NF, "--protocol report", 150, optional=True
+    ),
 }
 NEEDED = tuple(name for name, kind in KINDS.items() if not kind.optional)
