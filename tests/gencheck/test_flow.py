@@ -131,14 +131,14 @@ def test_a_flow_of_any_floating_type_is_judged_in_float64(dtype):
 
 
 class Deep(nn.Module):
-    """Eight couplings with alternating masks; the `wrong` one subtracts its log-determinant."""
+    """Couplings with alternating masks; the `wrong` one has `factor` times its log-determinant."""
 
-    def __init__(self, wrong):
+    def __init__(self, wrong, factor=-1.0, kind=Coupling, n=8):
         super().__init__()
-        self.layers = nn.ModuleList(Coupling() for _ in range(8))
+        self.layers = nn.ModuleList(kind() for _ in range(n))
         for coupling in self.layers[::2]:
             coupling.mask.data = 1 - coupling.mask.data
-        self.layers[wrong].logdet = lambda log_scale: -log_scale.sum(1)
+        self.layers[wrong].logdet = lambda log_scale: factor * log_scale.sum(1)
 
     def forward(self, z):
         return self._through(z, self.layers, "forward")
@@ -423,11 +423,7 @@ class WideCoupling(Coupling):
 def test_a_new_deep_flow_is_judged_with_as_much_noise_as_it_bears(factor):
     """Noise makes it chaotic: a change of the input grows over a million times."""
     torch.manual_seed(0)
-    flow = Deep(wrong=-1)
-    flow.layers = nn.ModuleList(WideCoupling() for _ in range(32))
-    for coupling in flow.layers[::2]:
-        coupling.mask.data = 1 - coupling.mask.data
-    flow.layers[-1].logdet = lambda log_scale: factor * log_scale.sum(1)
+    flow = Deep(-1, factor, WideCoupling, n=32)
     if factor == 1:
         check_flow(flow, shape=32)
     else:
