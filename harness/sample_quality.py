@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from scipy.linalg import eigh, eigvalsh
 
-from datasets import MNIST, Source, bmnist, mnist
+from datasets import MNIST, Source, bmnist, image_shape, mnist, random_shift
 from harness.classifier import Classifier, features_and_classes, load_classifier, read_record
-from harness.devices import to_host
+from harness.devices import separate_random_numbers, to_host
 
 N_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, Section 3
 BANDWIDTHS = np.logspace(-1, 0, 10)  # the range of Goodfellow et al. 2014
 ROWS = 1000  # rows of a distance matrix that are computed at once
 
-# Of real images; the classifier's record has floors of each.
-PIXELS = ("grey", "static", "threshold")
+# Of real images; the classifier's record has floors of each. "shifted" are grey validation images
+# moved by up to one pixel at random, like the images that the flow is trained on.
+PIXELS = ("grey", "shifted", "static", "threshold")
 
 
 def pixels_of(binarize: str | None) -> str:
@@ -43,9 +44,13 @@ def real_images(
     pixels: str, device: torch.device | str = "cpu", source: Source = MNIST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(validation images, test images) of a data set, [10000, 784] in [0, 1] each."""
-    if pixels == "grey":
+    if pixels in ("grey", "shifted"):
         _, val, test = mnist(source, device=device)
-        return val.images.float() / 255, test.images.float() / 255
+        validation = val.images.float() / 255
+        if pixels == "shifted":
+            with separate_random_numbers(0):
+                validation = random_shift(validation, 1, image_shape(source))
+        return validation, test.images.float() / 255
     _, val, test = bmnist(source, device=device, binarize=pixels)
     return val.images.float(), test.images.float()
 

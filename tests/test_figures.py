@@ -17,6 +17,7 @@ from figures.report import FIGURES
 from figures.runs import find_runs, newest_of_kind, read_run, unfinished_message
 from figures.tables import comparison
 from harness import files
+from harness.classifier import read_record
 from harness.errors import UserError
 from tests.fake_runs import fake_run, fake_runs, unwrapped
 
@@ -90,6 +91,10 @@ def test_the_models_samples_are_compared(full):
     values = "0.50 (0.50) | 0.50 (0.50) | 3.00 (0.50) | 0.50 (0.50)"
     assert f"| Fréchet distance (lower is better) | {values} |" in text
     assert "10,000 samples each, against" in text and "a test accuracy of 99.00%." in text
+    floor = read_record()["floors"]["shifted"]["frechet_floor"]
+    assert f"shifted alike have a Fréchet distance of {floor:.2f}, precision" in text.replace(
+        "\n", " "
+    )
 
 
 def test_the_numbers_of_samples_are_those_of_all_runs(tmp_path):

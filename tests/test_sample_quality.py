@@ -7,6 +7,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
+import a3_nf_template as nf
 from datasets import Source, bmnist, mnist
 from harness import classifier, sample_quality
 from harness.sample_quality import (
@@ -146,6 +147,22 @@ def test_real_images_are_validation_and_test_images_of_the_pixels_asked_for(grey
         assert torch.equal(binary_test, test.images.float())
 
 
+def test_shifted_validation_images_are_moved_as_far_as_the_flows_training_images(grey):
+    shifted, test = sample_quality.real_images("shifted")
+    assert torch.equal(test, grey[1])
+    steps = list(itertools.product(range(-nf.MAX_SHIFT, nf.MAX_SHIFT + 1), repeat=2))
+    edge = nf.MAX_SHIFT
+    padded = torch.nn.functional.pad(grey[0].view(-1, 28, 28), 4 * [edge])
+    moves = torch.stack(
+        [
+            padded[:, edge + rows :, edge + columns :][:, :28, :28].flatten(1).eq(shifted).all(1)
+            for rows, columns in steps
+        ]
+    )
+    assert moves.any(dim=0).all()  # each image is one of the nine shifts
+    assert torch.allclose(moves.double().mean(dim=1), torch.tensor(1 / 9).double(), atol=0.01)
+
+
 def test_bernoulli_draws_are_compared_with_static_bits():
     pixels = [sample_quality.pixels_of(name) for name in (None, "static", "dynamic", "larochelle")]
     assert pixels == ["grey", "static", "static", "static"]
@@ -250,10 +267,12 @@ def test_half_of_the_validation_images_are_the_samples_of_the_parzen_floor(grey)
 
 
 @pytest.mark.thorough
-def test_the_recorded_frechet_floor_is_that_of_real_images(grey):
+@pytest.mark.parametrize("pixels", ["grey", "shifted"])
+def test_the_recorded_frechet_floor_is_that_of_real_images(pixels):
     model = classifier.load_classifier()
-    validation, test = (classifier.features_and_classes(model, images)[0] for images in grey)
-    recorded = classifier.read_record()["floors"]["grey"]["frechet_floor"]
+    images = sample_quality.real_images(pixels)
+    validation, test = (classifier.features_and_classes(model, rows)[0] for rows in images)
+    recorded = classifier.read_record()["floors"][pixels]["frechet_floor"]
     assert frechet_distance(validation, test) == pytest.approx(recorded, rel=1e-3)
 
 
