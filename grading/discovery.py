@@ -1,7 +1,4 @@
-"""Whose the files in a folder are that strangers filled, and which of them are judged.
-
-Nothing here parses or runs them: classes are found by the lines that begin with `class`.
-"""
+"""Whose the files in a folder are that strangers filled, and which of them are judged."""
 
 import os
 import re
@@ -11,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gencheck.outcomes import one_line
+from grading.code_files import MODELS, TITLES, code_in, is_code, rank, size_limit, with_imported
 from grading.inputs import (
     DEPTH,
     NOT_PEOPLES,
-    SOURCE_BYTES,
     Unreadable,
     copy_flat,
     flat_name,
-    inside,
     moodle_name,
     read_regular,
     stem_of,
@@ -28,28 +24,9 @@ from grading.inputs import (
 from grading.results import FileResult
 from harness.escape import printable
 
-MODELS = ("vae", "gan", "nf")
-TITLES = {"vae": "VAE", "gan": "GAN", "nf": "flow"}
-CLASSES = {
-    "vae": ({"VAE"},),
-    "gan": ({"Generator", "Discriminator"},),
-    "nf": ({"Coupling"}, {"Flow"}),
-}
-NAMES = {"vae": r"vae", "gan": r"gan", "nf": r"(^|_)nf|flow|nvp"}
-# In a notebook, lines are strings of JSON.
-CLASS_LINE = {
-    ".py": re.compile(rb"(?:^|[\r\n])class[ \t]+(\w+)"),
-    ".ipynb": re.compile(rb'(?:^|[\r\n"]|\\n)class[ \t]+(\w+)'),
-}
-IMPORT_LINE = re.compile(rb"(?:^|[\r\n\"]|\\n)[ \t]*(?:from|import)[ \t]+(\w+)")
-TRAINING = re.compile(rb"__main__|def (?:main|train|run_epoch|epoch_iter)\b")
-ROOT = Path(__file__).resolve().parent.parent
 OURS = {"datasets", "examples", "figures", "gencheck", "grading", "harness", "tests"}
 NOT_COPIED = NOT_PEOPLES | {"runs", "data"}
-NOTEBOOK_BYTES = 16 << 20  # of one notebook, with the pictures in it
-CODE_BYTES = 4 << 20  # of the code of a folder
-COPIED_BYTES = 32 << 20  # of everything in it
-COPIED_DEPTH = 4  # folders
+COPIED_BYTES = 32 << 20  # of the code in a folder, and of all files that are copied from it
 N_NOTES = 10  # lines about a person's folder
 N_ARCHIVES = 10  # of a person, those in archives included
 NOBODY = "(nobody)"  # the name beside files that are nobody's submission
@@ -107,81 +84,6 @@ class Person:
         return "; ".join(self.notes[:1] or ["no file of the assignment"])
 
 
-# --- Files
-@dataclass
-class _Code:
-    """A file of code, as far as its lines tell."""
-
-    path: Path
-    classes: set[str]
-    imports: set[str]
-    trains: bool
-    reason: str = ""  # why it is not read
-
-    @property
-    def named(self):
-        """The models in its name."""
-        return [model for model in MODELS if re.search(NAMES[model], self.stem)]
-
-    @property
-    def stem(self):
-        """Its name without the ending, in lower case."""
-        return self.path.stem.lower()
-
-    @property
-    def models(self) -> list[str]:
-        """The models that it implements: that of its name, else all whose classes it has."""
-        found = [m for m in MODELS if any(wanted <= self.classes for wanted in CLASSES[m])]
-        both = [model for model in self.named if model in found]
-        if both or found:
-            return both[:1] or found
-        return self.named[:1] if self.stem.startswith("a3") else []
-
-
-def _code(path: Path) -> _Code:
-    try:
-        content = read_regular(path, size_limit(path))
-    except Unreadable as reason:
-        return _Code(path, set(), set(), False, str(reason))
-    names = (
-        {name.decode() for name in pattern.findall(content)}
-        for pattern in (CLASS_LINE[path.suffix.lower()], IMPORT_LINE)
-    )
-    return _Code(path, *names, trains=bool(TRAINING.search(content)))
-
-
-def is_code(path: Path) -> bool:
-    """Whether a file's name is that of Python code or of a notebook."""
-    return path.suffix.lower() in CLASS_LINE
-
-
-def size_limit(path: Path) -> int:
-    """Bytes of a file of code that are read."""
-    return NOTEBOOK_BYTES if path.suffix.lower() == ".ipynb" else SOURCE_BYTES
-
-
-def _with_imported(codes: list[_Code]) -> None:
-    """Let a file that trains have the classes of the modules beside it that it imports."""
-    own = {(code.path.parent, code.path.stem): set(code.classes) for code in codes}
-    for code in codes:
-        if code.trains:
-            for name in code.imports:
-                code.classes |= own.get((code.path.parent, name), set())
-
-
-def _rank(code):
-    """Small for the file to judge: the course's own name, code that trains, near the top."""
-    distance = 1 if code.stem.startswith("a3") else 2
-    if code.stem in {f"a3_{model}_template" for model in MODELS}:
-        distance = 0
-    is_notebook = code.path.suffix.lower() == ".ipynb"
-    return (
-        code.reason != "", distance if distance == 0 else 1, not code.trains, is_notebook, distance,
-        len(code.path.parts), str(code.path),
-    )  # fmt: skip
-
-
-# --- People
 def discover(path: Path, scratch: Path) -> list[Person]:
     """The submissions in a file or folder, and an entry `NOBODY` for files that are nobody's.
 
@@ -207,7 +109,7 @@ def discover(path: Path, scratch: Path) -> list[Person]:
         if notes:
             people.append(Person(NOBODY, notes=shortened(notes, "files"), is_person=False))
         return people
-    code = _code(path) if is_code(path) else None
+    code = code_in(path) if is_code(path) else None
     if code is None or not code.models:
         return []
     files = dict.fromkeys(code.models, path)
@@ -234,7 +136,7 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
             flat.setdefault(flat_of[0], []).append((flat_of[1], path))
         elif stem_of(entry.name) is not None:
             parts.append(_archive(path, scratch))
-        elif is_code(path) and _code(path).models:
+        elif is_code(path) and code_in(path).models:
             own.append(path)
         else:
             nobodys.others.append(f"{prefix}{shown}: no file of the assignment")
@@ -317,7 +219,7 @@ def _is_one_persons(own, parts) -> bool:
     It is, unless two parts have the same models as its own files or each other, or one part and a
     file that is still the hand-out.
     """
-    models = [{m for path in own for m in _code(path).models}, *(set(p.files) for p in parts)]
+    models = [{m for path in own for m in code_in(path).models}, *(set(p.files) for p in parts)]
     shared = [part for part in models[1:] if part & models[0]]
     if len(parts) == 1:
         return not (shared and any(_is_handout(path) for path in own))
@@ -345,7 +247,7 @@ def _is_group(person) -> bool:
         whose = flat_name(first)
         if not below and not whose:
             return False
-        code = _code(path)
+        code = code_in(path)
         models = code.models if code.named else []  # of layers.py beside a model's file, none
         by_child.setdefault(first if below else whose[0], set()).update(models)
     names = [name for name, models in by_child.items() if models]
@@ -420,10 +322,10 @@ def _person(name, roots, paths: Iterable[Path], noted: Collection[Path] = ()) ->
             more = f"more than {COPIED_BYTES >> 20} MB of code: the rest is not looked at"
             person.notes.append(more)
             break
-        codes.append(_code(path))
-    _with_imported(codes)
+        codes.append(code_in(path))
+    with_imported(codes)
     person.code = [code.path for code in codes]
-    codes.sort(key=_rank)
+    codes.sort(key=rank)
     others = []
     for code in codes:
         new = [model for model in code.models if model not in person.files]
@@ -447,90 +349,3 @@ def shortened(notes: list[str], noun: str) -> list[str]:
     """The first N_NOTES, and how many more there are."""
     more = len(notes) - N_NOTES
     return notes if more <= 0 else [*notes[:N_NOTES], f"and {more} more {noun}"]
-
-
-def gather(file: Path, root: Path) -> dict[str, bytes]:
-    """A submission's file and what lies beside and below it, by path in its folder.
-
-    Code comes first, then smaller files. What is larger than SOURCE_BYTES (code), or doesn't fit
-    CODE_BYTES or COPIED_BYTES any more, is left out.
-
-    Args:
-        file: the submission's file.
-        root: the person's folder; links to files in it are read, others are left out.
-
-    Raises:
-        Unreadable: the file itself can't be read.
-    """
-    folder = file.parent
-    files = {file.name: read_regular(file, size_limit(file))}
-    found = []
-    for path, reason in walk(folder, COPIED_DEPTH, NOT_COPIED):
-        target = inside(path, root) if reason.startswith("a link") else path
-        taken = reason == "" or reason.startswith("a link")
-        if taken and target is not None and target.is_file() and path != file:
-            found.append((path.suffix.lower() != ".py", target.stat().st_size, str(path), target))
-    left, left_for_code = COPIED_BYTES, CODE_BYTES
-    for is_data, size, path, target in sorted(found):
-        at_most = left if is_data else min(left_for_code, SOURCE_BYTES)
-        if size > at_most:
-            continue  # nobody's code is that long, and no check reads data
-        try:
-            content = read_regular(target, at_most)
-        except Unreadable:
-            continue  # `discover` has a note about it; the submission may miss it
-        files[os.path.relpath(path, folder)] = content
-        left -= len(content)
-        left_for_code -= 0 if is_data else len(content)
-    return files
-
-
-def left_out(file: Path, files: dict[str, bytes]) -> list[str]:
-    """The files beside and below a submission's that `gather` didn't take, by path, the first."""
-    found = (path for path, reason in walk(file.parent, COPIED_DEPTH, set()) if not reason)
-    return sorted({os.path.relpath(path, file.parent) for path in found} - files.keys())[:1000]
-
-
-# What a submission has no honest use for, or what may lead around the checks, by the words of the
-# note. Lines of text are searched, not syntax: names in strings, as for getattr, count as well.
-SUSPICIOUS = {
-    "frames": r"_getframe|currentframe|f_back\b|f_locals|f_globals|tb_frame|inspect\.stack"
-    r"|_current_frames|settrace|setprofile",
-    "objects of the interpreter": r"\bimport\s+gc\b|\bgc\.get|__subclasses__|__globals__"
-    r"|__closure__|cell_contents|__builtins__",
-    "ctypes": r"\b_?ctypes\b|\bcffi\b",
-    "sys.modules": r"\bsys\.modules|\bfrom\s+sys\s+import\b|[\"']modules[\"']",
-    "the checks' modules": r"(from|import)\s+(grading|gencheck|__main__)\b"
-    r"|[\"'](grading|gencheck)(\.\w+)*[\"']",
-    "an absolute path": r"(\bopen|Path|listdir|scandir|walk)\(\s*[rbuf]*[\"'](/|~)|[\"']/proc/",
-    "the process": r"\bos\._exit|\bos\.(write|fdopen|fork\w*|kill\w*|exec\w+|dup2?|closerange)\("
-    r"|\bimport\s+(socket|subprocess|signal)\b",
-    "code in a string": r"(?<![.\w])(exec|eval)\(|__import__|b64decode",
-}
-
-
-def look_at(files: dict[str, bytes]) -> list[str]:
-    """Notes on lines of a submission that a person should read: "FILE, line N: WHAT".
-
-    Unchanged files of this project's packages, which a submission may bring along, have none.
-    """
-    notes, any_of_them = [], re.compile("|".join(SUSPICIOUS.values()))
-    for name, content in files.items():
-        if not name.lower().endswith(".py") or _is_ours(name, content):
-            continue
-        lines = content.decode(errors="replace").splitlines()
-        for number, line in enumerate(lines, 1):
-            if any_of_them.search(line) and not line.lstrip().startswith("#"):
-                what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, line)]
-                notes.append(f"{printable(name)}, line {number}: {', '.join(what)}")
-    return shortened(notes, "lines")
-
-
-def _is_ours(name, content):
-    package, *rest = Path(name).parts
-    if package not in OURS or not rest or ".." in rest:
-        return False
-    try:
-        return (ROOT / name).read_bytes() == content
-    except OSError:
-        return False

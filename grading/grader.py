@@ -14,7 +14,8 @@ import torch
 
 from gencheck.outcomes import one_line
 from grading import sandbox
-from grading.discovery import Person, gather, left_out, look_at
+from grading.discovery import Person
+from grading.gathering import gather, left_out, look_at
 from grading.inputs import Unreadable
 from grading.results import (
     Damaged,

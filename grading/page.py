@@ -7,7 +7,8 @@ import sys
 import unicodedata
 
 from gencheck.outcomes import NOTE, OLD, PASS, STATUSES, UNJUDGED, WEAK, WRONG
-from grading.discovery import MODELS, TITLES, Person
+from grading.code_files import MODELS, TITLES
+from grading.discovery import Person
 from grading.pictures import N_SIDE
 from grading.report import explain, grouped, remarks, summary
 from grading.results import FileResult

@@ -21,7 +21,8 @@ from gencheck.outcomes import (
     Finding,
 )
 from grading.checks import STOPPED
-from grading.discovery import MODELS, TITLES, Person
+from grading.code_files import MODELS, TITLES
+from grading.discovery import Person
 from grading.results import FileResult, as_json
 from grading.rubric import Rubric
 from harness.escape import csv_cell, words

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gencheck.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
-from grading.discovery import MODELS, Person
+from grading.code_files import MODELS
+from grading.discovery import Person
 from grading.results import FileResult, checks_of
 from harness.errors import UserError
 

@@ -27,10 +27,11 @@ from gencheck.outcomes import (
     seed_everything,
 )
 from grading import couplings, flow_model, interpolation
-from grading.adapters import GAN_BATCH, flow_subject, gan_subject, vae_subject
 from grading.arguments import fill_in_arguments
 from grading.checks import MAX_TEXT
 from grading.epochs import epoch_subject
+from grading.flow_adapter import flow_subject
+from grading.gan_adapter import GAN_BATCH, gan_subject
 from grading.loading import CannotLoad, Submission, is_theirs, stand_in_for_weights
 from grading.on_cpu import OnCPU
 from grading.other_settings import CHECKS as OTHER_SETTINGS
@@ -48,6 +49,7 @@ from grading.stand_ins import (
     torchvision_modules,
 )
 from grading.training import TRAINING_CHECKS, epoch_checks
+from grading.vae_adapter import vae_subject
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory
 # Advice on arguments of the library: why something is unjudged, and inside other words.

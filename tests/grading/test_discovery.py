@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from grading import discovery, inputs, report
-from grading.discovery import NOBODY, discover, gather, look_at
+from grading import inputs, report
+from grading.discovery import NOBODY, discover
+from grading.gathering import gather, look_at
 from grading.inputs import Unreadable, read_regular
 from grading.rubric import Rubric
 from grading.sources import NoSource, read_source
@@ -41,16 +42,6 @@ def test_an_unreadable_folder_is_one_line(tmp_path):
     (tmp_path / "ann" / "closed").chmod(0)
     (person,) = people_in(tmp_path)
     assert person.notes == ["closed: cannot be searched: Permission denied"]
-
-
-def test_a_large_file_does_not_keep_small_ones_out(tmp_path):
-    (tmp_path / "a").mkdir()
-    with open(tmp_path / "checkpoint.pt", "wb") as file:
-        file.truncate(discovery.COPIED_BYTES + 1)
-    for name in ("a/config.json", "a3_vae_template.py", ".hidden", "layers.py"):
-        (tmp_path / name).touch()
-    files = gather(tmp_path / "a3_vae_template.py", tmp_path)
-    assert files.keys() == {"a/config.json", "a3_vae_template.py", "layers.py"}
 
 
 def test_links_in_a_persons_folder_are_followed_and_others_are_not(tmp_path):
@@ -122,15 +113,6 @@ def test_endings_in_upper_case_are_those_of_code(tmp_path):
     assert read_source(person.files["vae"]).text.endswith(VAE)
     with pytest.raises(NoSource):  # it is read as a notebook
         read_source(person.files["gan"])
-
-
-def test_unchanged_files_of_this_project_need_no_look():
-    name = "harness/interrupts.py"
-    content = (discovery.ROOT / name).read_bytes()
-    assert discovery.look_at({name: content}) == []
-    assert discovery.look_at({"interrupts.py": content})  # a file of the submission's own
-    changed = discovery.look_at({name: content + b"\nimport gc\n"})
-    assert changed[-1].endswith("objects of the interpreter")
 
 
 def zip_of(members):

@@ -3,7 +3,7 @@
 import pytest
 
 from gencheck.outcomes import ACCUSING
-from grading.discovery import MODELS
+from grading.code_files import MODELS
 from grading.grader import judge_file
 from tests.conftest import ROOT
 from tests.grading.mutants import MUTANTS, Mutant

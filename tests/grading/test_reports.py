@@ -16,7 +16,9 @@ from gencheck.outcomes import Finding
 from grading import __main__ as command
 from grading import page, report
 from grading.checks import checks_table
-from grading.discovery import MODELS, Person, gather
+from grading.code_files import MODELS
+from grading.discovery import Person
+from grading.gathering import gather
 from grading.grader import Memory
 from grading.loading import CannotLoad, Submission
 from grading.results import SECTIONS, FileResult

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading import page
-from grading.discovery import Person, gather
+from grading.discovery import Person
+from grading.gathering import gather
 from grading.grader import Memory, grade
 from grading.results import Damaged, FileResult, checks_of, plain, read_results
 from grading.rubric import Rubric

@@ -1,0 +1,21 @@
+from grading import discovery, gathering
+from grading.gathering import gather, look_at
+
+
+def test_a_large_file_does_not_keep_small_ones_out(tmp_path):
+    (tmp_path / "a").mkdir()
+    with open(tmp_path / "checkpoint.pt", "wb") as file:
+        file.truncate(discovery.COPIED_BYTES + 1)
+    for name in ("a/config.json", "a3_vae_template.py", ".hidden", "layers.py"):
+        (tmp_path / name).touch()
+    files = gather(tmp_path / "a3_vae_template.py", tmp_path)
+    assert files.keys() == {"a/config.json", "a3_vae_template.py", "layers.py"}
+
+
+def test_unchanged_files_of_this_project_need_no_look():
+    name = "harness/interrupts.py"
+    content = (gathering.ROOT / name).read_bytes()
+    assert look_at({name: content}) == []
+    assert look_at({"interrupts.py": content})  # a file of the submission's own
+    changed = look_at({name: content + b"\nimport gc\n"})
+    assert changed[-1].endswith("objects of the interpreter")
