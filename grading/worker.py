@@ -29,6 +29,7 @@ from gencheck.outcomes import (
 from grading import couplings, flow_model, interpolation
 from grading.arguments import fill_in_arguments
 from grading.checks import MAX_TEXT
+from grading.epoch_checks import epoch_checks
 from grading.epochs import epoch_subject
 from grading.flow_adapter import flow_subject
 from grading.gan_adapter import GAN_BATCH, gan_subject
@@ -48,7 +49,7 @@ from grading.stand_ins import (
     progress_modules,
     torchvision_modules,
 )
-from grading.training import TRAINING_CHECKS, epoch_checks
+from grading.training import TRAINING_CHECKS
 from grading.vae_adapter import vae_subject
 
 N_IMAGES = 4096  # of each kind, in the fork server's memory

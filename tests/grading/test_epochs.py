@@ -8,7 +8,8 @@ import torch.nn as nn
 
 from gencheck.outcomes import NOTE, PASS, UNJUDGED, WEAK, WRONG, run_checks
 from grading import epochs
-from grading.training import EPOCH_CHECKS, TRAINING_CHECKS
+from grading.epoch_checks import EPOCH_CHECKS
+from grading.training import TRAINING_CHECKS
 
 
 class Submission:

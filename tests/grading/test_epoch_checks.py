@@ -1,6 +1,6 @@
 import pytest
 
-from grading.training import _validation_values
+from grading.epoch_checks import validation_values
 
 
 @pytest.mark.parametrize(
@@ -15,5 +15,5 @@ from grading.training import _validation_values
     ],
 )
 def test_where_the_validations_value_may_be(returned, values):
-    assert {*_validation_values(returned)} >= values
-    assert 3.0 not in _validation_values(returned)
+    assert {*validation_values(returned)} >= values
+    assert 3.0 not in validation_values(returned)
