@@ -94,6 +94,15 @@ def test_the_whole_model_is_what_contains_the_flow(sandbox, project, chain, whol
     assert set(found.values()) == {PASS}
 
 
+@pytest.mark.thorough
+def test_log_px_is_judged_whatever_the_flows_attribute_is_called(sandbox, project):
+    source = (ROOT / "a3_nf_template.py").read_text()
+    path = project / "a3_nf_template.py"
+    path.write_text(re.sub(r"\.flow\b", ".bijection", source))
+    found = statuses(judge_file(sandbox, "nf", path, training=False))
+    assert set(found.values()) == {PASS}
+
+
 class Layer(nn.Module):
     """A flow's layer."""
 
