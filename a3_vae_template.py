@@ -11,9 +11,9 @@ this is, and which course report (2019) `--protocol report` repeats.
 
     python a3_vae_template.py --zdim 20
 
-It takes ten minutes on two cores of an AMD EPYC (Zen 3). Expected results are means of five seeds,
-of a moving average of the weights (`--ema_decay`). -log p(x) is estimated with 100 importance
-samples an image:
+It takes ten minutes on two cores of an AMD EPYC (Zen 3). Expected results are means over five
+seeds; the weights evaluated are a moving average (`--ema_decay`). -log p(x) is estimated with 100
+importance samples an image, from a Laplace approximation of its posterior:
 
     epoch 40     validation negative ELBO      98.95 nats
     epoch 100    validation negative ELBO      98.11 nats

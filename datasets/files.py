@@ -87,7 +87,7 @@ class Source:
     # it, such as FashionMNIST/raw; for mnist also mnist.npz (None: mnist from the copy in
     # datasets/, the others from data/)
     data_dir: Path | None = None
-    download: bool = False  # let torchvision fetch a data set that is missing or damaged
+    download: bool = False  # let torchvision fetch a data set that is missing
     # the share of your own images that validates, and, unless they come with test images, that
     # tests (None: a sixth)
     val_fraction: float | None = None

@@ -30,8 +30,8 @@ def adam(
 ) -> torch.optim.Adam:
     """Fused Adam (Kingma & Ba, ICLR 2015), with the weight decay of AdamW.
 
-    Each step multiplies the weights by 1 - lr * weight_decay (Loshchilov & Hutter, "Decoupled
-    weight decay regularization", ICLR 2019).
+    Each step multiplies the weights by 1 - lr * weight_decay, as PyTorch's AdamW does; lambda of
+    Loshchilov & Hutter ("Decoupled weight decay regularization", ICLR 2019) is lr * weight_decay.
 
     Where `captured` makes CUDA graphs, the learning rate is a tensor, which a replayed step reads:
     schedulers work there, too.

@@ -1,6 +1,6 @@
 """Numbers of README.md and of the scripts' docstrings that no result file supports.
 
-    python -m figures.readme_numbers
+    python -m tests.readme_numbers
 
 prints each with its line, and exits with status 1 if there is one. The result files are the
 gallery's page, which `python -m figures draw` writes, and the files in `figures/measured/`: whole

@@ -17,6 +17,9 @@ def test_trials_are_whole_and_each_has_a_row():
     for trial, row in zip(trials, rows, strict=True):
         worst = f"{max(trial['dead'][-1]):.0%}" if "dead" in trial else "| - |"
         assert trial["recipe"] in row and worst in row
+        if "dead" in trial:
+            assert 0 <= trial["dead_of_all"] <= max(trial["dead"][-1])
+            assert f"| {trial['dead_of_all']:.0%}, " in row
 
 
 def test_the_figure_is_drawn(tmp_path):
