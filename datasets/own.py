@@ -173,7 +173,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} holds {keys}: expected x_train, and perhaps x_test")
             keys = [key for key in ("x_train", "x_test") if key in loaded]
             return {key: np.ascontiguousarray(loaded[key]) for key in keys}
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # numpy and zipfile raise almost anything for foreign bytes
         raise DataError(f"{path} is no array file, or truncated or corrupt") from error

@@ -1,6 +1,7 @@
 """Submits trainings to a SLURM cluster with submitit, as an array of jobs that can be requeued."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +110,7 @@ def _submitit():
 
 def _executor(folder: Path, trainings: list[Training], parameters: dict):
     minutes = max(training.kind.minutes for training in trainings)
-    defaults = {"job_name": "figures", "cpus_per_task": 2, "time": MARGIN * round(minutes)}
+    defaults = {"job_name": "figures", "cpus_per_task": 2, "time": math.ceil(MARGIN * minutes)}
     fixed = {"setup": SETUP, "additional_parameters": {"requeue": True}}
     # None leaves it out; False would become "--exclusive=False", which sbatch refuses.
     fixed["exclusive"] = parameters.get("exclusive") or None

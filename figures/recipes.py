@@ -85,7 +85,7 @@ def draw_recipes(folder: Path) -> None:
             dead.plot(trial["epochs"], [max(pair) for pair in trial["dead"]], **style)
     entries = dict(zip(*reversed(bits.get_legend_handles_labels())))  # one entry per label
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize=8, ncols=2)
-    plots.save_figure(figure, folder / PICTURE, flush=True)
+    plots.save_figure(figure, folder / PICTURE)
 
 
 def recipe_table() -> list[str]:

@@ -51,4 +51,4 @@ def save_strip(filename: Path, panels: dict[str, np.ndarray]) -> None:
         axes.imshow(plots.tile(images, SIDE), cmap="gray", vmin=0, vmax=1)
         axes.set_title(title, fontsize=13, pad=5)
         axes.set_axis_off()
-    plots.save_figure(figure, filename, flush=True)
+    plots.save_figure(figure, filename)

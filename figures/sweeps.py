@@ -14,7 +14,8 @@ from figures.tables import mean_text, setting_text
 from harness import plots
 from harness.errors import UsageError, UserError
 
-START = r"\x89PNG.{0,200}Matplotlib"  # how a plot begins, by which an earlier one is known
+MARK = {"Title": "Drawn by python -m figures plot"}  # in the file, by which it is known later
+START = rf"\x89PNG.{{0,400}}{MARK['Title']}"
 SWEPT = ("vae", "gan", "nf")  # the kinds whose scripts a sweep trains
 # Options of the script that a sweep sets by itself, and those that set them.
 SET_BY = {"seed": "--seeds N", "out": "--runs DIR", "resume": "", "evaluate": "", "protocol": ""}
@@ -220,7 +221,7 @@ def draw(filename: Path, found: Runs, x: str, keys: Sequence[str]) -> list[str]:
         axes.grid(alpha=0.25, linewidth=0.5)
         if len(by_label) > 1:
             axes.legend(fontsize=7, frameon=False)
-    plots.save_with_pdf(figure, filename)
+    plots.save_with_pdf(figure, filename, MARK)
     return messages
 
 

@@ -56,7 +56,8 @@ class Training(NamedTuple):
         if not self.options:
             return kind
         swept = kind._replace(flags=" ".join(self.options))
-        return swept._replace(minutes=kind.minutes * swept.n_epochs() / kind.n_epochs())
+        share = EVALUATION + (1 - EVALUATION) * swept.n_epochs() / kind.n_epochs()
+        return swept._replace(minutes=share * kind.minutes)
 
     @property
     def n_epochs(self) -> int:
@@ -160,6 +161,10 @@ def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int
             while waiting or active:
                 while waiting and len(active) < n_jobs:
                     training = waiting.pop(0)
+                    found, _ = find_runs(base)  # another `train` may work in this folder
+                    if not training.is_missing(found):
+                        shares[training] = 1.0
+                        continue
                     folder, flags = training.start_or_resume(found, base)
                     active.append(_Job(training, folder, [*flags, *options], n_threads))
                 time.sleep(POLLING)
@@ -167,10 +172,7 @@ def train(trainings: list[Training], base: Path, options: list[str], n_jobs: int
                     active.remove(job)
                     shares[job.training] = 1.0
                     if job.process is None:  # whoever trained it may have been stopped
-                        found, _ = find_runs(base)
-                        if job.training.is_missing(found):
-                            waiting.append(job.training)
-                            shares[job.training] = _share(job.training.unfinished(found))
+                        waiting.append(job.training)
                 shares |= {job.training: job.share() for job in active}
                 words = ", ".join(f"{job.training} {shares[job.training]:.0%}" for job in active)
                 bar.set_description(words, refresh=False)

@@ -18,6 +18,7 @@ from grading.inputs import Unreadable
 from grading.rubric import Rubric, default_rubric, read_rubric
 from grading.sandbox import readable
 from harness import cli
+from harness.devices import n_cores
 from harness.errors import UsageError, UserError
 from harness.files import may_replace, write_whole
 from harness.progress import progress_bar
@@ -34,7 +35,7 @@ class Command:
     training: bool = True  # train each model for some steps
     hints: Literal[*report.HINTS] = report.HINTS[0]  # how much reports say about a finding
     verbose: bool = False  # list what passes, too
-    jobs: int = os.cpu_count() or 1  # people judged at the same time
+    jobs: int = n_cores()  # people judged at the same time
     # seconds of processor time for a file; it is also stopped after 5 times as many of any time
     time_limit: float = 120.0
     seed: int = 0  # seed of the measurements
@@ -61,6 +62,11 @@ class Command:
             raise ValueError(f"--time_limit must be a positive number, not {self.time_limit}")
         if not 0 <= self.seed < 1000:
             raise ValueError(f"--seed must be at least 0 and below 1000, not {self.seed}")
+        reports = (self.json, self.csv, self.gradescope, self.html)
+        files = [os.path.realpath(file) for file in reports if file]
+        files = [f for f in files if os.path.isfile(f) or not os.path.exists(f)]  # pipes take all
+        if len(set(files)) < len(files):
+            raise ValueError("two reports have the same file: give each its own")
 
 
 def parse(words: list[str] | None = None) -> Command:
@@ -73,12 +79,12 @@ def main(args: Command) -> None:
     if args.print_rubric:
         print(default_rubric(), end="")
         return
-    starts = {
-        args.json: report.JSON_START,
-        args.csv: report.CSV_START,
-        args.gradescope: report.GRADESCOPE_START,
-    }
-    for file, start in starts.items():
+    starts = (
+        (args.json, report.JSON_START),
+        (args.csv, report.CSV_START),
+        (args.gradescope, report.GRADESCOPE_START),
+    )
+    for file, start in starts:
         if file is not None:
             _try_to_write(file, start)
     if args.html is not None:
@@ -189,18 +195,18 @@ def _is_folder(html):
 
 def _write_reports(args, people, rubric):
     """Write all reports; one that can't be written doesn't keep the others from it."""
-    reports = {
-        args.json: lambda: report.to_json(people, rubric),
-        args.csv: lambda: report.to_csv(people, rubric),
-        args.gradescope: lambda: report.to_gradescope(people, rubric, args.hints),
-    }
+    reports = [
+        (args.json, lambda: report.to_json(people, rubric)),
+        (args.csv, lambda: report.to_csv(people, rubric)),
+        (args.gradescope, lambda: report.to_gradescope(people, rubric, args.hints)),
+    ]
     if args.html is not None and _is_folder(args.html):
         pages = page.to_pages(people, rubric, args.hints)
-        reports |= {Path(args.html) / name: lambda t=text: t for name, text in pages.items()}
+        reports += [(Path(args.html) / name, lambda t=text: t) for name, text in pages.items()]
     elif args.html is not None:
-        reports[Path(args.html)] = lambda: page.to_html(people, rubric, args.hints)
+        reports.append((Path(args.html), lambda: page.to_html(people, rubric, args.hints)))
     errors = []
-    for file, make in reports.items():
+    for file, make in reports:
         if file is not None:
             try:
                 _write(file, make())

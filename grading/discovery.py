@@ -163,7 +163,6 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
         for group in with_files:
             root = next(iter(group.roots))
             people += _people(root, f"{group.name}/", scratch, group.name)
-            nobodys.notes += group.notes
     else:
         people = parts
         if any(map(_is_handout, own)):
@@ -174,7 +173,7 @@ def _people(folder, prefix, scratch, name="") -> list[Person]:
     for person in people:
         person.name = f"{prefix}{person.name}"
         if not person.is_person:
-            nobodys.notes += person.notes
+            nobodys.notes += [f"{prefix}{note}" for note in person.notes]
             nobodys.others += [f"{prefix}{line}" for line in person.others]
     people = [person for person in people if person.is_person]
     _tell_apart(people)
@@ -243,11 +242,13 @@ def _is_group(person) -> bool:
         return True
     by_child: dict[str, set[str]] = {}
     for path in person.code:
+        code = code_in(path)
+        if code.reason:  # such as a link: it says nothing about the others
+            continue
         first, *below = Path(person.shown(path)).parts
         whose = flat_name(first)
         if not below and not whose:
             return False
-        code = code_in(path)
         models = code.models if code.named else []  # of layers.py beside a model's file, none
         by_child.setdefault(first if below else whose[0], set()).update(models)
     names = [name for name, models in by_child.items() if models]

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from grading.code_files import size_limit
+from grading.code_files import is_code, size_limit
 from grading.discovery import COPIED_BYTES, NOT_COPIED, OURS, shortened
 from grading.inputs import SOURCE_BYTES, Unreadable, inside, read_regular, walk
 from harness.escape import printable
@@ -77,15 +77,16 @@ SUSPICIOUS = {
 def look_at(files: dict[str, bytes]) -> list[str]:
     """Notes on lines of a submission that a person should read: "FILE, line N: WHAT".
 
+    In a notebook, a line is one of its JSON, which nobody parses here.
     Unchanged files of this project's packages, which a submission may bring along, have none.
     """
     notes, any_of_them = [], re.compile("|".join(SUSPICIOUS.values()))
     for name, content in files.items():
-        if not name.lower().endswith(".py") or _is_ours(name, content):
+        if not is_code(Path(name)) or _is_ours(name, content):
             continue
-        lines = content.decode(errors="replace").splitlines()
+        lines = content.decode(errors="replace").replace('\\"', '"').splitlines()
         for number, line in enumerate(lines, 1):
-            if any_of_them.search(line) and not line.lstrip().startswith("#"):
+            if any_of_them.search(line) and not line.lstrip(' "').startswith("#"):
                 what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, line)]
                 notes.append(f"{printable(name)}, line {number}: {', '.join(what)}")
     return shortened(notes, "lines")

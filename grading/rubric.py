@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gencheck.outcomes import NOTE, OLD, PASS, WEAK, WRONG, Finding
+from grading.checks import checks_table
 from grading.code_files import MODELS
 from grading.discovery import Person
 from grading.results import FileResult, checks_of
 from harness.errors import UserError
 
 CREDIT = {PASS: 1.0, NOTE: 1.0, OLD: 1.0, WEAK: 0.5, WRONG: 0.0}  # unjudged checks earn nothing yet
-TRAINING = ("learns", "reported")  # checks of the short trainings
+TRAINING = tuple(checks_table()["training"])  # checks of the short trainings
 
 
 class Points(NamedTuple):

@@ -178,8 +178,9 @@ class Sandbox:
         """Let it end and never start again; a thread that waits for an answer gets none."""
         with self.lock:
             self.closed = True
-        if self.process is not None:
-            _kill(self.process)
+        process = self.process  # its thread may let it end at any time
+        if process is not None:
+            _kill(process)
 
 
 def _kill(process):

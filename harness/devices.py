@@ -112,9 +112,13 @@ def separate_random_numbers(seed: int) -> Iterator[None]:
 
     Pictures and evaluations therefore never change the training, and repeat exactly.
     """
-    states = [RandomState(device) for device in _devices_in_use()]
+    devices = _devices_in_use()
+    states = [RandomState(device) for device in devices]
     before = [state.state_dict() for state in states]
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: it would seed a CUDA that starts after the block, too.
+    torch.default_generator.manual_seed(seed)
+    for device in devices[1:]:
+        getattr(torch, device.type).manual_seed(seed)
     try:
         yield
     finally:

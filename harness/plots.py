@@ -222,10 +222,10 @@ def draw_curves(
     save_with_pdf(figure, filename)
 
 
-def save_with_pdf(figure: Figure, filename: Path) -> None:
-    """Write a figure drawn in `default_style` as a PNG, and as a PDF of the same name."""
+def save_with_pdf(figure: Figure, filename: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a figure as a PNG, and as a PDF of the same name; see `save_figure`."""
     for suffix in (".png", ".pdf"):
-        save_figure(figure, Path(filename).with_suffix(suffix))
+        save_figure(figure, Path(filename).with_suffix(suffix), metadata)
 
 
 def _mark_the_end(axes: Axes, last_x: float) -> None:
@@ -244,18 +244,18 @@ def _points(histories, counter: str, key: str) -> tuple[np.ndarray, np.ndarray] 
     return np.array(x), np.array([[of_run[at] for at in x] for of_run in by_x])
 
 
-def save_figure(figure: Figure, filename: Path, flush: bool = False, **options) -> None:
+def save_figure(figure: Figure, filename: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a figure whole, as a page may show the file that it replaces.
 
     Args:
         figure: drawn in `default_style`.
         filename: its suffix is the format.
-        flush: see `files.write_whole`.
-        options: of `Figure.savefig`.
+        metadata: texts that the file holds, by a name that PNG and PDF have, such as "Title".
     """
     drawing = io.BytesIO()  # an error of the drawing is none of the file
-    figure.savefig(drawing, format=filename.suffix.removeprefix("."), dpi=DPI, **options)
-    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=flush)
+    suffix = filename.suffix.removeprefix(".")
+    figure.savefig(drawing, format=suffix, dpi=DPI, metadata=metadata)
+    write_whole(filename, lambda file: file.write(drawing.getbuffer()), flush=False)
 
 
 def _draw_curve(view: Axes, label, look, x, y, last_x, clipped) -> None:

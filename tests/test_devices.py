@@ -26,6 +26,16 @@ def test_separate_random_numbers_leave_the_stream_alone():
         assert torch.equal(torch.rand(2), inside)
 
 
+def test_separate_random_numbers_seed_no_device_that_has_not_started(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", asked.append)
+    with separate_random_numbers(7):
+        pass
+    assert asked == []
+
+
 def test_separate_random_numbers_end_with_an_error_too():
     torch.manual_seed(1)
     state = torch.get_rng_state()

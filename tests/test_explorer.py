@@ -177,7 +177,8 @@ def test_the_newest_finished_run_that_fits_is_shown(runs, tmp_path):
     found, missing = find_models(base)
     assert {name: trained.run.folder.name for name, trained in found.items()} == {"flow": "new"}
     assert missing["gan"].command == "python a3_gan_template.py"
-    assert missing["vae20"].command == f"python a3_vae_template.py --resume {base / 'vae'}"
+    assert missing["vae20"].command == "python a3_vae_template.py --zdim 20"
+    assert "is unfinished" in missing["vae20"].reason
 
 
 def test_a_full_length_run_on_static_bits_with_the_lowest_seed_is_shown(tmp_path):
@@ -235,6 +236,12 @@ def test_no_run_at_all_is_one_line_and_status_1(tmp_path, capsys):
     assert stopped.value.code == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "there is no run that fits" in message
+
+
+def test_a_folder_that_is_not_there_is_an_error_before_the_work(tmp_path):
+    page = tmp_path / "none" / "page.html"
+    with pytest.raises(UserError, match="there is no folder .*none; name another file"):
+        main(parse(["--runs", str(tmp_path), "--out", str(page)]))
 
 
 def test_no_folder_of_runs_is_an_error(tmp_path):

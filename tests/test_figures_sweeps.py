@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import figures.__main__ as command_line
@@ -219,6 +220,17 @@ def test_a_plot_replaces_nothing_of_anyone_s(swept, tmp_path, name):
     with pytest.raises(UserError, match="is no plot of ours"):
         main(parse(["plot", "--runs", str(swept), "--out", str(album / "photo.png")]))
     assert [path.name for path in album.iterdir()] == [name]
+
+
+def test_a_plot_replaces_its_own_and_no_other_of_matplotlib(swept, tmp_path):
+    mine, ours = tmp_path / "mine.png", tmp_path / "ours.png"
+    Figure().savefig(mine)
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match="is no plot of ours"):
+        main(parse(["plot", "--runs", str(swept), "--out", str(mine)]))
+    assert mine.read_bytes() == before and not mine.with_suffix(".pdf").exists()
+    for _ in range(2):
+        main(parse(["plot", "--runs", str(swept), "--out", str(ours)]))
 
 
 def test_a_sweep_is_in_the_table_of_latex_by_its_settings(swept, tmp_path):

@@ -153,6 +153,16 @@ def test_what_is_wrong_with_an_archive_is_said(tmp_path, arrays, words):
     assert words in str(error.value)
 
 
+def test_too_little_memory_is_not_called_a_damaged_file(tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise MemoryError
+
+    np.save(tmp_path / "x.npy", images(5, 4))
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(MemoryError):
+        mnist(Source(str(tmp_path / "x.npy")))
+
+
 def test_too_few_images_for_a_named_set_point_to_dataset(tmp_path):
     x = images(28, 28, 50)
     y = np.zeros(50, np.uint8)

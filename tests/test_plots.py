@@ -18,7 +18,7 @@ def figures(monkeypatch):
     """The figures that are saved, instead of their files; by suffix."""
     saved = {}
     monkeypatch.setattr(
-        plots, "save_figure", lambda figure, path, **_: saved.update({path.suffix: figure})
+        plots, "save_figure", lambda figure, path, *_: saved.update({path.suffix: figure})
     )
     return saved
 

@@ -44,6 +44,8 @@ def main(command: Command) -> None:
     base, out = command.runs, command.out or command.runs / "explorer.html"
     if not may_replace(out, page.START):
         raise UserError(f"{out} is there and is no page of this command: name another file")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; name another file with --out")
     named = {name: getattr(command, wanted.option) for name, wanted in models.WANTED.items()}
     chosen = {name: read_run(folder) for name, folder in named.items() if folder is not None}
     if not base.is_dir() and not chosen:

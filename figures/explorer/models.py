@@ -1,6 +1,5 @@
 """The runs that the page shows: which are wanted, which are there, and their trained models."""
 
-import shlex
 from typing import Any, NamedTuple
 
 import torch.nn as nn
@@ -114,9 +113,7 @@ def find_models(
             if finished:
                 models[name] = load(finished[0])
             elif candidates:
-                folder = candidates[-1].folder
-                command = shlex.join(["python", wanted.script, "--resume", str(folder)])
-                missing[name] = Missing(f"{folder} is unfinished", command)
+                missing[name] = Missing(unfinished_message(candidates[-1]), wanted.command)
             else:
                 missing[name] = Missing(_why_none_fits(found, wanted), wanted.command)
         except UserError as error:

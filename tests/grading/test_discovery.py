@@ -233,6 +233,17 @@ def test_numbered_pictures_beside_ones_own_folder_are_nobodys(tmp_path):
     ]
 
 
+def test_what_cannot_be_read_hides_no_group_and_is_noted_once_with_its_group(tmp_path):
+    for group in ("monday", "tuesday"):
+        lay(tmp_path / group, {f"ann/{A3}": VAE, f"bob/{A3}": VAE})
+        os.symlink("/etc/hostname", tmp_path / group / "link.py")
+    os.mkfifo(tmp_path / "tuesday" / "pipe")
+    *people, nobody = discover(tmp_path, Path(UNPACKED.name))
+    assert [p.name for p in people] == ["monday/ann", "monday/bob", "tuesday/ann", "tuesday/bob"]
+    names = ["monday/link.py", "tuesday/link.py", "tuesday/pipe"]
+    assert sorted(nobody.notes) == [f"{name}: no regular file" for name in names]
+
+
 def test_all_that_a_course_platform_names_after_one_person_is_that_persons(tmp_path):
     lay(tmp_path, {f"{MOODLE}onlinetext_/onlinetext.html": "", f"{MOODLE}file_/{A3}": VAE})
     lay(tmp_path, {f"{MOODLE}file_flow.zip": DAMAGED, f"{MOODLE}file/utils.py": "x = 1"})

@@ -1,3 +1,5 @@
+import json
+
 from grading import discovery, gathering
 from grading.gathering import gather, look_at
 
@@ -10,6 +12,14 @@ def test_a_large_file_does_not_keep_small_ones_out(tmp_path):
         (tmp_path / name).touch()
     files = gather(tmp_path / "a3_vae_template.py", tmp_path)
     assert files.keys() == {"a/config.json", "a3_vae_template.py", "layers.py"}
+
+
+def test_lines_of_a_notebook_are_looked_at_as_those_of_a_script():
+    cell = ["import gc\n", "# import ctypes\n", 'open("/etc/passwd")']
+    notebook = json.dumps({"cells": [{"cell_type": "code", "source": cell}]}, indent=1)
+    notes = look_at({"a3.ipynb": notebook.encode(), "notes.txt": b"import gc"})
+    words = ["objects of the interpreter", "an absolute path"]
+    assert [note.partition(": ")[2] for note in notes] == words
 
 
 def test_unchanged_files_of_this_project_need_no_look():

@@ -25,7 +25,7 @@ from grading.results import SECTIONS, FileResult
 from grading.rubric import Rubric, default_points, read_rubric
 from grading.sandbox import WAITING, Sandbox
 from harness import cli
-from harness.errors import UserError
+from harness.errors import UsageError, UserError
 from harness.escape import csv_cell
 from tests.conftest import ROOT
 from tests.grading.conftest import people_in
@@ -473,3 +473,12 @@ def test_wrong_command_line_exits_with_2(tmp_path, monkeypatch, capsys):
             cli.run(command.main, command.parse)
         assert exit.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_two_reports_in_one_file_are_refused(tmp_path):
+    file = str(tmp_path / "report")
+    with pytest.raises(UsageError, match="two reports have the same file"):
+        command.parse([str(tmp_path), "--json", file, "--csv", file])
+    os.mkfifo(tmp_path / "pipe")  # as /dev/stdout may be one
+    both = [str(tmp_path), "--json", str(tmp_path / "pipe"), "--csv", str(tmp_path / "pipe")]
+    assert command.parse(both).csv == tmp_path / "pipe"

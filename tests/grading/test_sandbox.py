@@ -226,3 +226,16 @@ def test_the_class_folder_is_not_on_the_search_path(tmp_path):
     )
     assert done.stderr.startswith("grading: error: ") and "no such file" in done.stderr
     assert not (tmp_path / "it ran").exists()
+
+
+def test_what_ends_a_child_before_its_results_is_in_its_output(tmp_path, monkeypatch):
+    def child(*_):
+        raise OSError("libseccomp is missing")
+
+    monkeypatch.setattr(fork_server, "_child", child)
+    request = {"sandboxed": False, "seconds": 10, "wall_seconds": 50}
+    reading, writing = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw"))
+    with reading, writing:
+        answer = fork_server._run(request, [tmp_path], (reading, writing))
+    assert answer["results"] == ""
+    assert answer["output"].strip().endswith("OSError: libseccomp is missing")
