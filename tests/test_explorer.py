@@ -209,7 +209,7 @@ def test_runs_that_do_not_fit_are_named_with_their_reason(runs, tmp_path, capsys
     with pytest.raises(UserError, match="no run under .*its n_flows is 8, not 4"):
         main(parse(["--runs", str(tmp_path)]))
     with pytest.raises(UserError, match="--nf .*deep: its n_flows is 8, not 4"):
-        main(parse(["--nf", str(tmp_path / "deep")]))
+        main(parse(["--runs", str(tmp_path), "--nf", str(tmp_path / "deep")]))
 
 
 def test_a_run_named_by_hand_is_shown_as_it_is_without_a_complaint(tmp_path, capsys):
