@@ -84,9 +84,14 @@ def look_at(files: dict[str, bytes]) -> list[str]:
     for name, content in files.items():
         if not is_code(Path(name)) or _is_ours(name, content):
             continue
-        lines = content.decode(errors="replace").replace('\\"', '"').splitlines()
-        for number, line in enumerate(lines, 1):
-            if any_of_them.search(line) and not line.lstrip(' "').startswith("#"):
+        is_notebook = name.lower().endswith(".ipynb")
+        for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+            code = line.lstrip()
+            if is_notebook:  # a quote begins each line of JSON
+                code = code.removeprefix('"').lstrip()
+            is_comment = code.startswith("#")
+            line = code.replace('\\"', '"') if is_notebook else line
+            if any_of_them.search(line) and not is_comment:
                 what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, line)]
                 notes.append(f"{printable(name)}, line {number}: {', '.join(what)}")
     return shortened(notes, "lines")

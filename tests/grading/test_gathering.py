@@ -22,6 +22,12 @@ def test_lines_of_a_notebook_are_looked_at_as_those_of_a_script():
     assert [note.partition(": ")[2] for note in notes] == words
 
 
+def test_a_string_that_begins_like_a_comment_hides_no_line():
+    code = '"#"; import gc'
+    notebook = json.dumps({"source": [code]}, indent=1)
+    assert len(look_at({"a3.py": code.encode(), "a3.ipynb": notebook.encode()})) == 2
+
+
 def test_unchanged_files_of_this_project_need_no_look():
     name = "harness/interrupts.py"
     content = (gathering.ROOT / name).read_bytes()
