@@ -132,7 +132,7 @@ def image_shape(source: Source) -> tuple[int, int]:
 
 
 def fingerprint_of(source: Source) -> str | None:
-    """The SHA-256 of one's own images; None for the named sets, which have checksums."""
+    """The SHA-256 of one's own images; None for the named sets."""
     return fingerprint(_grey_splits(source)) if source.is_own else None
 
 

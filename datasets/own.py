@@ -30,7 +30,7 @@ def read_own(path: Path, val_fraction: float | None = None) -> Splits:
         path: a folder of PNGs and JPEGs, also below it; an .npy file, uint8 [n, height, width]; an
             .npz file with such arrays `x_train` and perhaps `x_test`; an IDX file; or a folder
             with IDX files of MNIST's names, of which only `train-images-idx3-ubyte` must be there.
-        val_fraction: of all images for validation; or None.
+        val_fraction: of all images but those of `x_test`, for validation; or None.
 
     Raises:
         DataError: there is nothing to read, a file is damaged, sizes differ, images are too few, or

@@ -26,7 +26,7 @@ def interpolate(z_first: torch.Tensor, z_last: torch.Tensor, n_steps: int = 7) -
 
 
 def farthest_pair(images: torch.Tensor) -> list[int]:
-    """The indices of the two images [n, 784] with the largest Euclidean distance."""
+    """The indices of the two images [n, n_pixels] with the largest Euclidean distance."""
     return list(divmod(torch.cdist(images, images).argmax().item(), len(images)))
 
 

@@ -3,7 +3,7 @@
 Each metric comes with its "floor", the value for real images: 10,000 validation images (5,000 as
 Parzen windows). So compare at 10,000 samples. Parzen windows can rank generated images above
 real ones (Theis, van den Oord & Bethge, ICLR 2016, Section 4), as they do a GAN's here: they are
-for comparisons with Goodfellow's table alone. Images are rows of 784 pixels in [0, 1]. Features and
+for comparisons with Goodfellow's table alone. Images are rows of pixels in [0, 1]. Features and
 classes are those of `harness.classifier`, which knows MNIST only; images of another data set get
 the metrics that need no classifier.
 """
@@ -43,7 +43,7 @@ def pixels_of(binarize: str | None) -> str:
 def real_images(
     pixels: str, device: torch.device | str = "cpu", source: Source = MNIST
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(validation images, test images) of a data set, [10000, 784] in [0, 1] each."""
+    """(validation images, test images) of a data set, [n, n_pixels] in [0, 1] each."""
     if pixels in ("grey", "shifted"):
         _, val, test = mnist(source, device=device)
         validation = val.images.float() / 255
@@ -64,7 +64,7 @@ def measure(
     Parzen bandwidth is chosen on the validation images.
 
     Args:
-        images: generated, [n, 784].
+        images: generated, [n, n_pixels].
         source: the data set that they imitate. If it isn't MNIST, there are only Parzen windows,
             and a line says so.
         binarize: None compares with grey images; 'static', ... with binary ones (`pixels_of`).
@@ -240,7 +240,7 @@ def parzen(
 
 
 def diversity(images: torch.Tensor, source: Source = MNIST) -> dict[str, float]:
-    """How different generated images [n, 784] are from each other.
+    """How different generated images [n, n_pixels] are from each other.
 
     Returns:
         `mean_distance`, the mean Euclidean distance of two images; `mean_distance_real`, that of
