@@ -17,12 +17,12 @@ no less than those of P(x).
 
     python a3_nf_template.py
 
-It takes 2.5 hours on two cores of an AMD EPYC (Zen 3). Expected bits per dimension, means of two
+It takes 2.5 hours on two cores of an AMD EPYC (Zen 3). Expected bits per dimension, means of three
 seeds, of a moving average of the weights (`--ema_decay`), on validation images shifted at random by
 up to one pixel, as in the course report (2019, see README):
 
     epoch      1       10      40      100
-             2.255   1.791   1.706   1.651
+             2.251   1.791   1.704   1.649
 
 The learning rate falls over all epochs, so a run with fewer `--epochs` has another curve.
 """

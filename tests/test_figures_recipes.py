@@ -7,7 +7,7 @@ from figures import recipes
 
 def test_trials_are_whole_and_each_has_a_row():
     trials = recipes.read_trials()
-    assert {trial["model"] for trial in trials} == {"flow", "VAE"}
+    assert {trial["model"] for trial in trials} == {"flow", "VAE", "GAN"}
     for trial in trials:
         dead = trial.get("dead", [])
         assert len(trial["epochs"]) == len(trial["val"]) and len(dead) in (0, len(trial["val"]))
