@@ -80,7 +80,7 @@ class Config(RunConfig):
     # factor on lr for the hidden layers of the first coupling, which reads logits, mostly near -6:
     # a step of Adam moves its units far
     first_lr_factor: float = 0.02
-    warmup: int = 1000  # steps of linear warm-up, at most a tenth of all steps
+    warmup: int = 1000  # steps of linear warm-up; before a cosine at most a tenth of all steps
     # cosine: the learning rate falls to zero over all epochs, so epochs cannot grow later
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 0.3  # of AdamW: a step shrinks each weight by this times its rate
@@ -136,8 +136,9 @@ class Coupling(nn.Module):
     """Affine coupling: keeps pixels where mask [1, n_pixels] is 1, scales and shifts the others.
 
     Dinh et al. 2017, Equations 4 to 9. The network reads only the kept pixels and computes only
-    the changed ones. Its last layer starts at zero, so a new coupling is the identity. `c_in` is
-    the assignment's name for the number of pixels.
+    the changed ones. Its last layer starts at zero, so a new coupling is the identity. Another
+    network is an nn.Sequential, too, whose last module computes both heads: what comes before may
+    have a learning rate of its own. `c_in` is the assignment's name for the number of pixels.
     """
 
     def __init__(self, c_in, mask, n_hidden=1024):
@@ -197,7 +198,10 @@ class Flow(nn.Module):
 
 
 class Model(nn.Module):
-    """A flow on images 0..n_bins - 1, [n_pixels] = `shape`: dequantisation, logit, couplings."""
+    """A flow on images 0..n_bins - 1, [n_pixels] = `shape`: dequantisation, logit, couplings.
+
+    `mask` is [1, n_pixels]; by default it is the checkerboard of 28 x 28 pixels.
+    """
 
     def __init__(self, shape, n_flows=4, n_hidden=1024, n_bins=256, mask=None):
         super().__init__()
@@ -226,7 +230,7 @@ class Model(nn.Module):
         return log_prior(z) + ldj
 
     def hidden_layers(self):
-        """The layers before the ReLUs, coupling by coupling."""
+        """The layers before the ReLUs, coupling by coupling; not those within a block."""
         layers = [layer for coupling in self.flow.layers for layer in coupling.nn.children()]
         return [one for one, next_one in zip(layers, layers[1:]) if isinstance(next_one, nn.ReLU)]
 
@@ -256,8 +260,7 @@ def bits_per_dimension(log_px_nats, n_dimensions):
 # --- Training
 def parameter_groups(model, lr, first_lr_factor=1.0):
     """All weights for an optimiser; the first coupling's hidden layers have a rate of their own."""
-    *hidden, _ = (m for m in model.flow.layers[0].nn.modules() if isinstance(m, nn.Linear))
-    first = dict.fromkeys(parameter for layer in hidden for parameter in layer.parameters())
+    first = dict.fromkeys(model.flow.layers[0].nn[:-1].parameters())
     others = [parameter for parameter in model.parameters() if parameter not in first]
     return [{"params": others}, {"params": list(first), "lr": lr * first_lr_factor}]
 
@@ -265,11 +268,12 @@ def parameter_groups(model, lr, first_lr_factor=1.0):
 def learning_rates(optimizer, n_steps, warmup=0, schedule="constant"):
     """A scheduler: linear warm-up, times half a cosine over all `n_steps` steps.
 
-    The warm-up takes at most a tenth of the steps. The cosine reaches zero after the last one
-    (Loshchilov & Hutter, "SGDR", ICLR 2017, without restarts). With the schedule "constant" there
-    is the warm-up alone.
+    The cosine reaches zero after the last one (Loshchilov & Hutter, "SGDR", ICLR 2017, without
+    restarts); the warm-up before it takes at most a tenth of the steps. With the schedule
+    "constant" there is the warm-up alone, the same for any `n_steps`, so a run may grow.
     """
-    warmup = min(warmup, n_steps // 10)
+    if schedule == "cosine":
+        warmup = min(warmup, n_steps // 10)
 
     def factor(step):
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0

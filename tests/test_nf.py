@@ -340,24 +340,25 @@ def test_the_settings_have_the_course_s_names_and_bounds():
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
-    optimizer = adam(torch.nn.Linear(1, 1), 0.5)
-
     def rates(n_steps, *arguments):
+        optimizer = adam(torch.nn.Linear(1, 1), 0.5)
         scheduler, found = script.learning_rates(optimizer, n_steps, *arguments), []
         for _ in range(n_steps):
             found.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
-        return found, optimizer.param_groups[0]["lr"]
+        return [*found, optimizer.param_groups[0]["lr"]]
 
-    found, last = rates(1000, 4, "cosine")
+    found = rates(1000, 4, "cosine")
     assert found[:3] == pytest.approx([0.5 / 4, 0.5 * 2 / 4, 0.5 * 3 / 4], rel=1e-3)
-    assert found[500] == pytest.approx(0.25) and last == pytest.approx(0, abs=1e-12)
+    assert found[500] == pytest.approx(0.25) and found[-1] == pytest.approx(0, abs=1e-12)
     assert found[3:] == sorted(found[3:], reverse=True)
-    optimizer = adam(torch.nn.Linear(1, 1), 0.5)
-    assert rates(3, 0, "constant") == ([0.5, 0.5, 0.5], 0.5)
-    # Of 40 steps no more than four are warm-up.
-    assert rates(40, 1000, "constant")[0][:5] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5])
+    # Of 1,000 steps before a cosine no more than 100 are warm-up.
+    assert rates(1000, 5000, "cosine") == rates(1000, 100, "cosine")
+    assert rates(3, 0, "constant") == [0.5] * 4
+    # Without a cosine a run that grows has the rates of one that was as long from the start.
+    assert rates(20, 30, "constant") == rates(200, 30, "constant")[:21]
+    assert rates(200, 30, "constant")[28:31] == pytest.approx([0.5 * 29 / 30, 0.5, 0.5])
 
 
 def test_the_first_coupling_s_hidden_layers_have_a_rate_of_their_own():
@@ -370,6 +371,22 @@ def test_the_first_coupling_s_hidden_layers_have_a_rate_of_their_own():
     steps = [(old - new).mean() for old, new in zip(before, model.parameters(), strict=True)]
     expected = [0.05] * 4 + [0.5] * 20
     assert torch.allclose(torch.stack(steps), torch.tensor(expected), rtol=1e-4)
+
+
+def test_the_first_rate_is_that_of_all_but_the_heads():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(4, 4)
+            self.inner = torch.nn.Conv1d(1, 1, 3)
+
+    model = Model([784], n_flows=1, n_hidden=4)
+    layers = list(model.flow.layers[0].nn)
+    model.flow.layers[0].nn = torch.nn.Sequential(layers[0], Block(), layers[-1])
+    others, first = script.parameter_groups(model, 0.5, 0.1)
+    expected = [p for layer in model.flow.layers[0].nn[:2] for p in layer.parameters()]
+    assert list(map(id, first["params"])) == list(map(id, expected)) and first["lr"] == 0.05
+    assert len(others["params"]) + len(expected) == len(list(model.parameters()))
 
 
 def test_weights_decay_apart_from_the_gradient():
