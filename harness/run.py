@@ -113,7 +113,7 @@ class Run:
         if options.evaluate is not None:
             self.folder = options.evaluate
             records.read_results(self.folder)  # damaged ones are an error now, not at the end
-            self._check_images(records.read_config(self.folder))
+            self._check_origin(records.read_config(self.folder))
             self._acquire_lock()
             files.check_writable(self.folder)
             self.history = checkpoints.load(self.folder, self._parts, (checkpoints.NEWEST,))
@@ -302,6 +302,7 @@ class Run:
             ) from error
         self._acquire_lock()
         origin = {"script": self.config.SCRIPT, "program": self.config.program()}
+        origin["program_sha256"] = self.config.checksum()
         origin |= self._images()
         self._write_config(origin | recorded)
         checkpoints.save(self.folder, self._parts, self.history)
@@ -309,7 +310,7 @@ class Run:
 
     def _resume(self) -> None:
         config = records.read_config(self.folder, self.config.program())
-        self._check_images(config)
+        self._check_origin(config)
         self._acquire_lock()
         files.check_writable(self.folder)
         files.remove_partial(self.folder)
@@ -332,13 +333,23 @@ class Run:
             images["images_sha256"] = checksum
         return images
 
-    def _check_images(self, config: dict) -> None:
-        """Raise UserError if one's own images have changed since the run started."""
+    def _check_origin(self, config: dict) -> None:
+        """Raise UserError if one's own images have changed since the run started.
+
+        If the script has, one line says so: a change without new parameters fits the checkpoints.
+        """
         recorded = config.get("images_sha256")
         if recorded is not None and recorded != fingerprint_of(self.config.data):
             raise UserError(
                 f"{self.config.data.dataset} has changed since {self.folder} was started: "
                 "put the same images there, or start a new run"
+            )
+        checksum = self.config.checksum()
+        if config.get("program_sha256", checksum) != checksum:
+            print(
+                f"{self.config.program()} has changed since {self.folder} was started: what "
+                "follows is of the changed script",
+                file=sys.stderr,
             )
 
     def _write_config(self, config: dict) -> None:

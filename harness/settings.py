@@ -1,6 +1,7 @@
 """The settings that all scripts share, from the command line or from an earlier run."""
 
 import dataclasses
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -134,7 +135,16 @@ class RunConfig:
     @classmethod
     def program(cls) -> str:
         """The name of the file with the class: SCRIPT, or that of a changed copy."""
-        return Path(sys.modules[cls.__module__].__file__).resolve().name
+        return cls._file().name
+
+    @classmethod
+    def checksum(cls) -> str:
+        """The SHA-256 of the file with the class."""
+        return hashlib.sha256(cls._file().read_bytes()).hexdigest()
+
+    @classmethod
+    def _file(cls) -> Path:
+        return Path(sys.modules[cls.__module__].__file__).resolve()
 
     @classmethod
     def of(cls, folder: Path | str) -> Self:

@@ -245,6 +245,17 @@ def test_evaluating_trains_nothing_and_changes_only_what_follows_from_it(tmp_pat
     assert after.pop("index.html") != before.pop("index.html") and after == before
 
 
+@pytest.mark.parametrize("mode", ["resume", "evaluate"])
+def test_a_script_that_has_changed_is_named(tmp_path, capsys, monkeypatch, mode):
+    folder = three_epochs(tmp_path / "run").folder
+    parts = {"model": torch.nn.Linear(1, 1)}
+    make_run(**{mode: folder}, parts=parts).close()
+    assert "has changed" not in capsys.readouterr().err
+    monkeypatch.setattr(Config, "checksum", classmethod(lambda cls: "another"))
+    make_run(**{mode: folder}, parts=parts)
+    assert f"has changed since {folder} was started" in capsys.readouterr().err
+
+
 def test_a_finished_run_s_damaged_checkpoint_is_not_replaced_by_the_one_before(tmp_path):
     folder = three_epochs(tmp_path / "run").folder
     (folder / "checkpoint.pt").write_bytes(b"")
