@@ -136,9 +136,10 @@ class Coupling(nn.Module):
     """Affine coupling: keeps pixels where mask [1, n_pixels] is 1, scales and shifts the others.
 
     Dinh et al. 2017, Equations 4 to 9. The network reads only the kept pixels and computes only
-    the changed ones. Its last layer starts at zero, so a new coupling is the identity. Another
-    network is an nn.Sequential, too, whose last module computes both heads: what comes before may
-    have a learning rate of its own. `c_in` is the assignment's name for the number of pixels.
+    the changed ones. Its last layer starts at zero, so a new coupling is the identity. A network
+    of your own must be an nn.Sequential, too, with a last module that computes both heads:
+    `parameter_groups` gives the modules before it a rate. `c_in` is the assignment's name for the
+    number of pixels.
     """
 
     def __init__(self, c_in, mask, n_hidden=1024):
@@ -230,7 +231,7 @@ class Model(nn.Module):
         return log_prior(z) + ldj
 
     def hidden_layers(self):
-        """The layers before the ReLUs, coupling by coupling; not those within a block."""
+        """The layer before each ReLU, coupling by coupling; ReLUs inside a block are not seen."""
         layers = [layer for coupling in self.flow.layers for layer in coupling.nn.children()]
         return [one for one, next_one in zip(layers, layers[1:]) if isinstance(next_one, nn.ReLU)]
 

@@ -63,7 +63,7 @@ def spikes(run: StoredRun, shown: plots.Curves) -> dict[str, list[int]]:
     late_values = np.concatenate([y[late] for _, y, late in curves.values()])
     least = SPIKE * np.ptp(late_values)
     found = {
-        label: x[late & (y - median_filter(y, 7, mode="nearest") > least)].tolist()
+        label: x[late & (y - median_filter(y, 7, mode="mirror") > least)].tolist()
         for label, (x, y, late) in curves.items()
     }
     return {label: at for label, at in found.items() if at}

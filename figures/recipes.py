@@ -20,7 +20,7 @@ from harness import plots
 FILE = Path(__file__).parent / "measured" / "recipes.jsonl"
 PICTURE = "recipes.png"
 UNITS = {"flow": (3, "bits/dim"), "VAE": (2, "nats"), "GAN": (1, "nats, Parzen windows")}
-HEADING = "Why Adam at 1e-3 kills nearly half of the flow's units"
+HEADING = "Why Adam at 1e-3 kills most of the flow's units"
 WHY = """\
 At a constant rate of 1e-3, 45% of the flow's hidden units are dead after one epoch, and 78% after
 100: none of 1,000 validation images makes them fire, so they get almost no gradient and seldom

@@ -87,12 +87,10 @@ def look_at(files: dict[str, bytes]) -> list[str]:
         is_notebook = name.lower().endswith(".ipynb")
         for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
             code = line.lstrip()
-            if is_notebook:  # a quote begins each line of JSON
-                code = code.removeprefix('"').lstrip()
-            is_comment = code.startswith("#")
-            line = code.replace('\\"', '"') if is_notebook else line
-            if any_of_them.search(line) and not is_comment:
-                what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, line)]
+            if is_notebook:  # a line of JSON is a string
+                code = code.removeprefix('"').lstrip().replace('\\"', '"')
+            if any_of_them.search(code) and not code.startswith("#"):
+                what = [words for words, pattern in SUSPICIOUS.items() if re.search(pattern, code)]
                 notes.append(f"{printable(name)}, line {number}: {', '.join(what)}")
     return shortened(notes, "lines")
 

@@ -1,10 +1,10 @@
 """The sandbox of one person's submission: bubblewrap around a fork server.
 
 Everything is unshared. The root is empty but for Python, /usr, the virtual environment and the
-packages that judge, all read-only; a folder in memory is for writing. There is nothing of the
-user's environment, no network, no other process, no privilege, and nobody's files: a request
-carries the content of the submission's own folder. `confine.py` adds the limits of the process
-itself.
+packages that judge, all read-only; a folder in memory is for writing. There is none of
+the user's environment variables, no network, no other process, no privilege, and nobody's files: a
+request carries the content of the submission's own folder. `confine.py` adds the limits of the
+process itself.
 """
 
 import contextlib

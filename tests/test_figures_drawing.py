@@ -18,6 +18,11 @@ def test_spikes_are_named_by_seed_and_epoch(tmp_path):
     run = read_run(fake_run(tmp_path / "nf", "nf", "--seed", "1", train_bpd=spiky))
     remark = drawing.curves([run], tmp_path / "a.png", None)
     assert remark == "spikes: training (shifted images) of seed 1 at epoch 52, 95"
+    at_the_end = read_run(
+        fake_run(tmp_path / "end", "nf", train_bpd=lambda epoch: 1.8 + 1 / epoch + (epoch == 100))
+    )
+    remark = drawing.curves([at_the_end], tmp_path / "a.png", None)
+    assert remark == "spikes: training (shifted images) of seed 0 at epoch 100"
     smooth = read_run(fake_run(tmp_path / "smooth", "nf", train_bpd=lambda epoch: 1.8 + 1 / epoch))
     assert drawing.curves([smooth], tmp_path / "a.png", None) is None
 
